@@ -1,0 +1,60 @@
+//! What the planner needs to know about a host. The jail looks; the planner only asks.
+
+use std::path::{Path, PathBuf};
+
+/// What stands at a path of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathFact {
+    /// Nothing.
+    Missing,
+    /// A directory.
+    Dir,
+    /// A regular file, device, socket or FIFO.
+    File,
+    /// A symbolic link, with its literal target. Reported for system paths only; a grant by the user is followed.
+    Symlink(PathBuf),
+    /// It exists and must not or cannot be used; the reason is for people.
+    Refused(String),
+}
+
+/// How limits on groups of processes can be set here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupSupport {
+    /// cgroup v2, at a directory in which we may make children with these controllers.
+    V2 {
+        /// The directory under which the sandbox gets its own.
+        parent: PathBuf,
+        /// Controllers that a child can use.
+        controllers: Vec<String>,
+    },
+    /// cgroup v1 hierarchies that we may write.
+    V1 {
+        /// Controllers that are mounted and writable.
+        controllers: Vec<String>,
+    },
+    /// A scope from the systemd user manager is needed and can be had.
+    SystemdUser,
+    /// None; the reason and the remedy are for people.
+    Missing {
+        /// What stands in the way.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+/// A look at the host. Implemented by the jail on the real one and by tests on an invented one.
+pub trait Host {
+    /// What stands at `path`. `follow` says whether a link at the end is followed (grants of the user) or shown (system paths).
+    fn path(&self, path: &Path, follow: bool) -> PathFact;
+    /// Landlock ABI, 0 when the kernel has none.
+    fn landlock_abi(&self) -> u32;
+    /// How cgroup limits can be had.
+    fn cgroup(&self) -> CgroupSupport;
+    /// Effective user and group of the caller.
+    fn caller(&self) -> (u32, u32);
+    /// The value of one variable of the caller's environment.
+    fn env(&self, name: &str) -> Option<String>;
+    /// The caller's working directory.
+    fn cwd(&self) -> PathBuf;
+}

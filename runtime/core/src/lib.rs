@@ -1,0 +1,13 @@
+//! `apex-core` decides and never acts.
+//!
+//! Input: policy text, flags and facts about the host. Output: a [`plan::Plan`], and words for what the jail found.
+//! This crate does no I/O, reads no clock, starts no thread and holds no `unsafe`.
+#![forbid(unsafe_code)]
+
+pub mod host;
+pub mod layer;
+pub mod plan;
+pub mod policy;
+pub mod receipt;
+pub mod refusal;
+pub mod seccomp;

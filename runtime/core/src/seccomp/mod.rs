@@ -1,0 +1,7 @@
+//! What each system call of each ABI is answered with. [`Table`] is the decision; the jail compiles it and [`verify`] proves that a program means it.
+
+use serde::Serialize;
+
+/// Decisions for every system call. (Shape owned by the seccomp work.)
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Table {}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::plan::CgroupPlan;
+
 /// What stands at a path of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathFact {
@@ -47,10 +49,14 @@ pub enum CgroupSupport {
 pub trait Host {
     /// What stands at `path`. `follow` says whether a link at the end is followed (grants of the user) or shown (system paths).
     fn path(&self, path: &Path, follow: bool) -> PathFact;
+    /// The path with every link resolved. For a path that does not exist: what exists of it, resolved, with the rest behind it.
+    fn real(&self, path: &Path) -> PathBuf;
     /// Landlock ABI, 0 when the kernel has none.
     fn landlock_abi(&self) -> u32;
     /// How cgroup limits can be had.
-    fn cgroup(&self) -> CgroupSupport;
+    fn cgroup(&self, plan: &CgroupPlan) -> CgroupSupport;
+    /// Whether the kernel has time namespaces.
+    fn has_time_namespaces(&self) -> bool;
     /// Effective user and group of the caller.
     fn caller(&self) -> (u32, u32);
     /// The value of one variable of the caller's environment.

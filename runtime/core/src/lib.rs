@@ -7,6 +7,7 @@
 pub mod host;
 pub mod layer;
 pub mod plan;
+pub mod planner;
 pub mod policy;
 pub mod receipt;
 pub mod refusal;

@@ -194,7 +194,7 @@ pub enum Mount {
     Deny {
         /// Path inside.
         dest: PathBuf,
-        /// Path on the host.
+        /// Path on the host; empty for a path in a tmpfs of the sandbox.
         source: PathBuf,
         /// Kind of what is there; `None` when nothing is there yet and a placeholder must hold the name.
         kind: Option<Kind>,
@@ -232,7 +232,9 @@ pub struct LandlockPlan {
 pub struct LandlockRule {
     /// Path inside.
     pub path: PathBuf,
-    /// Read files and list directories.
+    /// List directories.
+    pub list: bool,
+    /// Read files.
     pub read: bool,
     /// Write, create, remove, rename, truncate.
     pub write: bool,

@@ -5,3 +5,6 @@ use serde::Serialize;
 /// Decisions for every system call. (Shape owned by the seccomp work.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Table {}
+
+/// Placeholder until the seccomp work lands.
+pub fn table(_policy: &crate::policy::Syscalls, _record: bool) -> Table { Table {} }

@@ -1,0 +1,103 @@
+//! The program: where it is, with what environment and in which directory it starts.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::mounts::Mounts;
+use super::{PlanError, shown};
+use crate::host::{Host, PathFact};
+use crate::plan::{CommandPlan, Request};
+use crate::policy::Environment;
+
+/// Where programs are looked for when the environment says nothing (execvp(3)).
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The variables that go in, as `K=V`, sorted by name.
+pub(super) fn environment(wanted: &Environment, host: &dyn Host) -> Vec<OsString> {
+    let passed = wanted.pass.iter().filter(|name| !wanted.set.contains_key(*name));
+    let passed = passed.filter_map(|name| host.env(name).map(|value| format!("{name}={value}")));
+    let set = wanted.set.iter().map(|(name, value)| format!("{name}={value}"));
+    let mut all: Vec<OsString> = passed.chain(set).map(OsString::from).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Paths to try for the command. A command that no rule shows is granted as a single file.
+pub(super) fn locate(
+    request: &Request,
+    env: &[OsString],
+    mounts: &mut Mounts<'_>,
+    host: &dyn Host,
+) -> Result<Vec<PathBuf>, PlanError> {
+    let name = request.argv.first().ok_or(PlanError::NoCommand)?;
+    if name.as_bytes().contains(&b'/') {
+        let path = absolute(Path::new(name), host);
+        if !mounts.shows(&path) && host.path(&path, true) == PathFact::File {
+            mounts.grant_command(&path)?;
+        }
+        return Ok(vec![path]);
+    }
+    let search = variable(env, "PATH").unwrap_or_else(|| DEFAULT_PATH.to_owned());
+    let is_file = |path: &PathBuf| host.path(path, true) == PathFact::File;
+    if let Some(found) = beneath(&search, name).filter(|path| mounts.shows(path)).find(is_file) {
+        return Ok(vec![found]);
+    }
+    let outside = host.env("PATH").unwrap_or_default();
+    if let Some(found) = beneath(&outside, name).find(is_file) {
+        if !mounts.shows(&found) {
+            mounts.grant_command(&found)?;
+        }
+        return Ok(vec![found]);
+    }
+    Err(PlanError::CommandNotFound { name: name.to_string_lossy().into_owned(), path: search })
+}
+
+/// Puts the pieces together; the mounts tell which directory the program can start in.
+pub(super) fn finish(
+    candidates: Vec<PathBuf>,
+    request: &Request,
+    env: Vec<OsString>,
+    mounts: &Mounts<'_>,
+    host: &dyn Host,
+) -> Result<CommandPlan, PlanError> {
+    let workdir = match &request.workdir {
+        Some(asked) => {
+            let path = absolute(asked, host);
+            if !mounts.has(&path) {
+                return Err(PlanError::WorkdirNotGranted { path: shown(&path) });
+            }
+            vec![path]
+        }
+        None => {
+            let home = variable(&env, "HOME").map(PathBuf::from);
+            let mut wanted: Vec<PathBuf> = [Some(host.cwd()), home].into_iter().flatten().filter(|dir| mounts.has(dir)).collect();
+            wanted.truncate(1);
+            wanted.push(PathBuf::from("/"));
+            wanted
+        }
+    };
+    Ok(CommandPlan { candidates, argv: request.argv.clone(), env, workdir })
+}
+
+fn beneath<'a>(search: &'a str, name: &'a OsStr) -> impl Iterator<Item = PathBuf> + 'a {
+    search.split(':').filter(|dir| dir.starts_with('/')).map(move |dir| Path::new(dir).join(name))
+}
+
+fn variable(env: &[OsString], name: &str) -> Option<String> {
+    env.iter().find_map(|pair| pair.to_str()?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
+
+/// Absolute and without `.` and `..`, by the letters alone: the sandbox has no view in which to follow links.
+fn absolute(path: &Path, host: &dyn Host) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in host.cwd().join(path).components() {
+        match part {
+            std::path::Component::Normal(name) => clean.push(name),
+            std::path::Component::ParentDir => drop(clean.pop()),
+            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => {}
+        }
+    }
+    clean
+}

@@ -1,0 +1,243 @@
+//! From a policy to a plan. Pure: it asks a [`Host`] and opens nothing itself.
+//!
+//! Input: a [`Policy`], a [`Request`], a [`Host`]. Output: a [`Plan`], or a [`PlanError`] that names the rule which cannot be met.
+
+mod command;
+mod mounts;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::host::{CgroupSupport, Host};
+use crate::layer::{Layer, Requirement};
+use crate::plan::{CgroupPlan, IdentityPlan, LandlockPlan, Plan, Request, Rlimit};
+use crate::policy::{Mode, Network, Origin, Policy, Resources, Tty};
+use crate::seccomp;
+
+/// Version of the shape of [`Plan`].
+pub const PLAN_VERSION: u32 = 1;
+
+/// User and group inside for a caller who is root: an ordinary one, so that programs do not believe they may do what root may.
+const UNPRIVILEGED_ID: u32 = 1000;
+
+/// Why a policy cannot be met on this host.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A granted path does not exist.
+    #[error("{path}: granted by {origin}, but it does not exist; create it, correct the rule, or mark it `optional = true`")]
+    MissingPath {
+        /// The path.
+        path: String,
+        /// The rule.
+        origin: Origin,
+    },
+    /// A granted path must not or cannot be used.
+    #[error("{path}: granted by {origin}, but {reason}")]
+    RefusedPath {
+        /// The path.
+        path: String,
+        /// The rule.
+        origin: Origin,
+        /// What stands in the way and what to do.
+        reason: String,
+    },
+    /// One rule grants what another denies.
+    #[error("{path}: granted by {grant}, but {deny} denies it, and a deny always wins; remove one of the two rules")]
+    Denied {
+        /// The path.
+        path: String,
+        /// The granting rule.
+        grant: Origin,
+        /// The denying rule.
+        deny: Origin,
+    },
+    /// A required layer is not to be had.
+    #[error("layer {layer}: {reason}; {remedy}, or give it up knowingly with `--optional {layer}`")]
+    MissingLayer {
+        /// The layer.
+        layer: Layer,
+        /// What stands in the way.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The command is nowhere (exit 127).
+    #[error("{name}: command not found in PATH ({path}); give its full path, or grant the directory that holds it with --ro")]
+    CommandNotFound {
+        /// Its name.
+        name: String,
+        /// The PATH that was searched.
+        path: String,
+    },
+    /// No command was given.
+    #[error("no command given; write it after the options: apex-run [OPTIONS] -- CMD [ARGS]")]
+    NoCommand,
+    /// The working directory asked for is not in the sandbox.
+    #[error("{path}: working directory is not in the sandbox; grant it with --ro or --rw, or choose another with --workdir")]
+    WorkdirNotGranted {
+        /// The path.
+        path: String,
+    },
+}
+
+/// Resolves a policy against a host.
+pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan, PlanError> {
+    let mut layers = Layers { required: policy.layers.clone(), skipped: BTreeMap::new() };
+    let identity = identity(policy, host);
+    let cgroup = cgroup(&policy.resources, &mut layers, host)?;
+    let abi = landlock_abi(&mut layers, host)?;
+    timens(&mut layers, host)?;
+    let env = command::environment(&policy.environment, host);
+    let mut mounts = mounts::Mounts::new(policy, host, identity.own_host_ids).collect()?;
+    let command = command::locate(request, &env, &mut mounts, host)?;
+    let command = command::finish(command, request, env, &mounts, host)?;
+    let mounts = mounts.finish(&identity)?;
+    let wants_seccomp = layers.asked(Layer::Seccomp);
+    Ok(Plan {
+        version: PLAN_VERSION,
+        mode: policy.mode,
+        sources: policy.sources.clone(),
+        cgroup,
+        network: if layers.asked(Layer::Netns) { policy.network } else { Network::Host },
+        rlimits: rlimits(&policy.resources, &layers, abi),
+        capabilities: policy.capabilities.clone(),
+        landlock: (abi > 0).then(|| LandlockPlan {
+            abi,
+            rules: rules::landlock(&mounts, &policy.filesystem.exec),
+            tcp_refused: policy.network == Network::None && abi >= 4,
+            scoped: abi >= 6,
+        }),
+        seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, request.record)),
+        record: request.record,
+        wall_time_ms: policy.resources.wall_time_ms,
+        tty: match policy.tty {
+            Tty::Auto => request.on_terminal,
+            Tty::Yes => true,
+            Tty::No => false,
+        },
+        fds: request.fds.clone(),
+        layers: layers.required,
+        skipped: layers.skipped,
+        identity,
+        mounts,
+        command,
+    })
+}
+
+/// Requirements, and what had to be left out.
+struct Layers {
+    required: BTreeMap<Layer, Requirement>,
+    skipped: BTreeMap<Layer, String>,
+}
+
+impl Layers {
+    fn asked(&self, layer: Layer) -> bool {
+        self.required.get(&layer) != Some(&Requirement::Off) && !self.skipped.contains_key(&layer)
+    }
+
+    /// Records that the host lacks a layer, or fails when it is required.
+    fn lacks(&mut self, layer: Layer, reason: String, remedy: String) -> Result<(), PlanError> {
+        if self.required.get(&layer) == Some(&Requirement::Optional) {
+            self.skipped.insert(layer, reason);
+            return Ok(());
+        }
+        Err(PlanError::MissingLayer { layer, reason, remedy })
+    }
+}
+
+fn identity(policy: &Policy, host: &dyn Host) -> IdentityPlan {
+    let (caller_uid, caller_gid) = host.caller();
+    // Development works on the caller's own files as the caller; the other modes give root's sandboxes ids that own nothing.
+    let own_host_ids = caller_uid == 0 && policy.mode != Mode::Development;
+    let default = |caller| if own_host_ids { UNPRIVILEGED_ID } else { caller };
+    IdentityPlan {
+        uid: policy.identity.uid.unwrap_or_else(|| default(caller_uid)),
+        gid: policy.identity.gid.unwrap_or_else(|| default(caller_gid)),
+        caller_uid,
+        caller_gid,
+        own_host_ids,
+        hostname: policy.identity.hostname.clone(),
+    }
+}
+
+fn cgroup(resources: &Resources, layers: &mut Layers, host: &dyn Host) -> Result<Option<CgroupPlan>, PlanError> {
+    let plan = CgroupPlan {
+        memory_bytes: resources.memory_bytes,
+        swap_bytes: resources.swap_bytes,
+        cpu_percent: resources.cpu_percent,
+        tasks: resources.tasks,
+    };
+    let wants_limit = plan.memory_bytes.is_some() || plan.cpu_percent.is_some() || plan.tasks.is_some();
+    if !wants_limit || !layers.asked(Layer::Cgroup) {
+        return Ok(None);
+    }
+    match host.cgroup(&plan) {
+        CgroupSupport::Missing { reason, remedy } => {
+            layers.lacks(Layer::Cgroup, reason, remedy)?;
+            Ok(None)
+        }
+        CgroupSupport::V2 { .. } | CgroupSupport::V1 { .. } | CgroupSupport::SystemdUser => Ok(Some(plan)),
+    }
+}
+
+fn landlock_abi(layers: &mut Layers, host: &dyn Host) -> Result<u32, PlanError> {
+    if !layers.asked(Layer::Landlock) {
+        return Ok(0);
+    }
+    let abi = host.landlock_abi();
+    if abi == 0 {
+        let reason = "the kernel has no Landlock (built without it, or not in its lsm= list)".to_owned();
+        layers.lacks(Layer::Landlock, reason, "boot Linux 5.13 or newer with `lsm=landlock,...`".to_owned())?;
+    }
+    Ok(abi)
+}
+
+fn timens(layers: &mut Layers, host: &dyn Host) -> Result<(), PlanError> {
+    if layers.required.get(&Layer::Timens) != Some(&Requirement::Optional) {
+        return Ok(());
+    }
+    match host.has_time_namespaces() {
+        true => Ok(()),
+        false => layers.lacks(Layer::Timens, "the kernel has no time namespaces".to_owned(), String::new()),
+    }
+}
+
+fn rlimits(resources: &Resources, layers: &Layers, abi: u32) -> Vec<Rlimit> {
+    if !layers.asked(Layer::Rlimits) {
+        return Vec::new();
+    }
+    let mut limits = vec![Rlimit { name: "core", value: 0 }];
+    let mut push = |name, value: Option<u64>| limits.extend(value.map(|value| Rlimit { name, value }));
+    push("nofile", resources.open_files);
+    push("fsize", resources.file_size_bytes);
+    // RLIMIT_NPROC counts per user namespace since Linux 5.14 (user_namespaces(7)); before, it would count every process of the
+    // caller. Landlock ABI 2 (5.19) tells the two apart without another system call.
+    push("nproc", resources.tasks.filter(|_| abi >= 2));
+    limits
+}
+
+/// The place of a mount inside the sandbox.
+pub fn mount_dest(mount: &crate::plan::Mount) -> &std::path::Path {
+    mounts::dest(mount)
+}
+
+/// Whether `inner` is `outer` or lies below it.
+fn covers(outer: &std::path::Path, inner: &std::path::Path) -> bool {
+    inner.starts_with(outer)
+}
+
+fn shown(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
+
+/// Paths whose content is the same for every user of the host; owners are never translated there.
+fn is_system(path: &std::path::Path) -> bool {
+    const SYSTEM: [&str; 9] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt"];
+    SYSTEM.iter().any(|system| path.starts_with(system))
+}
+
+/// Directories that come with every root of the sandbox itself.
+fn builtin_dirs() -> [PathBuf; 3] {
+    ["/dev", "/proc", "/"].map(PathBuf::from)
+}

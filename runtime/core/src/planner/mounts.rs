@@ -1,0 +1,309 @@
+//! What is put into the new root, and in which order.
+
+use std::path::{Path, PathBuf};
+
+use super::{PlanError, builtin_dirs, covers, is_system, shown};
+use crate::host::{Host, PathFact};
+use crate::plan::{BindAccess, Kind, Mount};
+use crate::policy::{Filesystem, Grant, Origin, Policy, ProcView};
+
+/// Collects the mounts of a sandbox.
+pub(super) struct Mounts<'a> {
+    filesystem: &'a Filesystem,
+    host: &'a dyn Host,
+    tmp_size_bytes: u64,
+    own_host_ids: bool,
+    list: Vec<Mount>,
+}
+
+impl<'a> Mounts<'a> {
+    pub(super) fn new(policy: &'a Policy, host: &'a dyn Host, own_host_ids: bool) -> Self {
+        Mounts {
+            filesystem: &policy.filesystem,
+            host,
+            tmp_size_bytes: policy.resources.tmp_size_bytes,
+            own_host_ids,
+            list: Vec::with_capacity(32),
+        }
+    }
+
+    /// Everything but the masks, which need the command's own file to be there first.
+    pub(super) fn collect(mut self) -> Result<Self, PlanError> {
+        let filesystem = self.filesystem;
+        for grant in &filesystem.write {
+            self.grant(grant, BindAccess::Write)?;
+        }
+        for grant in &filesystem.read {
+            self.grant(grant, BindAccess::Read)?;
+        }
+        for tmpfs in &filesystem.tmpfs {
+            let exec = self.may_exec(&tmpfs.dest);
+            let size_bytes = tmpfs.size_bytes.unwrap_or(self.tmp_size_bytes);
+            self.list.push(Mount::Tmpfs { dest: tmpfs.dest.clone(), size_bytes, exec, origin: tmpfs.origin.clone() });
+        }
+        if filesystem.proc != ProcView::None {
+            self.list.push(Mount::Proc { view: filesystem.proc });
+        }
+        self.list.push(Mount::Dev { shm_size_bytes: self.tmp_size_bytes });
+        Ok(self)
+    }
+
+    /// Adds a grant unless a wider one already gives the same.
+    fn grant(&mut self, grant: &Grant, access: BindAccess) -> Result<(), PlanError> {
+        self.refuse_denied(grant)?;
+        let follow = !is_embedded(&grant.origin);
+        let kind = match self.host.path(&grant.path, follow) {
+            PathFact::Dir => Kind::Dir,
+            PathFact::File => Kind::File,
+            PathFact::Missing if grant.optional => return Ok(()),
+            PathFact::Symlink(target) => {
+                self.list.push(Mount::Symlink { dest: grant.dest.clone(), target });
+                return Ok(());
+            }
+            PathFact::Missing => {
+                return Err(PlanError::MissingPath { path: shown(&grant.path), origin: grant.origin.clone() });
+            }
+            PathFact::Refused(reason) => {
+                return Err(PlanError::RefusedPath { path: shown(&grant.path), origin: grant.origin.clone(), reason });
+            }
+        };
+        self.bind(grant, access, kind);
+        Ok(())
+    }
+
+    fn bind(&mut self, grant: &Grant, access: BindAccess, kind: Kind) {
+        let exec = self.may_exec(&grant.dest);
+        let wanted = (grant.path.as_path(), grant.dest.as_path(), access, exec);
+        if self.list.iter().any(|mount| gives(mount, wanted)) {
+            return;
+        }
+        self.list.push(Mount::Bind {
+            source: grant.path.clone(),
+            dest: grant.dest.clone(),
+            access,
+            exec,
+            kind,
+            idmap: self.own_host_ids && !is_system(&grant.path),
+            reason: grant.reason.clone(),
+            origin: grant.origin.clone(),
+        });
+    }
+
+    /// Grants the command's own file, which no rule covers.
+    pub(super) fn grant_command(&mut self, file: &Path) -> Result<(), PlanError> {
+        let grant = Grant {
+            path: file.to_owned(),
+            dest: file.to_owned(),
+            reason: "the command itself".to_owned(),
+            optional: false,
+            origin: Origin::flag("the command"),
+        };
+        self.refuse_denied(&grant)?;
+        self.list.push(Mount::Bind {
+            source: grant.path,
+            dest: grant.dest,
+            access: BindAccess::Read,
+            exec: true,
+            kind: Kind::File,
+            idmap: self.own_host_ids && !is_system(file),
+            reason: grant.reason,
+            origin: grant.origin,
+        });
+        Ok(())
+    }
+
+    fn refuse_denied(&self, grant: &Grant) -> Result<(), PlanError> {
+        for deny in &self.filesystem.deny {
+            if covers(&deny.path, &grant.path) || covers(&deny.path, &self.host.real(&grant.path)) {
+                return Err(PlanError::Denied {
+                    path: shown(&grant.path),
+                    grant: grant.origin.clone(),
+                    deny: deny.origin.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A mount can be executable or not as a whole; the Landlock rules then narrow it to the paths themselves.
+    fn may_exec(&self, dest: &Path) -> bool {
+        self.filesystem.exec.iter().any(|exec| covers(&exec.dest, dest) || covers(dest, &exec.dest))
+    }
+
+    /// Whether a path of the host is visible in the sandbox under the same name.
+    pub(super) fn shows(&self, path: &Path) -> bool {
+        self.list.iter().any(|mount| match mount {
+            Mount::Bind { source, dest, .. } => source == dest && covers(dest, path),
+            Mount::Symlink { dest, .. } => covers(dest, path),
+            _ => false,
+        })
+    }
+
+    /// Whether something stands at this path inside.
+    pub(super) fn has(&self, path: &Path) -> bool {
+        self.list.iter().any(|mount| match mount {
+            Mount::Bind { source, dest, .. } => {
+                path.strip_prefix(dest).is_ok_and(|rest| {
+                    rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
+                })
+            }
+            Mount::Symlink { dest, .. } => dest == path,
+            Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
+            Mount::File { .. } | Mount::Proc { .. } | Mount::Dev { .. } | Mount::Hide { .. } | Mount::Deny { .. } => false,
+        }) || builtin_dirs().iter().any(|dir| dir == path)
+    }
+
+    /// Adds what every root needs, puts parents before children and masks last.
+    pub(super) fn finish(mut self, identity: &crate::plan::IdentityPlan) -> Result<Vec<Mount>, PlanError> {
+        self.add_accounts(identity);
+        // Stable: rules of the same depth keep their order.
+        self.list.sort_by_key(|mount| dest(mount).components().count());
+        let masks = self.masks()?;
+        self.list.extend(masks);
+        Ok(self.list)
+    }
+
+    /// A passwd and a group file that name the sandbox's user and nobody else, unless the policy shows the host's.
+    fn add_accounts(&mut self, identity: &crate::plan::IdentityPlan) {
+        let (uid, gid) = (identity.uid, identity.gid);
+        let user = |name: &str, id: u32| (id != uid).then(|| format!("{name}:x:{id}:{id}::/:/usr/sbin/nologin\n"));
+        let passwd = [user("root", 0), Some(format!("sandbox:x:{uid}:{gid}:sandbox:/tmp:/bin/sh\n")), user("nobody", 65534)];
+        let group = |name: &str, id: u32| (id != gid).then(|| format!("{name}:x:{id}:\n"));
+        let groups = [group("root", 0), Some(format!("sandbox:x:{gid}:\n")), group("nogroup", 65534)];
+        for (file, lines) in [("/etc/passwd", passwd), ("/etc/group", groups)] {
+            let file = PathBuf::from(file);
+            if !self.shows(&file) && self.list.iter().any(|mount| covers(Path::new("/etc"), dest(mount))) {
+                self.list.push(Mount::File { dest: file, content: lines.into_iter().flatten().collect() });
+            }
+        }
+    }
+
+    fn masks(&self) -> Result<Vec<Mount>, PlanError> {
+        let mut masks = Vec::new();
+        for hide in &self.filesystem.hide {
+            for (inside, outside, _) in self.appearances(&hide.path) {
+                let kind = match self.host.path(&outside, true) {
+                    PathFact::Dir => Kind::Dir,
+                    PathFact::File => Kind::File,
+                    PathFact::Missing | PathFact::Symlink(_) | PathFact::Refused(_) => continue,
+                };
+                masks.push(Mount::Hide { dest: inside, kind, origin: hide.origin.clone() });
+            }
+        }
+        for deny in &self.filesystem.deny {
+            for (inside, outside, holder) in self.appearances(&deny.path) {
+                masks.push(self.deny(&deny.origin, inside, outside, holder)?);
+            }
+        }
+        Ok(masks)
+    }
+
+    /// Every place inside where a path of the host shows: under its own name, under its real name, and through each bind.
+    fn appearances(&self, path: &Path) -> Vec<(PathBuf, PathBuf, &Mount)> {
+        let real = self.host.real(path);
+        let names = if real == path { vec![path.to_owned()] } else { vec![path.to_owned(), real] };
+        let mut found: Vec<(PathBuf, PathBuf, &Mount)> = Vec::new();
+        for name in &names {
+            for mount in &self.list {
+                let (inside, outside) = match mount {
+                    Mount::Bind { source, dest, .. } => {
+                        let real_source = self.host.real(source);
+                        let Some(rest) = name.strip_prefix(source).or_else(|_| name.strip_prefix(&real_source)).ok()
+                        else {
+                            continue;
+                        };
+                        (join(dest, rest), join(source, rest))
+                    }
+                    Mount::Tmpfs { dest, .. } if covers(dest, name) && dest != name => (name.clone(), PathBuf::new()),
+                    _ => continue,
+                };
+                let is_top = self.top(&inside).is_some_and(|top| std::ptr::eq(top, mount));
+                if is_top && found.iter().all(|(known, ..)| *known != inside) {
+                    found.push((inside, outside, mount));
+                }
+            }
+        }
+        found
+    }
+
+    /// The mount that a path inside ends up in.
+    fn top(&self, path: &Path) -> Option<&Mount> {
+        self.list.iter().filter(|mount| covers(dest(mount), path)).max_by_key(|mount| dest(mount).components().count())
+    }
+
+    fn deny(&self, origin: &Origin, inside: PathBuf, outside: PathBuf, holder: &Mount) -> Result<Mount, PlanError> {
+        let base = dest(holder);
+        let is_writable = !matches!(holder, Mount::Bind { access: BindAccess::Read, .. });
+        let mut inside = inside;
+        let mut outside = outside;
+        let mut kind = None;
+        if outside.as_os_str().is_empty() {
+            // In a fresh tmpfs nothing exists: the first component below it holds the name.
+            inside = first_below(base, &inside);
+        } else {
+            kind = self.kind_at(&outside);
+            // Nothing there: the first missing component holds the name, so that nothing can come into being below it.
+            while kind.is_none() && inside.parent() != Some(base) {
+                let (Some(up_inside), Some(up_outside)) = (inside.parent(), outside.parent()) else { break };
+                if self.kind_at(up_outside).is_some() {
+                    break;
+                }
+                (inside, outside) = (up_inside.to_owned(), up_outside.to_owned());
+            }
+        }
+        let pins = if is_writable { ancestors_between(base, &inside) } else { Vec::new() };
+        Ok(Mount::Deny { dest: inside, source: outside, kind, pins, origin: origin.clone() })
+    }
+
+    fn kind_at(&self, path: &Path) -> Option<Kind> {
+        match self.host.path(path, true) {
+            PathFact::Dir => Some(Kind::Dir),
+            PathFact::File | PathFact::Symlink(_) | PathFact::Refused(_) => Some(Kind::File),
+            PathFact::Missing => None,
+        }
+    }
+}
+
+/// Whether an existing mount already gives what is wanted, at the same place and from the same source.
+fn gives(mount: &Mount, (path, dest, access, exec): (&Path, &Path, BindAccess, bool)) -> bool {
+    let Mount::Bind { source, dest: have_dest, access: have, exec: have_exec, .. } = mount else { return false };
+    let (Ok(rest), Ok(have_rest)) = (path.strip_prefix(source), dest.strip_prefix(have_dest)) else { return false };
+    rest == have_rest && (*have == access || access == BindAccess::Read && rest.as_os_str().is_empty()) && *have_exec == exec
+}
+
+/// The place of a mount inside.
+pub(super) fn dest(mount: &Mount) -> &Path {
+    match mount {
+        Mount::Bind { dest, .. }
+        | Mount::Symlink { dest, .. }
+        | Mount::Dir { dest }
+        | Mount::File { dest, .. }
+        | Mount::Tmpfs { dest, .. }
+        | Mount::Hide { dest, .. }
+        | Mount::Deny { dest, .. } => dest,
+        Mount::Proc { .. } => Path::new("/proc"),
+        Mount::Dev { .. } => Path::new("/dev"),
+    }
+}
+
+fn is_embedded(origin: &Origin) -> bool {
+    origin.source.starts_with("modes/") || origin.source.starts_with("profiles/")
+}
+
+/// `base.join("")` would end in a slash.
+fn join(base: &Path, rest: &Path) -> PathBuf {
+    if rest.as_os_str().is_empty() { base.to_owned() } else { base.join(rest) }
+}
+
+fn first_below(base: &Path, path: &Path) -> PathBuf {
+    let first = path.strip_prefix(base).ok().and_then(|rest| rest.components().next());
+    first.map_or_else(|| path.to_owned(), |first| base.join(first))
+}
+
+/// The directories strictly between a mount point and a path below it, outermost first.
+fn ancestors_between(base: &Path, path: &Path) -> Vec<PathBuf> {
+    let mut between: Vec<PathBuf> =
+        path.ancestors().skip(1).take_while(|ancestor| *ancestor != base).map(Path::to_owned).collect();
+    between.reverse();
+    between
+}

@@ -1,0 +1,223 @@
+//! A look at the real host, for the planner. Every path is opened once; the descriptor is held and later used instead of the name.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use apex_core::host::{CgroupSupport, Host, PathFact};
+use apex_core::plan::CgroupPlan;
+use apex_sys::fs::{self, Stat, resolve};
+use apex_sys::{Errno, prctl};
+
+/// A path of the host that was opened, and what it was then.
+#[derive(Debug)]
+pub struct Held {
+    /// The descriptor (`O_PATH`).
+    pub fd: OwnedFd,
+    /// What it is.
+    pub stat: Stat,
+}
+
+/// This host.
+#[derive(Debug, Default)]
+pub struct LiveHost {
+    opened: RefCell<HashMap<(PathBuf, bool), Result<Rc<Held>, Refusal>>>,
+    cgroup: RefCell<Option<CgroupSupport>>,
+}
+
+/// Why a path was not opened.
+#[derive(Clone, Debug)]
+enum Refusal {
+    Missing,
+    Other(String),
+}
+
+impl LiveHost {
+    /// A look that has seen nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The descriptor of a path that the planner asked about.
+    pub fn held(&self, path: &Path) -> Option<Rc<Held>> {
+        let opened = self.opened.borrow();
+        let found = opened.get(&(path.to_owned(), false)).or_else(|| opened.get(&(path.to_owned(), true)))?;
+        found.as_ref().ok().map(Rc::clone)
+    }
+
+    /// What the host offers for limits, as found when the planner asked.
+    pub fn cgroup_support(&self) -> Option<CgroupSupport> {
+        self.cgroup.borrow().clone()
+    }
+
+    fn open(&self, path: &Path, follow: bool) -> Result<Rc<Held>, Refusal> {
+        if let Some(known) = self.opened.borrow().get(&(path.to_owned(), follow)) {
+            return known.clone();
+        }
+        let result = open_path(path, follow).map(Rc::new);
+        self.opened.borrow_mut().insert((path.to_owned(), follow), result.clone());
+        result
+    }
+}
+
+impl Host for LiveHost {
+    fn path(&self, path: &Path, follow: bool) -> PathFact {
+        let held = match self.open(path, follow) {
+            Ok(held) => held,
+            Err(Refusal::Missing) => return PathFact::Missing,
+            Err(Refusal::Other(reason)) => return PathFact::Refused(reason),
+        };
+        if held.stat.is(libc_mode::LINK) {
+            return match std::fs::read_link(path) {
+                Ok(target) => PathFact::Symlink(target),
+                Err(error) => PathFact::Refused(format!("its link cannot be read: {error}")),
+            };
+        }
+        if held.stat.is(libc_mode::DIR) { PathFact::Dir } else { PathFact::File }
+    }
+
+    fn real(&self, path: &Path) -> PathBuf {
+        let mut rest: Vec<OsString> = Vec::new();
+        for ancestor in path.ancestors() {
+            if let Ok(held) = self.open(ancestor, true)
+                && let Ok(mut real) = name_of(&held.fd)
+            {
+                real.extend(rest.iter().rev());
+                return real;
+            }
+            rest.extend(ancestor.file_name().map(OsString::from));
+        }
+        path.to_owned()
+    }
+
+    fn landlock_abi(&self) -> u32 {
+        prctl::landlock_abi()
+    }
+
+    fn cgroup(&self, plan: &CgroupPlan) -> CgroupSupport {
+        let support = crate::cgroup::support(plan);
+        *self.cgroup.borrow_mut() = Some(support.clone());
+        support
+    }
+
+    fn has_time_namespaces(&self) -> bool {
+        Path::new("/proc/self/ns/time").exists()
+    }
+
+    fn caller(&self) -> (u32, u32) {
+        (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
+    fn cwd(&self) -> PathBuf {
+        std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))
+    }
+}
+
+/// File types of st_mode (inode(7)).
+mod libc_mode {
+    pub const DIR: u32 = 0o040_000;
+    pub const LINK: u32 = 0o120_000;
+}
+
+/// The path as the C library wants it.
+pub fn c_path(path: &Path) -> Result<CString, Errno> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// The name that the kernel knows a descriptor by (proc_pid_fd(5)).
+pub fn name_of(fd: &OwnedFd) -> Result<PathBuf, Errno> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
+
+/// Opens a path, following only links that nobody but root or the caller can have planted.
+fn open_path(path: &Path, follow: bool) -> Result<Held, Refusal> {
+    let flags = O_PATH | if follow { 0 } else { O_NOFOLLOW };
+    let name = c_path(path).map_err(|_| Refusal::Other("its name holds a NUL byte".to_owned()))?;
+    // Most paths have no link at all: one call.
+    let fd = match fs::open(fs::cwd(), &name, flags, if follow { resolve::NO_SYMLINKS } else { resolve::NO_MAGICLINKS }) {
+        Err(Errno::ELOOP) if follow => open_through_links(path),
+        other => other.map_err(|errno| refusal(errno, path)),
+    }?;
+    let stat = fs::stat(fd.as_fd(), c"").map_err(|errno| refusal(errno, path))?;
+    Ok(Held { fd, stat })
+}
+
+const O_PATH: i32 = 0o10_000_000;
+const O_NOFOLLOW: i32 = 0o400_000;
+/// As in the kernel (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
+fn refusal(errno: Errno, path: &Path) -> Refusal {
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => Refusal::Missing,
+        Errno::ELOOP => Refusal::Other("it leads through a link of /proc or in a circle; name the real path".to_owned()),
+        Errno::EACCES => Refusal::Other(format!("you may not look there ({}); choose a path that you can reach", path.display())),
+        errno => Refusal::Other(format!("it cannot be opened: {}", errno.desc())),
+    }
+}
+
+/// Walks a path component by component and checks who owns each link: a link planted by another user would choose what the
+/// sandbox is given.
+fn open_through_links(path: &Path) -> Result<OwnedFd, Refusal> {
+    let caller = nix::unistd::geteuid().as_raw();
+    let mut pending: Vec<OsString> = components(path);
+    let mut at = PathBuf::from("/");
+    let mut links = 0;
+    let open = |path: &Path| {
+        let name = c_path(path).map_err(|_| Refusal::Other("its name holds a NUL byte".to_owned()))?;
+        fs::open(fs::cwd(), &name, O_PATH | O_NOFOLLOW, 0).map_err(|errno| refusal(errno, path))
+    };
+    while let Some(name) = pending.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&name);
+        let fd = open(&next)?;
+        let stat = fs::stat(fd.as_fd(), c"").map_err(|errno| refusal(errno, &next))?;
+        if !stat.is(libc_mode::LINK) {
+            at = next;
+            continue;
+        }
+        links += 1;
+        if links > LINKS_MAX {
+            return Err(refusal(Errno::ELOOP, path));
+        }
+        if stat.uid != 0 && stat.uid != caller {
+            return Err(Refusal::Other(format!(
+                "{} is a symbolic link that belongs to user {}, who could make it point anywhere; name the real path",
+                next.display(),
+                stat.uid
+            )));
+        }
+        let target = std::fs::read_link(&next).map_err(|error| Refusal::Other(format!("its link cannot be read: {error}")))?;
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        pending.extend(components(&target));
+    }
+    // The walk ended at a path without links; opening it so makes sure that it still is one.
+    let name = c_path(&at).map_err(|_| Refusal::Missing)?;
+    fs::open(fs::cwd(), &name, O_PATH, resolve::NO_SYMLINKS).map_err(|errno| refusal(errno, &at))
+}
+
+/// The names of a path, last first.
+fn components(path: &Path) -> Vec<OsString> {
+    path.components()
+        .rev()
+        .filter_map(|part| match part {
+            std::path::Component::Normal(name) => Some(name.to_owned()),
+            std::path::Component::ParentDir => Some(OsString::from_vec(b"..".to_vec())),
+            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => None,
+        })
+        .collect()
+}

@@ -1,0 +1,141 @@
+//! What the launcher and the sandbox's init say to each other. Fixed 16 byte messages over a SEQPACKET socket; what comes from
+//! inside is decoded strictly, since a bug there must not become one here.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use apex_sys::process::Ended;
+use apex_sys::{Errno, net};
+
+use crate::step::{Failure, Step};
+
+/// From the launcher to the init.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The id maps are written.
+    Mapped,
+    /// The cgroup holds you; everything the launcher had to do is done.
+    Attached,
+    /// The receipt is read: go on.
+    Go,
+    /// Pass this signal to the command.
+    Signal(i32),
+}
+
+/// From the init, or from the command's process before exec, to the launcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A step failed.
+    Failed(Failure),
+    /// The terminal's other end comes with this message.
+    Terminal,
+    /// The command's process (this pid inside) has put every layer in force but has not executed the command yet; its listener, if
+    /// any, has this descriptor number there.
+    Sealed {
+        /// Pid inside.
+        pid: i32,
+        /// Descriptor number, -1 for none.
+        listener: i32,
+    },
+    /// The command ended.
+    Ended(Ended),
+}
+
+const SIZE: usize = 16;
+
+fn pack(tag: u8, step: u8, words: [i32; 3]) -> [u8; SIZE] {
+    let mut bytes = [0; SIZE];
+    bytes[0] = tag;
+    bytes[1] = step;
+    for (slot, word) in bytes[4..].chunks_exact_mut(4).zip(words) {
+        slot.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+fn unpack(bytes: &[u8; SIZE]) -> (u8, u8, [i32; 3]) {
+    let word = |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    (bytes[0], bytes[1], [word(4), word(8), word(12)])
+}
+
+/// One end of the socket.
+#[derive(Debug)]
+pub struct End(pub OwnedFd);
+
+impl End {
+    /// The two ends.
+    pub fn pair() -> Result<(End, End), Errno> {
+        net::pair().map(|(one, other)| (End(one), End(other)))
+    }
+
+    /// Sends an order.
+    pub fn order(&self, order: Order) -> Result<(), Errno> {
+        let bytes = match order {
+            Order::Mapped => pack(1, 0, [0; 3]),
+            Order::Attached => pack(2, 0, [0; 3]),
+            Order::Go => pack(3, 0, [0; 3]),
+            Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
+        };
+        net::send(self.0.as_fd(), &bytes, None)
+    }
+
+    /// Waits for an order; `None` when the launcher is gone.
+    pub fn next_order(&self) -> Result<Option<Order>, Errno> {
+        let mut bytes = [0; SIZE];
+        match net::receive(self.0.as_fd(), &mut bytes)? {
+            (0, _) => Ok(None),
+            _ => match unpack(&bytes) {
+                (1, ..) => Ok(Some(Order::Mapped)),
+                (2, ..) => Ok(Some(Order::Attached)),
+                (3, ..) => Ok(Some(Order::Go)),
+                (4, _, [signal, ..]) => Ok(Some(Order::Signal(signal))),
+                _ => Err(Errno::EBADMSG),
+            },
+        }
+    }
+
+    /// Waits for one particular order.
+    pub fn expect(&self, order: Order) -> Result<(), Errno> {
+        match self.next_order()? {
+            Some(next) if next == order => Ok(()),
+            Some(_) => Err(Errno::EBADMSG),
+            None => Err(Errno::EPIPE),
+        }
+    }
+
+    /// Sends a report, with a descriptor when it has one.
+    pub fn report(&self, report: Report, fd: Option<&OwnedFd>) -> Result<(), Errno> {
+        let bytes = match report {
+            Report::Failed(Failure { step, index, errno }) => pack(1, step as u8, [index as i32, errno as i32, 0]),
+            Report::Terminal => pack(2, 0, [0; 3]),
+            Report::Sealed { pid, listener } => pack(3, 0, [pid, listener, 0]),
+            Report::Ended(Ended::Code(code)) => pack(4, 0, [code, 0, 0]),
+            Report::Ended(Ended::Signal(signal)) => pack(5, 0, [signal, 0, 0]),
+        };
+        net::send(self.0.as_fd(), &bytes, fd.map(AsFd::as_fd))
+    }
+
+    /// Waits for a report; `None` when the sandbox is gone.
+    pub fn next_report(&self) -> Result<Option<(Report, Option<OwnedFd>)>, Errno> {
+        let mut bytes = [0; SIZE];
+        let (count, fd) = match net::receive(self.0.as_fd(), &mut bytes) {
+            Err(Errno::ECONNRESET) => return Ok(None),
+            other => other?,
+        };
+        if count == 0 {
+            return Ok(None);
+        }
+        let report = match unpack(&bytes) {
+            (1, step, [index, errno, _]) => Report::Failed(Failure {
+                step: Step::from_number(step).ok_or(Errno::EBADMSG)?,
+                index: usize::try_from(index).map_err(|_| Errno::EBADMSG)?,
+                errno: Errno::from_raw(errno),
+            }),
+            (2, ..) => Report::Terminal,
+            (3, _, [pid, listener, _]) => Report::Sealed { pid, listener },
+            (4, _, [code, ..]) => Report::Ended(Ended::Code(code)),
+            (5, _, [signal, ..]) => Report::Ended(Ended::Signal(signal)),
+            _ => return Err(Errno::EBADMSG),
+        };
+        Ok(Some((report, fd)))
+    }
+}

@@ -1,0 +1,177 @@
+//! Files by descriptor: openat2(2), statx(2), mkdirat(2), mknodat(2), symlinkat(2), fchdir(2).
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::{Errno, check};
+
+/// The working directory, as a descriptor argument.
+pub fn cwd() -> BorrowedFd<'static> {
+    // SAFETY: AT_FDCWD is not a descriptor that could be closed; every *at call accepts it for the life of the process.
+    unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) }
+}
+
+/// How names are resolved (openat2(2)).
+pub mod resolve {
+    /// No magic links of /proc.
+    pub const NO_MAGICLINKS: u64 = 0x02;
+    /// No symbolic links at all.
+    pub const NO_SYMLINKS: u64 = 0x04;
+    /// Nothing above the directory.
+    pub const BENEATH: u64 = 0x08;
+    /// The directory is the root.
+    pub const IN_ROOT: u64 = 0x10;
+}
+
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// Opens a file (openat2(2)); always close-on-exec.
+pub fn open(dir: BorrowedFd<'_>, path: &CStr, flags: i32, resolve: u64) -> Result<OwnedFd, Errno> {
+    create(dir, path, flags, 0, resolve)
+}
+
+/// Opens or creates a file (openat2(2)); always close-on-exec.
+pub fn create(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32, resolve: u64) -> Result<OwnedFd, Errno> {
+    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode.into(), resolve };
+    // SAFETY: `path` is NUL-terminated, `how` is a valid open_how of the stated size; both outlive the call.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<OpenHow>())
+    })?;
+    // SAFETY: a fresh descriptor from the kernel.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// What identifies a file, and its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Device.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Links.
+    pub links: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Seconds of the last change of the content.
+    pub modified_s: i64,
+}
+
+impl Stat {
+    /// Whether it is of this type (`S_IF*`).
+    pub const fn is(&self, kind: u32) -> bool {
+        self.mode & libc::S_IFMT == kind
+    }
+}
+
+/// Looks at `path` under `dir`, at `dir` itself when empty; links are not followed (fstatat(2)).
+pub fn stat(dir: BorrowedFd<'_>, path: &CStr) -> Result<Stat, Errno> {
+    // SAFETY: stat is plain data; all zeroes is a valid value.
+    let mut raw: libc::stat = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `path` is NUL-terminated; `raw` outlives the call.
+    check(unsafe { libc::fstatat(dir.as_raw_fd(), path.as_ptr(), &raw mut raw, flags) }.into())?;
+    Ok(Stat {
+        device: raw.st_dev,
+        inode: raw.st_ino,
+        mode: raw.st_mode,
+        uid: raw.st_uid,
+        links: raw.st_nlink,
+        size: raw.st_size as u64,
+        modified_s: raw.st_mtime,
+    })
+}
+
+/// Creates a directory (mkdirat(2)).
+pub fn mkdir(dir: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::mkdirat(dir.as_raw_fd(), path.as_ptr(), mode) }.into()).map(drop)
+}
+
+/// Creates an empty regular file without opening it (mknodat(2)).
+pub fn mkfile(dir: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::mknodat(dir.as_raw_fd(), path.as_ptr(), libc::S_IFREG | mode, 0) }.into()).map(drop)
+}
+
+/// Creates a symbolic link (symlinkat(2)).
+pub fn symlink(target: &CStr, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    // SAFETY: both are NUL-terminated and outlive the call.
+    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), path.as_ptr()) }.into()).map(drop)
+}
+
+/// Removes a name (unlinkat(2)).
+pub fn unlink(dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::unlinkat(dir.as_raw_fd(), path.as_ptr(), 0) }.into()).map(drop)
+}
+
+/// Enters a directory (fchdir(2)).
+pub fn enter(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fchdir(dir.as_raw_fd()) }.into()).map(drop)
+}
+
+/// Enters a directory by name (chdir(2)).
+pub fn chdir(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::chdir(path.as_ptr()) }.into()).map(drop)
+}
+
+/// Writes to a descriptor once (write(2)).
+pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: pointer and length describe `bytes`.
+    check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as libc::c_long)
+        .map(|count| count as usize)
+}
+
+/// Reads from a descriptor once (read(2)).
+pub fn read(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: pointer and length describe `bytes`.
+    check(unsafe { libc::read(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) } as libc::c_long)
+        .map(|count| count as usize)
+}
+
+/// Sets the time stamps of an open file, in seconds since the epoch (futimens(2)).
+pub fn set_modified(fd: BorrowedFd<'_>, seconds: i64) -> Result<(), Errno> {
+    let stamp = libc::timespec { tv_sec: seconds, tv_nsec: 0 };
+    let times = [stamp, stamp];
+    // SAFETY: `times` has the two entries that the call reads.
+    check(unsafe { libc::futimens(fd.as_raw_fd(), times.as_ptr()) }.into()).map(drop)
+}
+
+/// Takes a lock on an open file without waiting (flock(2)); `exclusive` fails while anybody else holds it.
+pub fn try_lock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
+    let kind = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: no pointers.
+    check(unsafe { libc::flock(fd.as_raw_fd(), kind | libc::LOCK_NB) }.into()).map(drop)
+}
+
+/// The descriptors 0, 1 and 2, and others that the caller was given by number.
+pub fn borrow(number: RawFd) -> Result<BorrowedFd<'static>, Errno> {
+    // SAFETY: no pointers; fcntl only reports.
+    check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into())?;
+    // SAFETY: it is open, and the jail never closes a descriptor that it was given by number.
+    Ok(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Lets a descriptor survive exec, or not (fcntl(2), `F_SETFD`).
+pub fn set_inherited(number: RawFd, inherited: bool) -> Result<(), Errno> {
+    let flags = if inherited { 0 } else { libc::FD_CLOEXEC };
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, flags) }.into()).map(drop)
+}
+
+/// Makes `number` a copy of `fd` (dup2(2)).
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: no pointers. The callers replace the standard streams of a process that is about to call exec.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
+}

@@ -1,0 +1,128 @@
+//! Mounts through descriptors: open_tree(2), move_mount(2), fsopen(2), fsconfig(2), fsmount(2), mount_setattr(2), pivot_root(2).
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::{Errno, check};
+
+/// Attributes of a mount (`MOUNT_ATTR_*`, mount_setattr(2)).
+pub mod attr {
+    /// No writes.
+    pub const RDONLY: u64 = 0x1;
+    /// Set-user-ID bits mean nothing.
+    pub const NOSUID: u64 = 0x2;
+    /// Device nodes cannot be opened.
+    pub const NODEV: u64 = 0x4;
+    /// Nothing can be executed.
+    pub const NOEXEC: u64 = 0x8;
+    /// Ids are translated through a user namespace.
+    pub const IDMAP: u64 = 0x0010_0000;
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+fn fresh(result: Result<libc::c_long, Errno>) -> Result<OwnedFd, Errno> {
+    // SAFETY: on success the kernel returned a descriptor that nobody else owns.
+    result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A detached copy of the mount tree at `path` under `dir`, submounts included (open_tree(2)).
+/// With an empty `path` the copy is of `dir` itself.
+pub fn clone_tree(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
+    const FLAGS: i32 = 1 | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | 0x8000; // OPEN_TREE_CLONE, AT_RECURSIVE
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    fresh(check(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), FLAGS) }))
+}
+
+/// Attaches a detached tree at `path` under `dir` (move_mount(2)). Links at the end of `path` are not followed.
+pub fn attach(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    const FROM_EMPTY: u32 = 0x4;
+    const TO_EMPTY: u32 = 0x40;
+    let flags = if path.is_empty() { FROM_EMPTY | TO_EMPTY } else { FROM_EMPTY };
+    // SAFETY: both paths are NUL-terminated and outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+        )
+    })
+    .map(drop)
+}
+
+/// Sets attributes of the mount behind `tree`, of its submounts too when `recursive` (mount_setattr(2)).
+pub fn set_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
+    mount_setattr(tree, MountAttr { attr_set: set, ..MountAttr::default() }, recursive)
+}
+
+/// Translates the owners of files of a detached tree through `userns` (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+pub fn set_idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes =
+        MountAttr { attr_set: attr::IDMAP, userns_fd: userns.as_raw_fd() as u64, ..MountAttr::default() };
+    mount_setattr(tree, attributes, false)
+}
+
+/// Cuts every mount below `tree` off from what is mounted elsewhere (`MS_PRIVATE`, mount_namespaces(7)).
+pub fn make_private(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    mount_setattr(tree, MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() }, true)
+}
+
+fn mount_setattr(tree: BorrowedFd<'_>, attributes: MountAttr, recursive: bool) -> Result<(), Errno> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { 0x8000 } else { 0 };
+    // SAFETY: `attributes` is a valid mount_attr of the stated size and outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Creates a file system and returns its detached mount (fsopen(2), fsconfig(2), fsmount(2)).
+/// An option with an empty value is a flag.
+pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd, Errno> {
+    // SAFETY: `kind` is NUL-terminated and outlives the call.
+    let context = fresh(check(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1) }))?; // FSOPEN_CLOEXEC
+    for (key, value) in options {
+        fsconfig(&context, key, value)?;
+    }
+    // SAFETY: FSCONFIG_CMD_CREATE takes no key and no value.
+    check(unsafe {
+        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), 6, std::ptr::null::<u8>(), std::ptr::null::<u8>(), 0)
+    })?;
+    // SAFETY: no pointers.
+    fresh(check(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, attributes) })) // FSMOUNT_CLOEXEC
+}
+
+fn fsconfig(context: &OwnedFd, key: &CStr, value: &CStr) -> Result<(), Errno> {
+    let (command, value) = if value.is_empty() { (0, std::ptr::null()) } else { (1, value.as_ptr()) };
+    // SAFETY: key and value are NUL-terminated and outlive the call; FSCONFIG_SET_FLAG (0) takes no value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key.as_ptr(), value, 0) }).map(drop)
+}
+
+/// Makes the working directory the root, with the old root stacked on top of it (pivot_root(2) with `.` twice).
+pub fn pivot_here() -> Result<(), Errno> {
+    // SAFETY: both paths are NUL-terminated literals.
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) }).map(drop)
+}
+
+/// Detaches the topmost mount at the working directory (umount2(2), `MNT_DETACH`).
+pub fn detach_here() -> Result<(), Errno> {
+    // SAFETY: the path is a NUL-terminated literal.
+    check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }.into()).map(drop)
+}

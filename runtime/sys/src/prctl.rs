@@ -1,0 +1,49 @@
+//! Properties of a process: prctl(2) and capset(2).
+
+use crate::{Errno, check};
+
+fn prctl(option: i32, argument: libc::c_ulong) -> Result<libc::c_long, Errno> {
+    // SAFETY: the options used in this file take integers only.
+    check(unsafe { libc::syscall(libc::SYS_prctl, option, argument, 0, 0, 0) })
+}
+
+/// No exec grants privileges any more, for ever (PR_SET_NO_NEW_PRIVS(2const)).
+pub fn set_no_new_privs() -> Result<(), Errno> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
+}
+
+/// The signal that the process gets when its parent ends (PR_SET_PDEATHSIG(2const)). A change of ids clears it.
+pub fn set_parent_death_signal(signal: i32) -> Result<(), Errno> {
+    prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong).map(drop)
+}
+
+/// Whether others of the same user may look into the process (PR_SET_DUMPABLE(2const)).
+pub fn set_dumpable(dumpable: bool) -> Result<(), Errno> {
+    prctl(libc::PR_SET_DUMPABLE, dumpable.into()).map(drop)
+}
+
+/// Removes one capability from the bounding set (PR_CAPBSET_DROP(2const)); `EINVAL` ends the list that the kernel knows.
+pub fn drop_bounding(capability: u32) -> Result<(), Errno> {
+    prctl(libc::PR_CAPBSET_DROP, capability.into()).map(drop)
+}
+
+/// Locks the rule that user id 0 means nothing (PR_SET_SECUREBITS(2const)): NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, each with its lock.
+pub fn lock_securebits() -> Result<(), Errno> {
+    const NOROOT: libc::c_ulong = 0b11;
+    const NO_SETUID_FIXUP: libc::c_ulong = 0b11 << 2;
+    const NO_AMBIENT_RAISE: libc::c_ulong = 0b11 << 6;
+    prctl(libc::PR_SET_SECUREBITS, NOROOT | NO_SETUID_FIXUP | NO_AMBIENT_RAISE).map(drop)
+}
+
+/// Sets the name shown in /proc/PID/comm (PR_SET_NAME(2const)).
+pub fn set_name(name: &std::ffi::CStr) -> Result<(), Errno> {
+    // SAFETY: `name` is NUL-terminated; the kernel reads at most 16 bytes of it.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }).map(drop)
+}
+
+/// Whether the kernel has Landlock, and which ABI (landlock_create_ruleset(2), `LANDLOCK_CREATE_RULESET_VERSION`).
+pub fn landlock_abi() -> u32 {
+    // SAFETY: with the version flag the call takes no memory.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, 1) };
+    u32::try_from(abi).unwrap_or(0)
+}

@@ -68,6 +68,13 @@ pub struct Plan {
     pub fds: Vec<i32>,
 }
 
+impl Plan {
+    /// Whether a layer is to be put in force.
+    pub fn has(&self, layer: Layer) -> bool {
+        self.layers.get(&layer) != Some(&Requirement::Off) && !self.skipped.contains_key(&layer)
+    }
+}
+
 /// Limits on groups of processes (cgroups(7)).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CgroupPlan {

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use apex_sys::process::Ended;
-use apex_sys::{Errno, net};
+use apex_sys::{Errno, fs, net};
 
 use crate::step::{Failure, Step};
 
@@ -57,6 +57,25 @@ fn unpack(bytes: &[u8; SIZE]) -> (u8, u8, [i32; 3]) {
     (bytes[0], bytes[1], [word(4), word(8), word(12)])
 }
 
+fn encode_order(order: Order) -> [u8; SIZE] {
+    match order {
+        Order::Mapped => pack(1, 0, [0; 3]),
+        Order::Attached => pack(2, 0, [0; 3]),
+        Order::Go => pack(3, 0, [0; 3]),
+        Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
+    }
+}
+
+fn encode(report: Report) -> [u8; SIZE] {
+    match report {
+        Report::Failed(Failure { step, index, errno }) => pack(1, step as u8, [index as i32, errno as i32, 0]),
+        Report::Terminal => pack(2, 0, [0; 3]),
+        Report::Sealed { pid, listener } => pack(3, 0, [pid, listener, 0]),
+        Report::Ended(Ended::Code(code)) => pack(4, 0, [code, 0, 0]),
+        Report::Ended(Ended::Signal(signal)) => pack(5, 0, [signal, 0, 0]),
+    }
+}
+
 /// One end of the socket.
 #[derive(Debug)]
 pub struct End(pub OwnedFd);
@@ -69,13 +88,7 @@ impl End {
 
     /// Sends an order.
     pub fn order(&self, order: Order) -> Result<(), Errno> {
-        let bytes = match order {
-            Order::Mapped => pack(1, 0, [0; 3]),
-            Order::Attached => pack(2, 0, [0; 3]),
-            Order::Go => pack(3, 0, [0; 3]),
-            Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
-        };
-        net::send(self.0.as_fd(), &bytes, None)
+        net::send(self.0.as_fd(), &encode_order(order), None)
     }
 
     /// Waits for an order; `None` when the launcher is gone.
@@ -102,16 +115,24 @@ impl End {
         }
     }
 
+    /// Sends a report with write(2), which every system call filter allows.
+    pub fn write_report(&self, report: Report) -> Result<(), Errno> {
+        fs::write(self.0.as_fd(), &encode(report)).map(drop)
+    }
+
+    /// Waits for one particular order with read(2), which every system call filter allows.
+    pub fn read_expect(&self, order: Order) -> Result<(), Errno> {
+        let mut bytes = [0; SIZE];
+        match fs::read(self.0.as_fd(), &mut bytes)? {
+            0 => Err(Errno::EPIPE),
+            _ if bytes == encode_order(order) => Ok(()),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
     /// Sends a report, with a descriptor when it has one.
     pub fn report(&self, report: Report, fd: Option<&OwnedFd>) -> Result<(), Errno> {
-        let bytes = match report {
-            Report::Failed(Failure { step, index, errno }) => pack(1, step as u8, [index as i32, errno as i32, 0]),
-            Report::Terminal => pack(2, 0, [0; 3]),
-            Report::Sealed { pid, listener } => pack(3, 0, [pid, listener, 0]),
-            Report::Ended(Ended::Code(code)) => pack(4, 0, [code, 0, 0]),
-            Report::Ended(Ended::Signal(signal)) => pack(5, 0, [signal, 0, 0]),
-        };
-        net::send(self.0.as_fd(), &bytes, fd.map(AsFd::as_fd))
+        net::send(self.0.as_fd(), &encode(report), fd.map(AsFd::as_fd))
     }
 
     /// Waits for a report; `None` when the sandbox is gone.

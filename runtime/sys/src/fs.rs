@@ -114,6 +114,12 @@ pub fn unlink(dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), path.as_ptr(), 0) }.into()).map(drop)
 }
 
+/// Removes an empty directory (unlinkat(2), `AT_REMOVEDIR`).
+pub fn rmdir(dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::unlinkat(dir.as_raw_fd(), path.as_ptr(), libc::AT_REMOVEDIR) }.into()).map(drop)
+}
+
 /// Enters a directory (fchdir(2)).
 pub fn enter(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: no pointers.

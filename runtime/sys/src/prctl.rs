@@ -47,3 +47,31 @@ pub fn landlock_abi() -> u32 {
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, 1) };
     u32::try_from(abi).unwrap_or(0)
 }
+
+/// Puts a Landlock ruleset in force for this thread, for ever (landlock_restrict_self(2)).
+pub fn landlock_restrict(ruleset: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) }).map(drop)
+}
+
+/// Makes the effective, permitted and inheritable sets `mask`, one bit a capability (capset(2)).
+pub fn set_capabilities(mask: u64) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    let header = Header { version: 0x2008_0522, pid: 0 }; // _LINUX_CAPABILITY_VERSION_3
+    let (low, high) = (mask as u32, (mask >> 32) as u32);
+    let data = [low, low, low, high, high, high];
+    // SAFETY: version 3 takes a header and two sets of three words each; both outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// Lets a capability that is permitted and inheritable survive exec (PR_CAP_AMBIENT(2const), `PR_CAP_AMBIENT_RAISE`).
+pub fn raise_ambient(capability: u32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) })
+        .map(drop)
+}

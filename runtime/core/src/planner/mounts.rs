@@ -41,10 +41,6 @@ impl<'a> Mounts<'a> {
             let size_bytes = tmpfs.size_bytes.unwrap_or(self.tmp_size_bytes);
             self.list.push(Mount::Tmpfs { dest: tmpfs.dest.clone(), size_bytes, exec, origin: tmpfs.origin.clone() });
         }
-        if filesystem.proc != ProcView::None {
-            self.list.push(Mount::Proc { view: filesystem.proc });
-        }
-        self.list.push(Mount::Dev { shm_size_bytes: self.tmp_size_bytes });
         Ok(self)
     }
 
@@ -158,6 +154,12 @@ impl<'a> Mounts<'a> {
         self.add_accounts(identity);
         // Stable: rules of the same depth keep their order.
         self.list.sort_by_key(|mount| dest(mount).components().count());
+        // /dev before /proc: the jail parks its masks there.
+        let after_root = usize::from(self.list.first().is_some_and(|mount| dest(mount) == Path::new("/")));
+        self.list.insert(after_root, Mount::Dev { shm_size_bytes: self.tmp_size_bytes });
+        if self.filesystem.proc != ProcView::None {
+            self.list.insert(after_root + 1, Mount::Proc { view: self.filesystem.proc });
+        }
         let masks = self.masks()?;
         self.list.extend(masks);
         Ok(self.list)

@@ -1,0 +1,254 @@
+//! Pid 1 of the sandbox: builds the world inside, starts the command, reaps, passes signals on, and takes everything with it when it ends.
+//!
+//! It is a clone of the launcher with one thread, so it may allocate. Everything of the sandbox dies with it: the kernel kills a pid
+//! namespace whose init is gone (pid_namespaces(7)), and the init itself dies with the launcher.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use apex_core::layer::Layer;
+use apex_core::plan::Plan;
+use apex_core::policy::Network;
+use apex_sys::process::{self, ChildStack, Ended, Pid};
+use apex_sys::signal::{self, Interest, Set};
+use apex_sys::{Errno, fs, net, prctl, terminal};
+use caps::Capability;
+
+use crate::host::LiveHost;
+use crate::seal::{Payload, Seal};
+use crate::seccomp::Program;
+use crate::step::{Failure, Step};
+use crate::trees::Trees;
+use crate::wire::{End, Order, Report};
+use crate::{landlock, root};
+
+/// What the init is born with.
+pub struct Init<'a> {
+    pub plan: &'a Plan,
+    pub host: &'a LiveHost,
+    pub socket: End,
+    /// Trees that the launcher took; `None` when the init must take them itself.
+    pub trees: Option<Trees>,
+    pub program: Option<&'a Program>,
+    /// Whether the cgroup namespace is entered after the cgroup was joined (cgroup v1).
+    pub late_cgroup_namespace: bool,
+    pub pause: bool,
+    pub streams_on_terminal: [bool; 3],
+    /// The signal mask that the command gets.
+    pub mask: Set,
+    pub payload: Payload<'a>,
+}
+
+impl Init<'_> {
+    /// Never returns: the process is the sandbox's.
+    pub fn run(mut self) -> ! {
+        let code = match self.start().and_then(|child| self.watch(child)) {
+            Ok(()) => 0,
+            Err(failure) => {
+                // When the launcher is gone there is nobody left to tell.
+                let _ = self.socket.report(Report::Failed(failure), None);
+                125
+            }
+        };
+        process::exit_now(code)
+    }
+
+    fn start(&mut self) -> Result<Pid, Failure> {
+        self.await_order(Order::Mapped)?;
+        self.become_user()?;
+        self.bind_life()?;
+        let mut trees = self.take_trees()?;
+        self.name_host()?;
+        self.raise_loopback()?;
+        root::enter(self.plan, &mut trees)?;
+        drop(trees);
+        let terminal = self.open_terminal()?;
+        let ruleset = self.make_ruleset()?;
+        self.await_order(Order::Attached)?;
+        self.enter_cgroup_namespace()?;
+        self.drop_capabilities()?;
+        prctl::set_no_new_privs().map_err(Failure::at(Step::NoNewPrivs, 0))?;
+        self.spawn(terminal, ruleset)
+    }
+
+    fn await_order(&self, order: Order) -> Result<(), Failure> {
+        self.socket.expect(order).map_err(Failure::at(Step::Handshake, 0))
+    }
+
+    /// Before anything is created: files of the sandbox's own file systems belong to its user. The capabilities of the new
+    /// user namespace survive: only its user 0 turning into another would lose them (capabilities(7)).
+    fn become_user(&self) -> Result<(), Failure> {
+        let identity = &self.plan.identity;
+        let failed = Failure::at(Step::BecomeUser, 0);
+        process::set_gid(identity.gid).map_err(&failed)?;
+        if identity.caller_uid == 0 {
+            process::clear_groups().map_err(&failed)?;
+        }
+        process::set_uid(identity.uid).map_err(&failed)
+    }
+
+    /// After the ids have changed, which clears the setting.
+    fn bind_life(&self) -> Result<(), Failure> {
+        let failed = Failure::at(Step::BindLife, 0);
+        process::new_session().map_err(&failed)?;
+        prctl::set_parent_death_signal(nix::libc::SIGKILL).map_err(&failed)
+    }
+
+    fn take_trees(&mut self) -> Result<Trees, Failure> {
+        match self.trees.take() {
+            Some(trees) => Ok(trees),
+            None => Trees::take(self.plan, self.host, true, None),
+        }
+    }
+
+    fn name_host(&self) -> Result<(), Failure> {
+        process::set_hostname(self.plan.identity.hostname.as_bytes()).map_err(Failure::at(Step::SetHostname, 0))
+    }
+
+    fn raise_loopback(&self) -> Result<(), Failure> {
+        match self.plan.network {
+            Network::None => net::loopback_up().map_err(Failure::at(Step::Loopback, 0)),
+            Network::Host => Ok(()),
+        }
+    }
+
+    /// A terminal of the sandbox's own devpts; its master goes to the launcher.
+    fn open_terminal(&self) -> Result<Option<OwnedFd>, Failure> {
+        if !self.plan.tty {
+            return Ok(None);
+        }
+        let failed = Failure::at(Step::OpenTerminal, 0);
+        let flags = nix::libc::O_RDWR | nix::libc::O_NOCTTY;
+        let master = fs::open(fs::cwd(), c"/dev/pts/ptmx", flags, 0).map_err(&failed)?;
+        let number = terminal::unlock(&master).map_err(&failed)?;
+        let name = std::ffi::CString::new(format!("/dev/pts/{number}")).expect("digits hold no NUL");
+        let end = fs::open(fs::cwd(), &name, flags, 0).map_err(&failed)?;
+        self.socket.report(Report::Terminal, Some(&master)).map_err(&failed)?;
+        Ok(Some(end))
+    }
+
+    fn make_ruleset(&self) -> Result<Option<OwnedFd>, Failure> {
+        let streams: Vec<i32> = [0, 1, 2].into_iter().chain(self.plan.fds.iter().copied()).collect();
+        self.plan.landlock.as_ref().map(|plan| landlock::ruleset(plan, &streams)).transpose()
+    }
+
+    /// After the cgroup was joined: the namespace's root is the cgroup that one is in when entering it (cgroup_namespaces(7)).
+    fn enter_cgroup_namespace(&self) -> Result<(), Failure> {
+        if !self.late_cgroup_namespace || !self.plan.has(Layer::Cgroupns) {
+            return Ok(());
+        }
+        process::unshare(nix::libc::CLONE_NEWCGROUP).map_err(Failure::at(Step::CgroupNamespace, 0))
+    }
+
+    /// The last thing that needs capabilities of the user namespace is done: from here on there are none, not even to regain.
+    fn drop_capabilities(&self) -> Result<(), Failure> {
+        let failed = Failure::at(Step::DropCapabilities, 0);
+        let kept = kept(&self.plan.capabilities).ok_or_else(|| failed(Errno::EINVAL))?;
+        for number in 0..64 {
+            if kept & (1 << number) != 0 {
+                continue;
+            }
+            match prctl::drop_bounding(number) {
+                Ok(()) => {}
+                Err(Errno::EINVAL) => break,
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        if kept == 0 {
+            prctl::lock_securebits().map_err(&failed)?;
+            return prctl::set_capabilities(0).map_err(&failed);
+        }
+        prctl::set_capabilities(kept | 1 << Capability::CAP_SETPCAP.index()).map_err(&failed)?;
+        for number in (0..64).filter(|number| kept & (1 << number) != 0) {
+            prctl::raise_ambient(number).map_err(&failed)?;
+        }
+        prctl::lock_securebits().map_err(&failed)?;
+        prctl::set_capabilities(kept).map_err(&failed)
+    }
+
+    fn spawn(&mut self, terminal: Option<OwnedFd>, ruleset: Option<OwnedFd>) -> Result<Pid, Failure> {
+        let failed = Failure::at(Step::Spawn, 0);
+        let mut seal = Seal::prepare(self.plan, &self.socket, self.mask)?;
+        seal.ruleset = ruleset;
+        seal.program = self.program;
+        seal.pause = self.pause;
+        seal.terminal = terminal;
+        seal.streams_on_terminal = self.streams_on_terminal;
+        // Nobody inside may look into pid 1, which still is the runtime's own binary. The launcher must, while it reads the receipt or
+        // takes the listener; the command's process, which shares this memory, then does it after that.
+        if !seal.waits() {
+            prctl::set_dumpable(false).map_err(&failed)?;
+        }
+        match self.payload {
+            Payload::Command => {
+                let mut stack = ChildStack::new();
+                let payload = &mut self.payload;
+                process::vfork(&mut stack, &mut || seal.run(payload)).map_err(failed)
+            }
+            // It runs on: it needs memory of its own.
+            Payload::Function(_) => match process::clone_into(0, None).map_err(&failed)? {
+                process::Side::Child => process::exit_now(seal.run(&mut self.payload)),
+                process::Side::Parent { pid, .. } => {
+                    prctl::set_dumpable(false).map_err(&failed)?;
+                    Ok(pid)
+                }
+            },
+        }
+    }
+
+    /// Until the command has ended. Whoever is left then is killed by the kernel when this process exits.
+    fn watch(&self, child: Pid) -> Result<(), Failure> {
+        let failed = Failure::at(Step::Supervise, 0);
+        self.let_go_of_streams();
+        let signals = signal::descriptor(&Set::of(&[nix::libc::SIGCHLD])).map_err(&failed)?;
+        loop {
+            while let Some((pid, ended)) = reap().map_err(&failed)? {
+                if pid == child {
+                    return self.socket.report(Report::Ended(ended), None).map_err(&failed);
+                }
+            }
+            let mut interests = [
+                Interest { fd: signals.as_fd(), write: false, ready: false },
+                Interest { fd: self.socket.0.as_fd(), write: false, ready: false },
+            ];
+            signal::poll(&mut interests, None).map_err(&failed)?;
+            if interests[0].ready {
+                signal::next(signals.as_fd()).map_err(&failed)?;
+            }
+            if interests[1].ready {
+                match self.socket.next_order().map_err(&failed)? {
+                    Some(Order::Signal(number)) => pass_on(child, number),
+                    Some(Order::Mapped | Order::Attached | Order::Go) => {}
+                    // The launcher is gone.
+                    None => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// A pipe that the command closes must be closed: the init keeps no copy of its streams.
+    fn let_go_of_streams(&self) {
+        let _ = process::close_from(0, 2, false);
+        for number in &self.plan.fds {
+            let _ = process::close_from(*number as u32, *number as u32, false);
+        }
+    }
+}
+
+fn reap() -> Result<Option<(Pid, Ended)>, Errno> {
+    match process::wait(-1, nix::libc::WNOHANG) {
+        Err(Errno::ECHILD) => Ok(None),
+        other => other,
+    }
+}
+
+/// What a terminal would send to a whole group goes to the command's group, the rest to the command alone.
+fn pass_on(child: Pid, number: i32) {
+    use nix::libc::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTSTP, SIGWINCH};
+    let to_group = matches!(number, SIGINT | SIGQUIT | SIGHUP | SIGTSTP | SIGSTOP | SIGCONT | SIGWINCH);
+    // A command that has just ended is no error: its end is already on the way.
+    let _ = process::kill(if to_group { -child } else { child }, number);
+}
+
+fn kept(names: &[String]) -> Option<u64> {
+    names.iter().try_fold(0, |mask, name| name.parse::<Capability>().ok().map(|capability| mask | 1 << capability.index()))
+}

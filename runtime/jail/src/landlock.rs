@@ -1,0 +1,110 @@
+//! The Landlock rules of a plan as a ruleset (landlock(7)), made in the new root and put in force by the command's process.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use apex_core::plan::{LandlockPlan, LandlockRule};
+use apex_sys::{Errno, fs};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetError, Scope,
+};
+
+use crate::host::c_path;
+use crate::step::{Failure, Step};
+
+/// The newest ABI whose rights Apex knows.
+const ABI_KNOWN: [ABI; 7] = [ABI::Unsupported, ABI::V1, ABI::V2, ABI::V3, ABI::V4, ABI::V5, ABI::V6];
+
+fn abi_of(number: u32) -> ABI {
+    let known = usize::try_from(number).unwrap_or(0).min(ABI_KNOWN.len() - 1);
+    ABI_KNOWN[known]
+}
+
+/// Makes the ruleset. The standard streams stay usable under their names in /proc when they are files.
+pub fn ruleset(plan: &LandlockPlan, streams: &[i32]) -> Result<OwnedFd, Failure> {
+    let abi = abi_of(plan.abi);
+    let mut rules = create(plan, abi).map_err(|error| failed(&error, 0))?;
+    for (index, rule) in plan.rules.iter().enumerate() {
+        let name = c_path(&rule.path).map_err(Failure::at(Step::LandlockRules, index))?;
+        let place = match fs::open(fs::cwd(), &name, nix::libc::O_PATH, fs::resolve::NO_SYMLINKS) {
+            // A place to execute from that is not there grants nothing, and a link is judged where it leads.
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => continue,
+            other => other.map_err(Failure::at(Step::LandlockRules, index))?,
+        };
+        let is_dir = fs::stat(place.as_fd(), c"").map_err(Failure::at(Step::LandlockRules, index))?.is(nix::libc::S_IFDIR);
+        rules = add(rules, place, rights(rule, abi, is_dir)).map_err(|error| failed(&error, index))?;
+    }
+    for stream in streams {
+        rules = add_stream(rules, *stream, abi).map_err(|error| failed(&error, 0))?;
+    }
+    let fd: Option<OwnedFd> = rules.into();
+    fd.ok_or_else(|| Failure::at(Step::LandlockRules, 0)(Errno::ENOSYS))
+}
+
+/// Everything that the ABI can restrict is restricted: `HardRequirement` makes a kernel that lacks a right an error.
+fn create(plan: &LandlockPlan, abi: ABI) -> Result<RulesetCreated, RulesetError> {
+    let mut ruleset =
+        Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(abi))?;
+    if plan.tcp_refused {
+        ruleset = ruleset.handle_access(AccessNet::from_all(abi))?;
+    }
+    if plan.scoped {
+        ruleset = ruleset.scope(Scope::from_all(abi))?;
+    }
+    ruleset.create()
+}
+
+fn add(rules: RulesetCreated, place: OwnedFd, rights: BitFlags<AccessFs>) -> Result<RulesetCreated, RulesetError> {
+    if rights.is_empty() {
+        return Ok(rules);
+    }
+    rules.add_rule(PathBeneath::new(place, rights))
+}
+
+/// `echo > /dev/stderr` opens the stream anew: the file itself is granted as it was opened, nothing beside it.
+fn add_stream(rules: RulesetCreated, number: i32, abi: ABI) -> Result<RulesetCreated, RulesetError> {
+    let Ok(stream) = fs::borrow(number) else { return Ok(rules) };
+    let is_file = fs::stat(stream, c"").is_ok_and(|stat| stat.is(nix::libc::S_IFREG) || stat.is(nix::libc::S_IFCHR));
+    let Ok(mode) = nix::fcntl::fcntl(stream, nix::fcntl::FcntlArg::F_GETFL) else { return Ok(rules) };
+    if !is_file || mode & nix::libc::O_PATH != 0 {
+        return Ok(rules);
+    }
+    let mut rights = BitFlags::<AccessFs>::empty();
+    if mode & nix::libc::O_ACCMODE != nix::libc::O_WRONLY {
+        rights |= AccessFs::ReadFile;
+    }
+    if mode & nix::libc::O_ACCMODE != nix::libc::O_RDONLY {
+        rights |= (AccessFs::WriteFile | AccessFs::Truncate) & AccessFs::from_all(abi);
+    }
+    rules.add_rule(PathBeneath::new(stream, rights))
+}
+
+fn rights(rule: &LandlockRule, abi: ABI, is_dir: bool) -> BitFlags<AccessFs> {
+    let mut rights = BitFlags::<AccessFs>::empty();
+    if rule.list {
+        rights |= AccessFs::ReadDir;
+    }
+    if rule.read {
+        rights |= AccessFs::ReadFile;
+    }
+    if rule.write {
+        // Device nodes are never made: no capability allows it, and no right here either.
+        rights |= AccessFs::from_write(abi) & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
+    }
+    if rule.exec {
+        rights |= AccessFs::Execute;
+    }
+    if rule.ioctl {
+        rights |= AccessFs::IoctlDev;
+    }
+    let possible = if is_dir { AccessFs::from_all(abi) } else { AccessFs::from_file(abi) };
+    rights & possible
+}
+
+fn failed(error: &RulesetError, index: usize) -> Failure {
+    let errno = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .and_then(std::io::Error::raw_os_error)
+        .map_or(Errno::EINVAL, Errno::from_raw);
+    Failure { step: Step::LandlockRules, index, errno }
+}

@@ -1,0 +1,342 @@
+//! The new root, built in the sandbox's own mount namespace and then entered.
+//!
+//! Input: the plan and the trees. Nothing here follows a link that a grant brings along: a mount point inside another grant is
+//! opened beneath the new root without links, and Apex creates nothing in a grant.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use apex_core::plan::{Kind, Mount, Plan};
+use apex_core::policy::ProcView;
+use apex_sys::mount::{self, attr};
+use apex_sys::{Errno, fs};
+
+use crate::host::c_path;
+use crate::step::{Failure, Step};
+use crate::trees::Trees;
+
+const O_PATH: i32 = nix::libc::O_PATH;
+
+/// System files of /proc that say too much about the host (the OCI runtime specification masks the same).
+const PROC_MASKED: [&CStr; 17] = [
+    c"proc/acpi",
+    c"proc/asound",
+    c"proc/bus",
+    c"proc/config.gz",
+    c"proc/driver",
+    c"proc/fs",
+    c"proc/interrupts",
+    c"proc/kallsyms",
+    c"proc/kcore",
+    c"proc/key-users",
+    c"proc/keys",
+    c"proc/kmsg",
+    c"proc/modules",
+    c"proc/scsi",
+    c"proc/sysrq-trigger",
+    c"proc/sched_debug",
+    c"proc/timer_list",
+];
+
+/// Device nodes that every program may expect, taken from the host's /dev: a user namespace cannot make its own.
+const DEVICES: [(&CStr, &CStr); 6] = [
+    (c"/dev/null", c"dev/null"),
+    (c"/dev/zero", c"dev/zero"),
+    (c"/dev/full", c"dev/full"),
+    (c"/dev/random", c"dev/random"),
+    (c"/dev/urandom", c"dev/urandom"),
+    (c"/dev/tty", c"dev/tty"),
+];
+
+const DEV_LINKS: [(&CStr, &CStr); 5] = [
+    (c"/proc/self/fd", c"dev/fd"),
+    (c"/proc/self/fd/0", c"dev/stdin"),
+    (c"/proc/self/fd/1", c"dev/stdout"),
+    (c"/proc/self/fd/2", c"dev/stderr"),
+    (c"pts/ptmx", c"dev/ptmx"),
+];
+
+/// Builds the root, enters it and lets go of the old one.
+pub fn enter(plan: &Plan, trees: &mut Trees) -> Result<(), Failure> {
+    let old = fs::open(fs::cwd(), c"/", O_PATH, 0).map_err(Failure::at(Step::PrivateMounts, 0))?;
+    mount::make_private(old.as_fd()).map_err(Failure::at(Step::PrivateMounts, 0))?;
+    let mut root = Root::create(plan, trees)?;
+    for (index, step) in plan.mounts.iter().enumerate() {
+        root.put(step, trees.give(index)).map_err(Failure::at(Step::Mount, index))?;
+    }
+    root.seal().map_err(Failure::at(Step::SealRoot, 0))?;
+    root.pivot().map_err(Failure::at(Step::EnterRoot, 0))
+}
+
+struct Root {
+    fd: OwnedFd,
+    /// Whether the root is a piece of the host, in which nothing may be created.
+    is_host: bool,
+    /// Directories that exist in the sandbox's own file systems.
+    made: HashSet<PathBuf>,
+    /// Mount points of pieces of the host.
+    grants: Vec<PathBuf>,
+    masks: Masks,
+}
+
+/// Empty things that are put over what must not be seen, parked in the new /dev.
+#[derive(Default)]
+struct Masks {
+    ready: bool,
+}
+
+impl Root {
+    fn create(plan: &Plan, trees: &mut Trees) -> Result<Root, Failure> {
+        let host = plan.mounts.iter().position(|step| matches!(step, Mount::Bind { dest, .. } if dest == Path::new("/")));
+        let fd = match host {
+            Some(index) => trees.give(index).ok_or_else(|| Failure::at(Step::CreateRoot, 0)(Errno::ENOENT))?,
+            None => {
+                mount::new_filesystem(c"tmpfs", &[(c"size", c"1m"), (c"mode", c"0755")], attr::NOSUID | attr::NODEV)
+                    .map_err(Failure::at(Step::CreateRoot, 0))?
+            }
+        };
+        // The place does not matter: the old root goes away with it.
+        mount::attach(fd.as_fd(), fs::cwd(), c"/").map_err(Failure::at(Step::CreateRoot, 0))?;
+        let grants = if host.is_some() { vec![PathBuf::from("/")] } else { Vec::new() };
+        Ok(Root { fd, is_host: host.is_some(), made: HashSet::new(), grants, masks: Masks::default() })
+    }
+
+    fn put(&mut self, step: &Mount, tree: Option<OwnedFd>) -> Result<(), Errno> {
+        match step {
+            Mount::Bind { dest, kind, .. } => {
+                if dest == Path::new("/") {
+                    return Ok(());
+                }
+                let tree = tree.ok_or(Errno::EBADF)?;
+                self.attach(&tree, dest, *kind)?;
+                self.grants.push(dest.clone());
+                Ok(())
+            }
+            Mount::Symlink { dest, target } => self.symlink(dest, target),
+            Mount::Dir { dest } => self.own_dir(dest),
+            Mount::File { dest, content } => self.file(dest, content),
+            Mount::Tmpfs { dest, size_bytes, exec, .. } => self.tmpfs(dest, *size_bytes, *exec),
+            Mount::Proc { view } => self.proc(*view),
+            Mount::Dev { shm_size_bytes } => self.dev(*shm_size_bytes),
+            Mount::Hide { dest, kind, .. } => self.mask(dest, *kind, true),
+            Mount::Deny { dest, kind, source, pins, .. } => self.deny(dest, *kind, source, pins),
+        }
+    }
+
+    /// Whether `path` lies in a piece of the host.
+    fn is_in_grant(&self, path: &Path) -> bool {
+        self.grants.iter().any(|grant| path.starts_with(grant))
+    }
+
+    /// Puts a tree at a place, which is created when it lies in the sandbox's own file systems.
+    fn attach(&mut self, tree: &OwnedFd, dest: &Path, kind: Kind) -> Result<(), Errno> {
+        if self.is_in_grant(dest) {
+            let place = self.open_inside(dest)?;
+            return mount::attach(tree.as_fd(), place.as_fd(), c"");
+        }
+        self.make(dest, kind)?;
+        mount::attach(tree.as_fd(), self.fd.as_fd(), &relative(dest)?)
+    }
+
+    /// Opens what is there, without following any link.
+    fn open_inside(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let flags = fs::resolve::IN_ROOT | fs::resolve::NO_SYMLINKS | fs::resolve::NO_MAGICLINKS;
+        fs::open(self.fd.as_fd(), &relative(path)?, O_PATH, flags)
+    }
+
+    fn make(&mut self, path: &Path, kind: Kind) -> Result<(), Errno> {
+        match kind {
+            Kind::Dir => self.own_dir(path),
+            Kind::File => {
+                self.parents(path)?;
+                existing_is_fine(fs::mkfile(self.fd.as_fd(), &relative(path)?, 0o444))
+            }
+        }
+    }
+
+    /// Creates a directory with its parents, in the sandbox's own file systems only.
+    fn own_dir(&mut self, path: &Path) -> Result<(), Errno> {
+        if path == Path::new("/") || self.made.contains(path) {
+            return Ok(());
+        }
+        if self.is_in_grant(path) {
+            return self.open_inside(path).map(drop);
+        }
+        self.parents(path)?;
+        existing_is_fine(fs::mkdir(self.fd.as_fd(), &relative(path)?, 0o755))?;
+        self.made.insert(path.to_owned());
+        Ok(())
+    }
+
+    fn parents(&mut self, path: &Path) -> Result<(), Errno> {
+        path.parent().map_or(Ok(()), |parent| self.own_dir(parent))
+    }
+
+    fn symlink(&mut self, dest: &Path, target: &Path) -> Result<(), Errno> {
+        if self.is_in_grant(dest) {
+            // The grant shows the same link already.
+            return Ok(());
+        }
+        self.parents(dest)?;
+        existing_is_fine(fs::symlink(&c_path(target)?, self.fd.as_fd(), &relative(dest)?))
+    }
+
+    fn file(&mut self, dest: &Path, content: &str) -> Result<(), Errno> {
+        self.parents(dest)?;
+        let flags = nix::libc::O_WRONLY | nix::libc::O_CREAT | nix::libc::O_EXCL;
+        let fd = fs::create(self.fd.as_fd(), &relative(dest)?, flags, 0o444, fs::resolve::NO_SYMLINKS)?;
+        fs::write(fd.as_fd(), content.as_bytes()).map(drop)
+    }
+
+    fn tmpfs(&mut self, dest: &Path, size_bytes: u64, exec: bool) -> Result<(), Errno> {
+        let size = number(size_bytes);
+        let flags = attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC };
+        let tree = mount::new_filesystem(c"tmpfs", &[(c"size", &size), (c"mode", c"1777")], flags)?;
+        self.attach(&tree, dest, Kind::Dir)?;
+        self.made.insert(dest.to_owned());
+        // From here on the sandbox's own file system is on top.
+        self.grants.retain(|grant| !grant.starts_with(dest));
+        Ok(())
+    }
+
+    fn proc(&mut self, view: ProcView) -> Result<(), Errno> {
+        const FLAGS: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+        let tree = match view {
+            ProcView::None => return Ok(()),
+            ProcView::Pid => {
+                mount::new_filesystem(c"proc", &[(c"subset", c"pid"), (c"hidepid", c"invisible")], FLAGS)?
+            }
+            ProcView::Masked => mount::new_filesystem(c"proc", &[(c"hidepid", c"invisible")], FLAGS | attr::RDONLY)?,
+        };
+        self.attach(&tree, Path::new("/proc"), Kind::Dir)?;
+        if view == ProcView::Masked {
+            for path in PROC_MASKED {
+                self.mask_proc(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mask_proc(&mut self, path: &CStr) -> Result<(), Errno> {
+        let kind = match fs::stat(self.fd.as_fd(), path) {
+            Ok(stat) if stat.is(nix::libc::S_IFDIR) => Kind::Dir,
+            Ok(_) => Kind::File,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        let tree = self.mask_tree(kind, true)?;
+        mount::attach(tree.as_fd(), self.fd.as_fd(), path)
+    }
+
+    /// A /dev of its own. Comes before /proc and the masks, which are parked in it.
+    fn dev(&mut self, shm_size_bytes: u64) -> Result<(), Errno> {
+        let tree = mount::new_filesystem(
+            c"tmpfs",
+            &[(c"size", c"64k"), (c"mode", c"0755")],
+            attr::NOSUID | attr::NOEXEC,
+        )?;
+        self.attach(&tree, Path::new("/dev"), Kind::Dir)?;
+        let root = self.fd.as_fd();
+        for (host, name) in DEVICES {
+            fs::mkfile(root, name, 0o666)?;
+            let node = mount::clone_tree(fs::cwd(), host)?;
+            mount::attach(node.as_fd(), root, name)?;
+        }
+        for (target, name) in DEV_LINKS {
+            fs::symlink(target, root, name)?;
+        }
+        fs::mkdir(root, c"dev/pts", 0o755)?;
+        let pts = [(c"newinstance", c""), (c"ptmxmode", c"0666"), (c"mode", c"0620")];
+        let pts = mount::new_filesystem(c"devpts", &pts, attr::NOSUID | attr::NOEXEC)?;
+        mount::attach(pts.as_fd(), root, c"dev/pts")?;
+        fs::mkdir(root, c"dev/shm", 0o755)?;
+        let size = number(shm_size_bytes);
+        let shm = [(c"size", size.as_c_str()), (c"mode", c"1777")];
+        let shm = mount::new_filesystem(c"tmpfs", &shm, attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
+        mount::attach(shm.as_fd(), root, c"dev/shm")?;
+        self.made.extend(["/dev", "/dev/pts", "/dev/shm"].map(PathBuf::from));
+        Ok(())
+    }
+
+    fn mask(&mut self, dest: &Path, kind: Kind, readable: bool) -> Result<(), Errno> {
+        let place = self.open_inside(dest)?;
+        let tree = self.mask_tree(kind, readable)?;
+        mount::attach(tree.as_fd(), place.as_fd(), c"")
+    }
+
+    /// A read-only copy of one of the four empty things.
+    fn mask_tree(&mut self, kind: Kind, readable: bool) -> Result<OwnedFd, Errno> {
+        let root = self.fd.as_fd();
+        if !self.masks.ready {
+            fs::mkfile(root, c"dev/.empty", 0o444)?;
+            fs::mkfile(root, c"dev/.denied", 0o000)?;
+            fs::mkdir(root, c"dev/.empty.d", 0o555)?;
+            fs::mkdir(root, c"dev/.denied.d", 0o000)?;
+            self.masks.ready = true;
+        }
+        let name = match (kind, readable) {
+            (Kind::File, true) => c"dev/.empty",
+            (Kind::File, false) => c"dev/.denied",
+            (Kind::Dir, true) => c"dev/.empty.d",
+            (Kind::Dir, false) => c"dev/.denied.d",
+        };
+        let tree = mount::clone_tree(root, name)?;
+        mount::set_attributes(tree.as_fd(), attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC, false)?;
+        Ok(tree)
+    }
+
+    fn deny(&mut self, dest: &Path, kind: Option<Kind>, source: &Path, pins: &[PathBuf]) -> Result<(), Errno> {
+        if source.as_os_str().is_empty() {
+            // In a tmpfs of the sandbox: nothing is there yet.
+            self.make(dest, Kind::File)?;
+        }
+        // A directory on the way is made a mount point of itself: no rename or rmdir then takes it, and the mask below it, away.
+        for pin in pins {
+            let place = self.open_inside(pin)?;
+            let tree = mount::clone_tree(place.as_fd(), c"")?;
+            mount::attach(tree.as_fd(), place.as_fd(), c"")?;
+        }
+        self.mask(dest, kind.unwrap_or(Kind::File), false)
+    }
+
+    /// The root and /dev are read-only from here on; what is mounted in them keeps its own attributes.
+    fn seal(&mut self) -> Result<(), Errno> {
+        let root = self.fd.as_fd();
+        if self.masks.ready {
+            // Unlinked, they live on as masks only.
+            fs::unlink(root, c"dev/.empty")?;
+            fs::unlink(root, c"dev/.denied")?;
+            fs::rmdir(root, c"dev/.empty.d")?;
+            fs::rmdir(root, c"dev/.denied.d")?;
+        }
+        let dev = self.open_inside(Path::new("/dev"))?;
+        mount::set_attributes(dev.as_fd(), attr::RDONLY, false)?;
+        if self.is_host { Ok(()) } else { mount::set_attributes(root, attr::RDONLY, false) }
+    }
+
+    fn pivot(self) -> Result<(), Errno> {
+        fs::enter(self.fd.as_fd())?;
+        mount::pivot_here()?;
+        mount::detach_here()?;
+        fs::chdir(c"/")
+    }
+}
+
+fn existing_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// The path as seen from the root's descriptor.
+fn relative(path: &Path) -> Result<CString, Errno> {
+    let rest = path.strip_prefix("/").unwrap_or(path);
+    if rest.as_os_str().is_empty() { Ok(c".".to_owned()) } else { c_path(rest) }
+}
+
+fn number(value: u64) -> CString {
+    CString::new(value.to_string()).expect("digits hold no NUL")
+}

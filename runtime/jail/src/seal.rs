@@ -1,0 +1,195 @@
+//! From the init's child to the command: everything that is sealed for ever, last of all the system call filter, then exec.
+//!
+//! The child shares the init's memory (vfork), so what it needs is made ready before: here nothing allocates, logs or locks. A
+//! failure goes to the launcher through the socket.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use apex_core::plan::Plan;
+use apex_sys::limits::{self, Resource};
+use apex_sys::process::CStrings;
+use apex_sys::signal::{self, Set};
+use apex_sys::{Errno, fs, prctl, process, terminal};
+
+use crate::host::c_path;
+use crate::seccomp::{self, Program};
+use crate::step::{Failure, Step};
+use crate::wire::{End, Order, Report};
+
+/// What runs once everything is sealed.
+pub enum Payload<'a> {
+    /// The command of the plan.
+    Command,
+    /// A function of Apex itself (`--prove`); its value is the exit code.
+    Function(&'a mut dyn FnMut() -> i32),
+}
+
+/// The command's process, made ready.
+pub struct Seal<'a> {
+    pub socket: &'a End,
+    pub ruleset: Option<OwnedFd>,
+    pub program: Option<&'a Program>,
+    /// Whether refused calls go to a listener.
+    pub listen: bool,
+    /// Whether the launcher reads the receipt before the command starts.
+    pub pause: bool,
+    /// The sandbox's end of the terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Which of the three streams become the terminal.
+    pub streams_on_terminal: [bool; 3],
+    pub mask: Set,
+    pub fds: &'a [i32],
+    candidates: Vec<CString>,
+    workdirs: Vec<CString>,
+    argv: CStrings,
+    env: CStrings,
+    rlimits: Vec<(Resource, u64)>,
+}
+
+impl<'a> Seal<'a> {
+    /// Turns the plan's words into what the kernel takes.
+    pub fn prepare(plan: &'a Plan, socket: &'a End, mask: Set) -> Result<Seal<'a>, Failure> {
+        let words = |list: &[std::ffi::OsString]| {
+            list.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>().map_err(|_| Errno::EINVAL)
+        };
+        let paths = |list: &[std::path::PathBuf]| list.iter().map(|path| c_path(path)).collect::<Result<Vec<_>, _>>();
+        let command = &plan.command;
+        let exec = Failure::at(Step::Exec, 0);
+        let rlimits = plan.rlimits.iter().enumerate().map(|(index, limit)| {
+            resource(limit.name).map(|resource| (resource, limit.value)).ok_or_else(|| Failure::at(Step::SetRlimit, index)(Errno::EINVAL))
+        });
+        Ok(Seal {
+            socket,
+            ruleset: None,
+            program: None,
+            listen: plan.record,
+            pause: false,
+            terminal: None,
+            streams_on_terminal: [false; 3],
+            mask,
+            fds: &plan.fds,
+            candidates: paths(&command.candidates).map_err(&exec)?,
+            workdirs: paths(&command.workdir).map_err(Failure::at(Step::EnterWorkdir, 0))?,
+            argv: CStrings::new(words(&command.argv).map_err(&exec)?),
+            env: CStrings::new(words(&command.env).map_err(&exec)?),
+            rlimits: rlimits.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Whether the launcher has something to do between the sealing and the command.
+    pub fn waits(&self) -> bool {
+        self.pause || (self.listen && self.program.is_some())
+    }
+
+    /// Runs in the command's process. Returns the exit code of a process that did not become the command.
+    pub fn run(&self, payload: &mut Payload<'_>) -> i32 {
+        let failure = match self.seal() {
+            Ok(()) => match payload {
+                Payload::Command => self.exec(),
+                Payload::Function(function) => return function(),
+            },
+            Err(failure) => failure,
+        };
+        // The launcher turns the report into words and the exit code; without it the code below is the best left.
+        let _ = self.socket.report(Report::Failed(failure), None);
+        if failure.step == Step::Exec && failure.errno == Errno::ENOENT { 127 } else { 125 }
+    }
+
+    /// The order matters: the session before the filter may refuse setsid, Landlock before seccomp since the filter need not allow
+    /// it, the descriptors last but one because reports still need the socket.
+    fn seal(&self) -> Result<(), Failure> {
+        process::new_session().map_err(Failure::at(Step::NewSession, 0))?;
+        self.take_terminal()?;
+        self.enter_workdir()?;
+        self.set_rlimits()?;
+        self.reset_signals()?;
+        self.arrange_descriptors()?;
+        if let Some(ruleset) = &self.ruleset {
+            prctl::landlock_restrict(ruleset.as_fd()).map_err(Failure::at(Step::SealLandlock, 0))?;
+        }
+        self.seal_seccomp()
+    }
+
+    fn take_terminal(&self) -> Result<(), Failure> {
+        let Some(terminal) = &self.terminal else { return Ok(()) };
+        terminal::set_controlling(terminal.as_fd()).map_err(Failure::at(Step::OpenTerminal, 0))?;
+        for (number, is_terminal) in self.streams_on_terminal.iter().enumerate() {
+            if *is_terminal {
+                fs::place(terminal.as_fd(), number as i32).map_err(Failure::at(Step::OpenTerminal, number))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_workdir(&self) -> Result<(), Failure> {
+        let mut last = Errno::ENOENT;
+        for dir in &self.workdirs {
+            match fs::chdir(dir) {
+                Ok(()) => return Ok(()),
+                Err(errno) => last = errno,
+            }
+        }
+        Err(Failure { step: Step::EnterWorkdir, index: 0, errno: last })
+    }
+
+    fn set_rlimits(&self) -> Result<(), Failure> {
+        for (index, (resource, value)) in self.rlimits.iter().enumerate() {
+            limits::set(*resource, *value).map_err(Failure::at(Step::SetRlimit, index))?;
+        }
+        Ok(())
+    }
+
+    fn reset_signals(&self) -> Result<(), Failure> {
+        signal::reset(nix::libc::SIGPIPE).map_err(Failure::at(Step::ArrangeDescriptors, 0))?;
+        signal::set_mask(&self.mask).map_err(Failure::at(Step::ArrangeDescriptors, 0))
+    }
+
+    /// Nothing above 2 survives exec but what was asked for by number.
+    fn arrange_descriptors(&self) -> Result<(), Failure> {
+        process::close_from(3, u32::MAX, true).map_err(Failure::at(Step::ArrangeDescriptors, 0))?;
+        for number in self.fds {
+            fs::set_inherited(*number, true).map_err(Failure::at(Step::ArrangeDescriptors, 0))?;
+        }
+        Ok(())
+    }
+
+    fn seal_seccomp(&self) -> Result<(), Failure> {
+        let Some(program) = self.program else {
+            return self.wait(-1);
+        };
+        let listener = seccomp::load(program, self.listen).map_err(Failure::at(Step::SealSeccomp, 0))?;
+        self.wait(listener.as_ref().map_or(-1, AsRawFd::as_raw_fd))
+    }
+
+    /// Lets the launcher read the receipt and take the listener. Uses only calls that every filter allows (read, write: see `base`).
+    fn wait(&self, listener: i32) -> Result<(), Failure> {
+        if !self.waits() {
+            return Ok(());
+        }
+        let pid = std::process::id() as i32;
+        self.socket.write_report(Report::Sealed { pid, listener }).map_err(Failure::at(Step::Handshake, 0))?;
+        self.socket.read_expect(Order::Go).map_err(Failure::at(Step::Handshake, 0))?;
+        prctl::set_dumpable(false).map_err(Failure::at(Step::BindLife, 0))
+    }
+
+    fn exec(&self) -> Failure {
+        let mut last = Errno::ENOENT;
+        for path in &self.candidates {
+            last = process::exec(path, &self.argv, &self.env);
+        }
+        Failure { step: Step::Exec, index: 0, errno: last }
+    }
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    match name {
+        "core" => Some(Resource::Core),
+        "nofile" => Some(Resource::Nofile),
+        "fsize" => Some(Resource::Fsize),
+        "nproc" => Some(Resource::Nproc),
+        "memlock" => Some(Resource::Memlock),
+        _ => None,
+    }
+}

@@ -1,5 +1,18 @@
 //! What a sandbox may do. [`Policy`] is the merged and checked result; the file format and the merge live beside it.
 
+mod ceiling;
+mod error;
+mod file;
+mod flags;
+mod merge;
+mod path;
+mod resolve;
+#[cfg(feature = "schema")]
+mod schema;
+#[cfg(test)]
+mod tests;
+mod value;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -7,6 +20,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::{Layer, Requirement};
+
+pub use error::PolicyError;
+pub use file::FILE_SIZE_MAX;
+pub use flags::Flags;
+pub use merge::PATH_RULES_MAX;
+pub use resolve::{DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, resolve};
+#[cfg(feature = "schema")]
+pub use schema::json_schema;
 
 /// A named set of defaults and of features that are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,13 +65,20 @@ pub struct Origin {
 impl Origin {
     /// A rule that came from a command line flag.
     pub fn flag(name: &str) -> Self {
-        Origin { source: name.to_owned(), line: 0 }
+        Origin {
+            source: name.to_owned(),
+            line: 0,
+        }
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line == 0 { f.write_str(&self.source) } else { write!(f, "{}:{}", self.source, self.line) }
+        if self.line == 0 {
+            f.write_str(&self.source)
+        } else {
+            write!(f, "{}:{}", self.source, self.line)
+        }
     }
 }
 

@@ -1,15 +1,3 @@
-//! `apex-jail` acts and never decides: it carries out a [`Plan`](apex_core::plan::Plan) and returns what the kernel says about it.
-//!
-//! Three processes: the launcher (this process, outside), the init (pid 1 inside), the command. See `docs/ARCHITECTURE.md`.
+//! `apex-jail` carries out a plan and reports what the kernel says about it.
 
-pub mod host;
-mod init;
-mod landlock;
-pub mod launch;
-mod relay;
-mod root;
-mod seal;
-pub mod step;
-mod supervise;
-mod trees;
-mod wire;
+pub mod cgroup;

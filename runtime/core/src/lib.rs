@@ -4,11 +4,14 @@
 //! This crate does no I/O, reads no clock, starts no thread and holds no `unsafe`.
 #![forbid(unsafe_code)]
 
+pub mod doctor;
+pub mod explain;
 pub mod host;
 pub mod layer;
 pub mod plan;
 pub mod planner;
 pub mod policy;
+pub mod prove;
 pub mod receipt;
 pub mod refusal;
 pub mod seccomp;

@@ -1,1 +1,8 @@
-//! 
+//! The words of `apex-run`: its command line, its help, and how plans, receipts and explanations look to people and programs.
+//!
+//! Nothing here touches the host; the binary wires this to `apex-core` and `apex-jail`.
+#![forbid(unsafe_code)]
+
+pub mod escape;
+pub mod options;
+pub mod table;

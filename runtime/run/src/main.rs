@@ -1,1 +1,3 @@
-fn main(){}
+//! `apex-run`: see the library for its words.
+
+fn main() {}

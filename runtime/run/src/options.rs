@@ -1,0 +1,634 @@
+//! The command line: words to [`Options`].
+//!
+//! Input: the arguments after the program's name. Output: [`Options`], or an [`OptionError`] that ends `apex-run` with code 125.
+//! Sizes, durations and limits stay as they were written, since `apex_core::policy` parses them the same way for files. Nothing here
+//! looks at the host.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use apex_core::layer::Layer;
+use apex_core::policy::{Mode, Network, Tty};
+use lexopt::{Arg, Parser};
+use thiserror::Error;
+
+use crate::table::{Hint, Kind, Row, Switch, TABLE, Value};
+
+/// What a command line asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// What to do.
+    pub action: Action,
+    /// `--json`.
+    pub json: bool,
+    /// `--why`.
+    pub why: bool,
+    /// `--receipt`.
+    pub receipt: Option<Sink>,
+    /// `--mode`.
+    pub mode: Option<Mode>,
+    /// `--profile`.
+    pub profile: Option<String>,
+    /// `--policy`.
+    pub policy: Option<PathBuf>,
+    /// `--optional`, in order.
+    pub optional: Vec<Layer>,
+    /// `--ro`, in order.
+    pub ro: Vec<Bind>,
+    /// `--rw`, in order.
+    pub rw: Vec<Bind>,
+    /// `--tmpfs`, in order.
+    pub tmpfs: Vec<Tmpfs>,
+    /// `--deny`, in order.
+    pub deny: Vec<PathBuf>,
+    /// `--net`.
+    pub net: Option<Network>,
+    /// `--env`, in order.
+    pub env: Vec<(String, String)>,
+    /// `--pass-env`, in order.
+    pub pass_env: Vec<String>,
+    /// `--workdir`.
+    pub workdir: Option<PathBuf>,
+    /// `--uid`.
+    pub uid: Option<u32>,
+    /// `--gid`.
+    pub gid: Option<u32>,
+    /// `--hostname`.
+    pub hostname: Option<String>,
+    /// `--fd`, in order.
+    pub fds: Vec<i32>,
+    /// `--tty`.
+    pub tty: Option<Tty>,
+    /// `--memory`, as written.
+    pub memory: Option<String>,
+    /// `--cpu`, as written.
+    pub cpu: Option<String>,
+    /// `--tasks`, as written.
+    pub tasks: Option<String>,
+    /// `--nofile`, as written.
+    pub nofile: Option<String>,
+    /// `--tmp-size`, as written.
+    pub tmp_size: Option<String>,
+    /// `--time`, as written.
+    pub time: Option<String>,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// Run the command in a sandbox.
+    #[default]
+    Run,
+    /// Print the plan.
+    Plan,
+    /// Attempt the forbidden things.
+    Prove,
+    /// Tell which layers can be had.
+    Doctor,
+    /// Print completions.
+    Completions(Shell),
+    /// Print the help.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// A shell with completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "names of shells")]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Where the receipt goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// Standard output.
+    Stdout,
+    /// A file, replaced when it exists.
+    File(PathBuf),
+}
+
+/// `PATH[:DEST]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// Path on the host, as written: it may be relative.
+    pub path: PathBuf,
+    /// Absolute path inside; `None` is the same place.
+    pub dest: Option<PathBuf>,
+}
+
+/// `DEST[:SIZE]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tmpfs {
+    /// Absolute path inside.
+    pub dest: PathBuf,
+    /// Size, as written.
+    pub size: Option<String>,
+}
+
+/// Why a command line was refused. Each is shown behind `apex-run: ` and ends it with code 125.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the message of each says it")]
+pub enum OptionError {
+    #[error(
+        "unknown option `{given}`; the nearest is `--{nearest}` (put `--` before a command that begins with a dash)"
+    )]
+    UnknownNear {
+        given: String,
+        nearest: &'static str,
+    },
+    #[error(
+        "unknown option `{given}`; `apex-run --help` lists all (put `--` before a command that begins with a dash)"
+    )]
+    Unknown { given: String },
+    #[error("--{option} needs a value: --{option} {value}")]
+    MissingValue {
+        option: &'static str,
+        value: &'static str,
+    },
+    #[error(
+        "--{option} needs a value, but `{given}` follows it; write --{option}={given} if that is meant"
+    )]
+    OptionAsValue { option: &'static str, given: String },
+    #[error("--{option} takes no value, but `{given}` was given; remove `={given}`")]
+    UnwantedValue { option: &'static str, given: String },
+    #[error("--{option} was given twice; keep one of them")]
+    Twice { option: &'static str },
+    #[error("--{option} does not know `{given}`; {remedy}")]
+    UnknownWord {
+        option: &'static str,
+        given: String,
+        remedy: String,
+    },
+    #[error("--{option} got `{given}`, which {problem}; {remedy}")]
+    BadValue {
+        option: &'static str,
+        given: String,
+        problem: &'static str,
+        remedy: &'static str,
+    },
+    #[error(
+        "--{first} and --{second} each do something of their own; run them one after the other"
+    )]
+    Conflict {
+        first: &'static str,
+        second: &'static str,
+    },
+    #[error(
+        "--{option} reports on a command that runs, and --{action} runs none; leave one of them out"
+    )]
+    NothingToReport {
+        option: &'static str,
+        action: &'static str,
+    },
+    #[error(
+        "no command was given; put it behind the options: apex-run --profile shell -- ls -l (or see --help, --doctor)"
+    )]
+    MissingCommand,
+    #[error("the command is an empty word; put the name or the path of a program there")]
+    EmptyCommand,
+}
+
+/// Parses the arguments that follow the program's name.
+///
+/// # Errors
+/// The first thing that is wrong, from left to right; a missing command last.
+pub fn parse<I>(args: I) -> Result<Options, OptionError>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    let mut parser = Parser::from_args(args);
+    let mut options = Options::default();
+    let mut seen: Vec<&str> = Vec::new();
+    while let Some(row) = next_row(&mut parser, &mut options)? {
+        if seen.contains(&row.long) && !row.repeatable {
+            return Err(OptionError::Twice { option: row.long });
+        }
+        seen.push(row.long);
+        match row.kind {
+            Kind::Switch(switch) => {
+                check_bare(&mut parser, row)?;
+                set_switch(&mut options, switch)?;
+            }
+            Kind::Takes { value, name, .. } => {
+                let given = take_value(&mut parser, row, name)?;
+                set_value(&mut options, row, value, given)?;
+            }
+        }
+        // These answer at once, as they do everywhere: what follows may be half a command line.
+        if matches!(options.action, Action::Help | Action::Version) {
+            return Ok(options);
+        }
+    }
+    check_whole(&options)?;
+    Ok(options)
+}
+
+/// The row of the next option; at the first other word the rest becomes the command and `None` ends the options.
+fn next_row(
+    parser: &mut Parser,
+    options: &mut Options,
+) -> Result<Option<&'static Row>, OptionError> {
+    // `lexopt` fails here only on a value for an option that takes none, which `check_bare` has already ruled out.
+    let row = match parser.next().map_err(|error| OptionError::Unknown {
+        given: error.to_string(),
+    })? {
+        None => return Ok(None),
+        Some(Arg::Long(name)) => TABLE
+            .iter()
+            .find(|row| row.long == name)
+            .ok_or_else(|| unknown(name))?,
+        Some(Arg::Short(letter)) => TABLE
+            .iter()
+            .find(|row| row.short == Some(letter))
+            .ok_or_else(|| unknown_short(letter))?,
+        Some(Arg::Value(first)) => {
+            options.command.push(first);
+            let rest = parser
+                .raw_args()
+                .expect("no value is pending behind a word");
+            options.command.extend(rest);
+            return Ok(None);
+        }
+    };
+    Ok(Some(row))
+}
+
+fn unknown(name: &str) -> OptionError {
+    let given = format!("--{}", crate::escape::text(name));
+    match nearest(name, TABLE.iter().map(|row| row.long)) {
+        Some(nearest) => OptionError::UnknownNear { given, nearest },
+        None => OptionError::Unknown { given },
+    }
+}
+
+/// The word that a person most likely meant, if any is near.
+fn nearest<'w>(given: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    words
+        .map(|word| (strsim::jaro_winkler(given, word), word))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, word)| word)
+}
+
+fn unknown_short(letter: char) -> OptionError {
+    OptionError::Unknown {
+        given: format!("-{}", crate::escape::text(letter.encode_utf8(&mut [0; 4]))),
+    }
+}
+
+fn check_bare(parser: &mut Parser, row: &'static Row) -> Result<(), OptionError> {
+    match parser.optional_value() {
+        // Behind a short option this is a further one (`-hV`); none of ours can sensibly be followed by another.
+        Some(given) => Err(OptionError::UnwantedValue {
+            option: row.long,
+            given: shown(&given),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn take_value(
+    parser: &mut Parser,
+    row: &'static Row,
+    name: &'static str,
+) -> Result<OsString, OptionError> {
+    if let Some(value) = parser.optional_value() {
+        return Ok(value);
+    }
+    let value = parser.value().map_err(|_| OptionError::MissingValue {
+        option: row.long,
+        value: name,
+    })?;
+    // `--ro --rw /x` would otherwise grant a path called `--rw` and run `/x`.
+    if value.len() > 1 && value.as_bytes().starts_with(b"-") {
+        return Err(OptionError::OptionAsValue {
+            option: row.long,
+            given: shown(&value),
+        });
+    }
+    Ok(value)
+}
+
+fn set_switch(options: &mut Options, switch: Switch) -> Result<(), OptionError> {
+    match switch {
+        Switch::Why => options.why = true,
+        Switch::Json => options.json = true,
+        Switch::Plan => set_action(options, Action::Plan)?,
+        Switch::Prove => set_action(options, Action::Prove)?,
+        Switch::Doctor => set_action(options, Action::Doctor)?,
+        // At once, whatever stands before it.
+        Switch::Help => options.action = Action::Help,
+        Switch::Version => options.action = Action::Version,
+    }
+    Ok(())
+}
+
+fn set_value(
+    options: &mut Options,
+    row: &'static Row,
+    option: Value,
+    value: OsString,
+) -> Result<(), OptionError> {
+    match option {
+        Value::Mode => options.mode = Some(word(row, &value, MODES)?),
+        Value::Profile => options.profile = Some(text(row, value)?),
+        Value::Policy => options.policy = Some(path(row, value)?),
+        Value::Optional => options.optional.push(layer(row, &value)?),
+        Value::Ro => options.ro.push(bind(row, value)?),
+        Value::Rw => options.rw.push(bind(row, value)?),
+        Value::Tmpfs => options.tmpfs.push(tmpfs(row, &value)?),
+        Value::Deny => options.deny.push(path(row, value)?),
+        Value::Net => {
+            options.net = Some(word(
+                row,
+                &value,
+                &[("none", Network::None), ("host", Network::Host)],
+            )?)
+        }
+        Value::Env => options.env.push(variable(row, value)?),
+        Value::PassEnv => options
+            .pass_env
+            .push(variable_name(row, text(row, value)?)?),
+        Value::Workdir => options.workdir = Some(path(row, value)?),
+        Value::Uid => options.uid = Some(number(row, &value, 0)?),
+        Value::Gid => options.gid = Some(number(row, &value, 0)?),
+        Value::Hostname => options.hostname = Some(text(row, value)?),
+        Value::Fd => options.fds.push(descriptor(row, &value)?),
+        Value::Tty => {
+            options.tty = Some(word(
+                row,
+                &value,
+                &[("auto", Tty::Auto), ("yes", Tty::Yes), ("no", Tty::No)],
+            )?)
+        }
+        Value::Memory => options.memory = Some(text(row, value)?),
+        Value::Cpu => options.cpu = Some(text(row, value)?),
+        Value::Tasks => options.tasks = Some(text(row, value)?),
+        Value::Nofile => options.nofile = Some(text(row, value)?),
+        Value::TmpSize => options.tmp_size = Some(text(row, value)?),
+        Value::Time => options.time = Some(text(row, value)?),
+        Value::Receipt if value == "-" => options.receipt = Some(Sink::Stdout),
+        Value::Receipt => options.receipt = Some(Sink::File(path(row, value)?)),
+        Value::Completions => {
+            let shells = [
+                ("bash", Shell::Bash),
+                ("zsh", Shell::Zsh),
+                ("fish", Shell::Fish),
+            ];
+            set_action(options, Action::Completions(word(row, &value, &shells)?))?;
+        }
+    }
+    Ok(())
+}
+
+const MODES: &[(&str, Mode)] = &[
+    ("isolation", Mode::Isolation),
+    ("development", Mode::Development),
+    ("hybrid", Mode::Hybrid),
+];
+
+fn set_action(options: &mut Options, action: Action) -> Result<(), OptionError> {
+    if options.action != Action::Run {
+        return Err(OptionError::Conflict {
+            first: action_name(options.action),
+            second: action_name(action),
+        });
+    }
+    options.action = action;
+    Ok(())
+}
+
+const fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::Run => "run",
+        Action::Plan => "plan",
+        Action::Prove => "prove",
+        Action::Doctor => "doctor",
+        Action::Completions(_) => "completions",
+        Action::Help => "help",
+        Action::Version => "version",
+    }
+}
+
+fn check_whole(options: &Options) -> Result<(), OptionError> {
+    if options.action != Action::Run {
+        let action = action_name(options.action);
+        if options.why {
+            return Err(OptionError::NothingToReport {
+                option: "why",
+                action,
+            });
+        }
+        if options.receipt.is_some() {
+            return Err(OptionError::NothingToReport {
+                option: "receipt",
+                action,
+            });
+        }
+    }
+    match (options.action, options.command.first()) {
+        (Action::Run | Action::Plan, None) => Err(OptionError::MissingCommand),
+        (_, Some(command)) if command.is_empty() => Err(OptionError::EmptyCommand),
+        _ => Ok(()),
+    }
+}
+
+fn text(row: &'static Row, value: OsString) -> Result<String, OptionError> {
+    if value.is_empty() {
+        return Err(bad(
+            row,
+            &value,
+            "is empty",
+            "give a value or leave the option out",
+        ));
+    }
+    value
+        .into_string()
+        .map_err(|value| bad(row, &value, "is not UTF-8", "write it in UTF-8"))
+}
+
+fn path(row: &'static Row, value: OsString) -> Result<PathBuf, OptionError> {
+    if value.is_empty() {
+        return Err(bad(row, &value, "is empty", "name a file or a directory"));
+    }
+    Ok(PathBuf::from(value))
+}
+
+fn word<T: Copy>(row: &'static Row, value: &OsStr, words: &[(&str, T)]) -> Result<T, OptionError> {
+    words
+        .iter()
+        .find(|(name, _)| value == *name)
+        .map(|(_, meaning)| *meaning)
+        .ok_or_else(|| unknown_word(row, value))
+}
+
+fn unknown_word(row: &'static Row, value: &OsStr) -> OptionError {
+    let given = shown(value);
+    let words: &[&str] = match &row.kind {
+        Kind::Takes {
+            hint: Hint::Words(words),
+            ..
+        } => words,
+        Kind::Takes { .. } | Kind::Switch(_) => &[],
+    };
+    let remedy = match nearest(&given, words.iter().copied()) {
+        Some(nearest) => format!("the nearest is `{nearest}` of {}", words.join(", ")),
+        None => format!("it is one of {}", words.join(", ")),
+    };
+    OptionError::UnknownWord {
+        option: row.long,
+        given,
+        remedy,
+    }
+}
+
+fn layer(row: &'static Row, value: &OsStr) -> Result<Layer, OptionError> {
+    let layer = Layer::ALL
+        .into_iter()
+        .find(|layer| value == layer.name())
+        .ok_or_else(|| unknown_word(row, value))?;
+    if layer.is_foundation() {
+        let remedy = "leave it out; `apex-run --doctor` says how this host can give the layer";
+        return Err(bad(row, value, "no sandbox can do without", remedy));
+    }
+    Ok(layer)
+}
+
+/// Splits at the last `:/`, so that a colon elsewhere in a name needs no escape.
+fn bind(row: &'static Row, value: OsString) -> Result<Bind, OptionError> {
+    let bytes = value.as_bytes();
+    let bind = match bytes.windows(2).rposition(|pair| pair == b":/") {
+        None => Bind {
+            path: value.into(),
+            dest: None,
+        },
+        Some(0) => {
+            return Err(bad(
+                row,
+                &value,
+                "names no path before the colon",
+                "write PATH:DEST",
+            ));
+        }
+        Some(at) => Bind {
+            path: os_path(&bytes[..at]),
+            dest: Some(os_path(&bytes[at + 1..])),
+        },
+    };
+    if bind.path.as_os_str().is_empty() {
+        return Err(bad(
+            row,
+            OsStr::new(""),
+            "is empty",
+            "name a file or a directory",
+        ));
+    }
+    Ok(bind)
+}
+
+/// Splits at the last colon when what follows begins with a digit and can be no path.
+fn tmpfs(row: &'static Row, value: &OsStr) -> Result<Tmpfs, OptionError> {
+    let bytes = value.as_bytes();
+    let colon = bytes.iter().rposition(|byte| *byte == b':').filter(|at| {
+        let rest = &bytes[at + 1..];
+        rest.first().is_some_and(u8::is_ascii_digit) && !rest.contains(&b'/')
+    });
+    let dest = os_path(colon.map_or(bytes, |at| &bytes[..at]));
+    if !dest.is_absolute() {
+        return Err(bad(
+            row,
+            value,
+            "is not absolute",
+            "write the path inside from `/`, such as /var/cache:64M",
+        ));
+    }
+    let size = colon.map(|at| String::from_utf8_lossy(&bytes[at + 1..]).into_owned());
+    Ok(Tmpfs { dest, size })
+}
+
+fn variable(row: &'static Row, value: OsString) -> Result<(String, String), OptionError> {
+    let text = text(row, value)?;
+    match text.split_once('=') {
+        Some((name, _)) if name.is_empty() => Err(bad(
+            row,
+            OsStr::new(&text),
+            "has no name before the `=`",
+            "write NAME=VALUE",
+        )),
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => {
+            let remedy = "write NAME=VALUE, or use --pass-env NAME to pass the caller's value";
+            Err(bad(row, OsStr::new(&text), "has no `=`", remedy))
+        }
+    }
+}
+
+fn variable_name(row: &'static Row, name: String) -> Result<String, OptionError> {
+    if name.contains('=') {
+        let remedy = "write the name alone, or use --env NAME=VALUE to set it";
+        return Err(bad(row, OsStr::new(&name), "holds a `=`", remedy));
+    }
+    Ok(name)
+}
+
+fn number<T: std::str::FromStr + PartialOrd>(
+    row: &'static Row,
+    value: &OsStr,
+    least: T,
+) -> Result<T, OptionError> {
+    let number = value
+        .to_str()
+        .and_then(|text| text.parse::<T>().ok())
+        .filter(|number| *number >= least);
+    number.ok_or_else(|| {
+        bad(
+            row,
+            value,
+            "is not a number in range",
+            "write a whole number, without a sign",
+        )
+    })
+}
+
+fn descriptor(row: &'static Row, value: &OsStr) -> Result<i32, OptionError> {
+    let fd = number(row, value, 0)?;
+    if fd < 3 {
+        return Err(bad(
+            row,
+            value,
+            "is passed in any case",
+            "leave the option out",
+        ));
+    }
+    Ok(fd)
+}
+
+fn bad(
+    row: &'static Row,
+    given: &OsStr,
+    problem: &'static str,
+    remedy: &'static str,
+) -> OptionError {
+    OptionError::BadValue {
+        option: row.long,
+        given: shown(given),
+        problem,
+        remedy,
+    }
+}
+
+fn shown(word: &OsStr) -> String {
+    crate::escape::os(word).into_owned()
+}
+
+fn os_path(bytes: &[u8]) -> PathBuf {
+    Path::new(&OsString::from_vec(bytes.to_vec())).to_path_buf()
+}

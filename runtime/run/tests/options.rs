@@ -1,0 +1,301 @@
+//! Command lines, and what they mean.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use apex_core::layer::Layer;
+use apex_core::policy::{Mode, Network, Tty};
+use apex_run::options::{Action, Bind, Options, Shell, Sink, Tmpfs, parse};
+
+#[track_caller]
+fn check(args: &[&str], expected: Options) {
+    assert_eq!(parse(args), Ok(expected), "{args:?}");
+}
+
+#[track_caller]
+fn check_error(args: &[&str], expected: &str) {
+    assert_eq!(
+        parse(args).expect_err("it must be refused").to_string(),
+        expected,
+        "{args:?}"
+    );
+}
+
+fn run(command: &[&str]) -> Options {
+    Options {
+        command: command.iter().map(OsString::from).collect(),
+        ..Options::default()
+    }
+}
+
+fn bind(path: &str, dest: Option<&str>) -> Bind {
+    Bind {
+        path: path.into(),
+        dest: dest.map(PathBuf::from),
+    }
+}
+
+#[test]
+fn the_command_starts_at_the_first_other_word() {
+    check(&["ls", "-l"], run(&["ls", "-l"]));
+    check(&["--", "ls", "--mode", "x"], run(&["ls", "--mode", "x"]));
+    check(&["ls", "--", "-l"], run(&["ls", "--", "-l"]));
+    check(&["--", "--help"], run(&["--help"]));
+    check(&["--", "--", "x"], run(&["--", "x"]));
+    check(
+        &["--mode", "hybrid", "ls", "--mode", "x"],
+        Options {
+            mode: Some(Mode::Hybrid),
+            ..run(&["ls", "--mode", "x"])
+        },
+    );
+}
+
+#[test]
+fn repeated_values_keep_their_order() {
+    check(
+        &[
+            "--ro",
+            "/b",
+            "--ro=/a:/x",
+            "--rw",
+            "rel",
+            "--rw=/d:/e:/f",
+            "--deny",
+            "/k",
+            "--deny",
+            "/j",
+            "true",
+        ],
+        Options {
+            ro: vec![bind("/b", None), bind("/a", Some("/x"))],
+            rw: vec![bind("rel", None), bind("/d:/e", Some("/f"))],
+            deny: vec!["/k".into(), "/j".into()],
+            ..run(&["true"])
+        },
+    );
+}
+
+#[test]
+fn a_colon_in_a_name_needs_no_escape() {
+    check(
+        &["--ro", "/srv/a:b", "true"],
+        Options {
+            ro: vec![bind("/srv/a:b", None)],
+            ..run(&["true"])
+        },
+    );
+    let tmpfs = |dest: &str, size: Option<&str>| Tmpfs {
+        dest: dest.into(),
+        size: size.map(str::to_owned),
+    };
+    check(
+        &[
+            "--tmpfs", "/a", "--tmpfs", "/b:64M", "--tmpfs", "/c:d", "true",
+        ],
+        Options {
+            tmpfs: vec![
+                tmpfs("/a", None),
+                tmpfs("/b", Some("64M")),
+                tmpfs("/c:d", None),
+            ],
+            ..run(&["true"])
+        },
+    );
+}
+
+#[test]
+fn every_other_option_lands_in_its_field() {
+    let args = "--mode development --profile python --policy p.toml --optional landlock --optional cgroup --net host \
+        --env A=1 --env B==x --env C= --pass-env TERM --workdir /w --uid 7 --gid 8 --hostname box --fd 3 --fd 9 --tty no \
+        --memory 1G --cpu 50 --tasks 9 --nofile 64 --tmp-size 8M --time 10s --receipt - --why --json true";
+    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let expected = Options {
+        json: true,
+        why: true,
+        receipt: Some(Sink::Stdout),
+        mode: Some(Mode::Development),
+        profile: Some("python".to_owned()),
+        policy: Some("p.toml".into()),
+        optional: vec![Layer::Landlock, Layer::Cgroup],
+        net: Some(Network::Host),
+        env: vec![variable("A", "1"), variable("B", "=x"), variable("C", "")],
+        pass_env: vec!["TERM".to_owned()],
+        workdir: Some("/w".into()),
+        uid: Some(7),
+        gid: Some(8),
+        hostname: Some("box".to_owned()),
+        fds: vec![3, 9],
+        tty: Some(Tty::No),
+        memory: Some("1G".to_owned()),
+        cpu: Some("50".to_owned()),
+        tasks: Some("9".to_owned()),
+        nofile: Some("64".to_owned()),
+        tmp_size: Some("8M".to_owned()),
+        time: Some("10s".to_owned()),
+        ..run(&["true"])
+    };
+    check(&args.split_whitespace().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn actions() {
+    let action = |action| Options {
+        action,
+        ..Options::default()
+    };
+    check(
+        &["--plan", "true"],
+        Options {
+            action: Action::Plan,
+            ..run(&["true"])
+        },
+    );
+    check(&["--prove"], action(Action::Prove));
+    check(
+        &["--doctor", "--json"],
+        Options {
+            json: true,
+            ..action(Action::Doctor)
+        },
+    );
+    check(
+        &["--completions", "zsh"],
+        action(Action::Completions(Shell::Zsh)),
+    );
+    check(&["-V"], action(Action::Version));
+    check(&["--help", "--nonsense"], action(Action::Help));
+    check(&["--plan", "-h"], action(Action::Help));
+    check(
+        &["--receipt", "r.json", "true"],
+        Options {
+            receipt: Some(Sink::File("r.json".into())),
+            ..run(&["true"])
+        },
+    );
+}
+
+#[test]
+fn paths_need_not_be_text() {
+    let odd = OsString::from_vec(b"/a\xff:/b\xfe".to_vec());
+    let options = parse([OsString::from("--ro"), odd, OsString::from("true")]).unwrap();
+    assert_eq!(
+        options.ro[0].path.as_os_str(),
+        &OsString::from_vec(b"/a\xff".to_vec())
+    );
+    assert_eq!(
+        options.ro[0].dest,
+        Some(OsString::from_vec(b"/b\xfe".to_vec()).into())
+    );
+}
+
+#[test]
+fn unknown_words_name_the_nearest() {
+    let dash = "(put `--` before a command that begins with a dash)";
+    check_error(
+        &["--memroy", "1G", "x"],
+        &format!("unknown option `--memroy`; the nearest is `--memory` {dash}"),
+    );
+    check_error(
+        &["--qqq", "x"],
+        &format!("unknown option `--qqq`; `apex-run --help` lists all {dash}"),
+    );
+    check_error(
+        &["-x", "y"],
+        &format!("unknown option `-x`; `apex-run --help` lists all {dash}"),
+    );
+    check_error(
+        &["--mode", "isolated", "x"],
+        "--mode does not know `isolated`; the nearest is `isolation` of isolation, development, hybrid",
+    );
+    check_error(
+        &["--net", "bridge", "x"],
+        "--net does not know `bridge`; it is one of none, host",
+    );
+}
+
+#[test]
+fn a_missing_value_is_noticed() {
+    check_error(&["--memory"], "--memory needs a value: --memory SIZE");
+    check_error(
+        &["--ro", "--rw", "/x"],
+        "--ro needs a value, but `--rw` follows it; write --ro=--rw if that is meant",
+    );
+    check_error(
+        &["--mode", "--", "x"],
+        "--mode needs a value, but `--` follows it; write --mode=-- if that is meant",
+    );
+    check_error(
+        &["--plan=yes", "x"],
+        "--plan takes no value, but `yes` was given; remove `=yes`",
+    );
+}
+
+#[test]
+fn a_missing_command_says_what_to_do_next() {
+    let expected = "no command was given; put it behind the options: apex-run --profile shell -- ls -l (or see --help, --doctor)";
+    check_error(&[], expected);
+    check_error(&["--mode", "isolation", "--"], expected);
+    check_error(&["--plan"], expected);
+    check_error(
+        &["--", ""],
+        "the command is an empty word; put the name or the path of a program there",
+    );
+}
+
+#[test]
+fn contradictions_are_refused() {
+    check_error(
+        &["--mode=hybrid", "--mode=hybrid", "x"],
+        "--mode was given twice; keep one of them",
+    );
+    check_error(
+        &["--plan", "--prove", "x"],
+        "--plan and --prove each do something of their own; run them one after the other",
+    );
+    check_error(
+        &["--plan", "--why", "x"],
+        "--why reports on a command that runs, and --plan runs none; leave one of them out",
+    );
+}
+
+#[test]
+fn bad_values_are_refused() {
+    check_error(
+        &["--env", "PATH", "x"],
+        "--env got `PATH`, which has no `=`; write NAME=VALUE, or use --pass-env NAME to pass the caller's value",
+    );
+    check_error(
+        &["--pass-env", "A=b", "x"],
+        "--pass-env got `A=b`, which holds a `=`; write the name alone, or use --env NAME=VALUE to set it",
+    );
+    check_error(
+        &["--fd", "2", "x"],
+        "--fd got `2`, which is passed in any case; leave the option out",
+    );
+    check_error(
+        &["--uid", "root", "x"],
+        "--uid got `root`, which is not a number in range; write a whole number, without a sign",
+    );
+    check_error(
+        &["--ro", "", "x"],
+        "--ro got ``, which is empty; name a file or a directory",
+    );
+    check_error(
+        &["--tmpfs", "cache", "x"],
+        "--tmpfs got `cache`, which is not absolute; write the path inside from `/`, such as /var/cache:64M",
+    );
+    check_error(
+        &["--optional", "userns", "x"],
+        "--optional got `userns`, which no sandbox can do without; leave it out; `apex-run --doctor` says how this host can give the layer",
+    );
+}
+
+#[test]
+fn an_error_shows_no_raw_control_characters() {
+    let error = parse(["--mode", "\u{1b}[2J", "x"]).unwrap_err().to_string();
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+    let error = parse(["--\u{1b}[2J", "x"]).unwrap_err().to_string();
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+}

@@ -17,6 +17,8 @@ use nix::unistd::Pid;
 const SETTLE: Duration = Duration::from_secs(10);
 /// How often the machine is looked at meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often orphans of orphans are looked for.
+const GENERATIONS_MAX: usize = 16;
 /// Deeper than any cgroup that Apex makes.
 const CGROUP_DEPTH_MAX: usize = 6;
 
@@ -166,10 +168,17 @@ fn reap() {
 
 /// They have been reported; a machine that runs tests every day must not fill up with them.
 fn end_children() -> Result<()> {
-    for pid in children_of(std::process::id())? {
-        // It may have ended in between.
-        let _gone = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    for _generation in 0..GENERATIONS_MAX {
+        let children = children_of(std::process::id())?;
+        if children.is_empty() {
+            return Ok(());
+        }
+        for pid in children {
+            // It may have ended in between. Its own children become ours and are found in the next round.
+            let _gone = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+        reap();
     }
-    reap();
     Ok(())
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 
 use self::leaks::Belongings;
 use self::skips::Class;
-use self::tally::Tally;
+use self::tally::{Runner, Tally};
 use crate::{build, setup, shell};
 
 /// One whole run of the workspace's tests. A cold one takes minutes; this only ends what hangs.
@@ -57,7 +57,7 @@ pub fn run() -> Result<()> {
 
 /// Runs all tests of the workspace as we are, with nextest when it is there.
 fn workspace(apex_run: &Path, scratch: &user::Scratch, tally: &mut Tally) -> Result<()> {
-    for mut command in runners() {
+    for (runner, mut command) in runners() {
         // Colours would hide the lines that are counted.
         command
             .env("CARGO_TERM_COLOR", "never")
@@ -66,7 +66,7 @@ fn workspace(apex_run: &Path, scratch: &user::Scratch, tally: &mut Tally) -> Res
             .env("TMPDIR", scratch.dir("tmp-caller")?);
         let status = shell::stream(&mut command, LIMIT, |line| {
             println!("{line}");
-            tally.read(line);
+            tally.read(runner, line);
         })?;
         tally.ended(&shell::line(&command), status);
     }
@@ -74,7 +74,7 @@ fn workspace(apex_run: &Path, scratch: &user::Scratch, tally: &mut Tally) -> Res
 }
 
 /// nextest runs each test in a process of its own but knows no documentation tests; cargo test runs both.
-fn runners() -> Vec<Command> {
+fn runners() -> Vec<(Runner, Command)> {
     if shell::on_path("cargo-nextest").is_none() {
         let mut command = shell::cargo();
         command.args([
@@ -85,7 +85,7 @@ fn runners() -> Vec<Command> {
             "--",
             "--show-output",
         ]);
-        return vec![command];
+        return vec![(Runner::Libtest, command)];
     }
     let mut nextest = shell::cargo();
     nextest.args([
@@ -99,7 +99,7 @@ fn runners() -> Vec<Command> {
     ]);
     let mut documentation = shell::cargo();
     documentation.args(["test", "--workspace", "--locked", "--no-fail-fast", "--doc"]);
-    vec![nextest, documentation]
+    vec![(Runner::Nextest, nextest), (Runner::Libtest, documentation)]
 }
 
 fn close(tallies: &[Tally], left: usize, surprises: usize) -> Result<()> {

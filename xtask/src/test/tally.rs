@@ -15,6 +15,15 @@ pub struct Skip {
     pub reason: String,
 }
 
+/// Whose lines are read. nextest shows what the libtest inside printed; that must not count twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runner {
+    /// `cargo test`, or a test program run by itself.
+    Libtest,
+    /// `cargo nextest run`.
+    Nextest,
+}
+
 /// The count of one class of user.
 pub struct Tally {
     /// Who ran them.
@@ -58,25 +67,22 @@ impl Tally {
     }
 
     /// Takes one line of a runner's output.
-    pub fn read(&mut self, line: &str) {
+    pub fn read(&mut self, runner: Runner, line: &str) {
         let line = line.trim();
         if let Some(skip) = line.strip_prefix("SKIP ").and_then(skip) {
-            // Both runners may show the output of one test twice.
             if !self.skips.contains(&skip) {
                 self.skips.push(skip);
             }
-        } else if let Some(counts) = line
-            .strip_prefix("test result: ")
-            .and_then(|rest| rest.split_once(". "))
-        {
-            self.add(counts.1.split(';'));
-        } else if let Some(counts) = nextest_summary(line) {
-            self.add(counts.split(','));
-        } else if let Some(name) = libtest_failure(line).or_else(|| nextest_failure(line)) {
-            if !self.failures.contains(&name) {
-                self.failures.push(name);
-            }
+            return;
         }
+        let (counts, failure) = match runner {
+            Runner::Libtest => (libtest_summary(line), libtest_failure(line)),
+            Runner::Nextest => (nextest_summary(line), nextest_failure(line)),
+        };
+        if let Some(counts) = counts {
+            self.add(counts);
+        }
+        self.failures.extend(failure);
     }
 
     /// Notes how a runner ended. One that fails without having counted a failure must not look green.
@@ -90,8 +96,8 @@ impl Tally {
         self.failed_before = self.failed;
     }
 
-    fn add<'a>(&mut self, counts: impl Iterator<Item = &'a str>) {
-        for count in counts {
+    fn add(&mut self, counts: &str) {
+        for count in counts.split([',', ';']) {
             // nextest: "4 passed (1 slow)", "1 timed out"; libtest: "4 passed", "0 filtered out".
             let Some((number, what)) = count.trim().split_once(' ') else {
                 continue;
@@ -118,6 +124,12 @@ fn skip(rest: &str) -> Option<Skip> {
     })
 }
 
+/// `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s`
+fn libtest_summary(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("test result: ")?;
+    rest.split_once(". ").map(|(_, counts)| counts)
+}
+
 /// `Summary [   0.010s] 5 tests run: 4 passed, 1 failed, 0 skipped`
 fn nextest_summary(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("Summary [")?;
@@ -130,22 +142,24 @@ fn libtest_failure(line: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `TIMEOUT`, `SIGABRT` and other signals
+/// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `TIMEOUT`, `SIGABRT` and other signals. Failures are named
+/// where they happen, with their number, and once more at the end, without it.
 fn nextest_failure(line: &str) -> Option<String> {
     let (word, rest) = line.split_once(" [")?;
     let is_failure =
         word == "FAIL" || word == "TIMEOUT" || word == "XFAIL" || word.starts_with("SIG");
     let (_, name) = rest.split_once("] ")?;
-    is_failure.then(|| name.trim_start().to_owned())
+    let is_first = name.trim_start().starts_with('(');
+    (is_failure && is_first).then(|| name.trim_start().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(lines: &str, passed: usize, failed: usize, skipped: usize) -> Tally {
+    fn check(runner: Runner, lines: &str, passed: usize, failed: usize, skipped: usize) -> Tally {
         let mut tally = Tally::new(Class::User);
-        lines.lines().for_each(|line| tally.read(line));
+        lines.lines().for_each(|line| tally.read(runner, line));
         assert_eq!(
             (tally.passed(), tally.failed, tally.skipped()),
             (passed, failed, skipped),
@@ -157,6 +171,7 @@ mod tests {
     #[test]
     fn libtest_lines_are_added_up() {
         let tally = check(
+            Runner::Libtest,
             "test a::b ... ok\ntest a::c ... FAILED\n\
              test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.00s\n\
              test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
@@ -170,7 +185,9 @@ mod tests {
     #[test]
     fn a_nextest_summary_counts_what_timed_out_as_failed() {
         let tally = check(
+            Runner::Nextest,
             "        FAIL [   0.005s] (1/5) apex-tests::escape ptrace\n\
+             test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out\n\
              Summary [   0.010s] 6 tests run: 3 passed (1 slow), 1 failed, 1 timed out, 1 exec failed, 0 skipped",
             3,
             3,
@@ -182,6 +199,7 @@ mod tests {
     #[test]
     fn a_skip_is_not_a_pass() {
         let tally = check(
+            Runner::Libtest,
             "    SKIP escape::oom: no cgroup delegation: ask the administrator\n\
              SKIP escape::oom: no cgroup delegation: ask the administrator\n\
              test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
@@ -197,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_runner_that_dies_without_a_word_fails_the_run() {
-        let mut tally = check("", 0, 0, 0);
+        let mut tally = check(Runner::Libtest, "", 0, 0, 0);
         tally.ended(
             "cargo test",
             std::os::unix::process::ExitStatusExt::from_raw(0x100),

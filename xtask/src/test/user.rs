@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use super::LIMIT;
 use super::skips::Class;
-use super::tally::Tally;
+use super::tally::{Runner, Tally};
 use crate::build::TestBinary;
 use crate::shell;
 
@@ -78,7 +78,7 @@ pub fn run(apex_run: &Path, binaries: &[TestBinary], scratch: &Scratch) -> Resul
         let mut command = stage.command(binary)?;
         let status = shell::stream(&mut command, LIMIT, |line| {
             println!("{line}");
-            tally.read(line);
+            tally.read(Runner::Libtest, line);
         });
         match status {
             Ok(status) => tally.ended(&format!("{} {}", binary.package, binary.target), status),

@@ -52,6 +52,21 @@ pub fn tests() -> Result<Vec<TestBinary>> {
         .collect()
 }
 
+/// What cargo knows of the workspace's own packages.
+pub fn metadata() -> Result<Value> {
+    let mut command = shell::cargo();
+    let output = command
+        .args(["metadata", "--format-version=1", "--no-deps", "--locked"])
+        .stderr(Stdio::inherit())
+        .output();
+    let output = output.context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("{} failed: {}", shell::line(&command), output.status);
+    }
+    serde_json::from_slice(&output.stdout)
+        .context("cargo metadata wrote something that is not JSON")
+}
+
 fn test_binary(message: &Value) -> Result<TestBinary> {
     let text = |value: &Value| {
         value

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use self::leaks::Belongings;
 use self::skips::Class;
 use self::tally::{Runner, Tally};
-use crate::{build, setup, shell};
+use crate::{build, check, setup, shell};
 
 /// One whole run of the workspace's tests. A cold one takes minutes; this only ends what hangs.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -25,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Sets up, checks, tests, and ends with the closing line.
 pub fn run() -> Result<()> {
     setup::ensure(setup::Need::Tests)?;
+    check::run()?;
     let apex_run = build::apex_run()?;
     let binaries = build::tests()?;
 

@@ -82,7 +82,9 @@ impl Tally {
         if let Some(counts) = counts {
             self.add(counts);
         }
-        self.failures.extend(failure);
+        // nextest names a failure where it happens and again at the end.
+        self.failures
+            .extend(failure.filter(|name| !self.failures.contains(name)));
     }
 
     /// Notes how a runner ended. One that fails without having counted a failure must not look green.
@@ -142,15 +144,13 @@ fn libtest_failure(line: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `TIMEOUT`, `SIGABRT` and other signals. Failures are named
-/// where they happen, with their number, and once more at the end, without it.
+/// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `TIMEOUT`, `SIGABRT` and other signals
 fn nextest_failure(line: &str) -> Option<String> {
     let (word, rest) = line.split_once(" [")?;
     let is_failure =
         word == "FAIL" || word == "TIMEOUT" || word == "XFAIL" || word.starts_with("SIG");
     let (_, name) = rest.split_once("] ")?;
-    let is_first = name.trim_start().starts_with('(');
-    (is_failure && is_first).then(|| name.trim_start().to_owned())
+    is_failure.then(|| name.trim_start().to_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,106 @@
+//! Skips that are known, by class of user; any other one fails the run.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::tally::{Skip, Tally};
+
+/// Who runs the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Root.
+    Root,
+    /// A user without privileges.
+    User,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Root => "root",
+            Class::User => "an unprivileged user",
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expectations {
+    #[serde(default)]
+    skip: Vec<Expected>,
+}
+
+/// One skip that is known.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    /// Who skips it.
+    class: Class,
+    /// Full name of the test.
+    name: String,
+    /// How the reason begins that the test must give: a skip for another reason is news.
+    reason: String,
+}
+
+impl Expected {
+    fn covers(&self, class: Class, skip: &Skip) -> bool {
+        self.class == class && self.name == skip.name && skip.reason.starts_with(&self.reason)
+    }
+}
+
+/// Reports both directions and returns how many skips were not expected.
+pub fn compare(tallies: &[Tally], file: &Path) -> Result<usize> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let expected: Expectations =
+        toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+    let mut surprises = 0;
+    for tally in tallies {
+        for skip in &tally.skips {
+            let is_known = expected
+                .skip
+                .iter()
+                .any(|known| known.covers(tally.class, skip));
+            println!(
+                "{} as {}: {}: {}",
+                if is_known {
+                    "skipped"
+                } else {
+                    "UNEXPECTED SKIP"
+                },
+                tally.class,
+                skip.name,
+                skip.reason
+            );
+            surprises += usize::from(!is_known);
+        }
+        if tally.ignored > 0 {
+            println!(
+                "UNEXPECTED SKIP as {}: {} tests are marked #[ignore], which gives no reason",
+                tally.class, tally.ignored
+            );
+            surprises += tally.ignored;
+        }
+        for known in expected
+            .skip
+            .iter()
+            .filter(|known| known.class == tally.class)
+        {
+            if !tally
+                .skips
+                .iter()
+                .any(|skip| known.covers(tally.class, skip))
+            {
+                println!(
+                    "expected skip did not happen as {}: {} ({})",
+                    tally.class, known.name, known.reason
+                );
+            }
+        }
+    }
+    Ok(surprises)
+}

@@ -69,6 +69,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// SHA-256 of the plan, in hexadecimal: two runs with the same one had the same confinement.
+    pub fn digest(&self) -> String {
+        use sha2::{Digest, Sha256};
+        // The derived form names every field, so it changes whenever the plan does.
+        let bytes = Sha256::digest(format!("{self:?}").as_bytes());
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Whether a layer is to be put in force.
     pub fn has(&self, layer: Layer) -> bool {
         self.layers.get(&layer) != Some(&Requirement::Off) && !self.skipped.contains_key(&layer)

@@ -13,6 +13,8 @@ use apex_core::plan::CgroupPlan;
 use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::{Errno, prctl};
 
+use crate::cgroup::{Controller, Site};
+
 /// A path of the host that was opened, and what it was then.
 #[derive(Debug)]
 pub struct Held {
@@ -26,7 +28,7 @@ pub struct Held {
 #[derive(Debug, Default)]
 pub struct LiveHost {
     opened: RefCell<HashMap<(PathBuf, bool), Result<Rc<Held>, Refusal>>>,
-    cgroup: RefCell<Option<CgroupSupport>>,
+    site: RefCell<Option<Rc<Site>>>,
 }
 
 /// Why a path was not opened.
@@ -49,9 +51,9 @@ impl LiveHost {
         found.as_ref().ok().map(Rc::clone)
     }
 
-    /// What the host offers for limits, as found when the planner asked.
-    pub fn cgroup_support(&self) -> Option<CgroupSupport> {
-        self.cgroup.borrow().clone()
+    /// Where the sandbox's cgroup can be made, as found when the planner asked.
+    pub fn site(&self) -> Option<Rc<Site>> {
+        self.site.borrow().clone()
     }
 
     fn open(&self, path: &Path, follow: bool) -> Result<Rc<Held>, Refusal> {
@@ -99,8 +101,9 @@ impl Host for LiveHost {
     }
 
     fn cgroup(&self, plan: &CgroupPlan) -> CgroupSupport {
-        let support = crate::cgroup::support(plan);
-        *self.cgroup.borrow_mut() = Some(support.clone());
+        let site = Rc::new(Site::find(&Controller::wanted(plan)));
+        let support = site.support();
+        *self.site.borrow_mut() = Some(site);
         support
     }
 

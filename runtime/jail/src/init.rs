@@ -22,23 +22,21 @@ use crate::wire::{End, Order, Report};
 use crate::{landlock, root};
 
 /// What the init is born with.
-pub struct Init<'a> {
+pub struct Init<'a, 'p> {
     pub plan: &'a Plan,
     pub host: &'a LiveHost,
     pub socket: End,
     /// Trees that the launcher took; `None` when the init must take them itself.
     pub trees: Option<Trees>,
     pub program: Option<&'a Program>,
-    /// Whether the cgroup namespace is entered after the cgroup was joined (cgroup v1).
-    pub late_cgroup_namespace: bool,
     pub pause: bool,
     pub streams_on_terminal: [bool; 3],
     /// The signal mask that the command gets.
     pub mask: Set,
-    pub payload: Payload<'a>,
+    pub payload: Payload<'p>,
 }
 
-impl Init<'_> {
+impl Init<'_, '_> {
     /// Never returns: the process is the sandbox's.
     pub fn run(mut self) -> ! {
         let code = match self.start().and_then(|child| self.watch(child)) {
@@ -133,7 +131,7 @@ impl Init<'_> {
 
     /// After the cgroup was joined: the namespace's root is the cgroup that one is in when entering it (cgroup_namespaces(7)).
     fn enter_cgroup_namespace(&self) -> Result<(), Failure> {
-        if !self.late_cgroup_namespace || !self.plan.has(Layer::Cgroupns) {
+        if !self.plan.has(Layer::Cgroupns) {
             return Ok(());
         }
         process::unshare(nix::libc::CLONE_NEWCGROUP).map_err(Failure::at(Step::CgroupNamespace, 0))

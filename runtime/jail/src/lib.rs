@@ -1,3 +1,18 @@
 //! `apex-jail` carries out a plan and reports what the kernel says about it.
 
 pub mod cgroup;
+pub mod host;
+mod init;
+mod landlock;
+pub mod launch;
+mod listen;
+mod placeholder;
+mod readback;
+mod relay;
+mod root;
+mod seal;
+pub mod seccomp;
+pub mod step;
+mod supervise;
+mod trees;
+mod wire;

@@ -8,3 +8,5 @@ pub struct Table {}
 
 /// Placeholder until the seccomp work lands.
 pub fn table(_policy: &crate::policy::Syscalls, _record: bool) -> Table { Table {} }
+
+impl Table { pub fn allowed(&self)->&[&'static str]{&[]} pub fn refused(&self)->&[&'static str]{&[]} }

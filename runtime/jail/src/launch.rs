@@ -1,0 +1,284 @@
+//! The launcher: everything outside the sandbox, before, around and after it.
+//!
+//! Input: a plan and the host on which it was made. Output: an [`Outcome`]. Whatever fails, nothing is left behind: the init is
+//! killed and reaped, the cgroup and placeholders are removed when their owners here are dropped.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use apex_core::layer::Layer;
+use apex_core::plan::{IdentityPlan, Plan};
+use apex_core::policy::Network;
+use apex_core::receipt::Receipt;
+use apex_core::refusal::Refusal;
+use apex_sys::process::{self, Pid, Side};
+use apex_sys::signal::{self, Set};
+use apex_sys::{Errno, fs, terminal};
+
+use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::host::LiveHost;
+use crate::init::Init;
+use crate::placeholder::Placeholders;
+use crate::readback;
+pub use crate::seal::Payload;
+use crate::seccomp::{self, SeccompError};
+use crate::step::{Failure, Step};
+use crate::supervise::{self, Running};
+use crate::trees::{self, Trees};
+use crate::wire::{End, Order};
+
+/// First host id of the sandboxes that root starts; the launcher's pid is added, so that no two live sandboxes share one. The range
+/// above 0x6fffffff is used by nobody (systemd's UIDS-GIDS document).
+const HOST_ID_BASE: u32 = 0x7000_0000;
+
+/// Signals that are passed on to the command.
+const PASSED: [i32; 12] = [
+    nix::libc::SIGHUP,
+    nix::libc::SIGINT,
+    nix::libc::SIGQUIT,
+    nix::libc::SIGTERM,
+    nix::libc::SIGUSR1,
+    nix::libc::SIGUSR2,
+    nix::libc::SIGALRM,
+    nix::libc::SIGCONT,
+    nix::libc::SIGTSTP,
+    nix::libc::SIGWINCH,
+    nix::libc::SIGPIPE,
+    nix::libc::SIGCHLD,
+];
+
+/// Why a sandbox did not come to be, or could not be watched to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// A step failed.
+    #[error("{0}")]
+    Step(String),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The system call filter.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    /// The command is not there (exit 127).
+    #[error("{0}")]
+    NotFound(String),
+    /// The command cannot be executed (exit 126).
+    #[error("{0}")]
+    NotExecutable(String),
+    /// The kernel's answers differ from the plan.
+    #[error("the kernel did not put in force what was asked for: {0}; the sandbox was not started")]
+    Mismatch(String),
+    /// The receipt could not be handed over.
+    #[error("writing the receipt: {0}; the sandbox was not started")]
+    Receipt(String),
+}
+
+impl JailError {
+    /// In the words of the plan.
+    pub fn from_failure(failure: Failure, plan: &Plan) -> JailError {
+        let words = failure.explain(plan);
+        match (failure.step, failure.errno) {
+            (Step::Exec, Errno::ENOENT) => JailError::NotFound(format!(
+                "{words}; the file, or the interpreter or loader that it names, is not in the sandbox: `--why` tells which"
+            )),
+            (Step::Exec, _) => JailError::NotExecutable(words),
+            _ => JailError::Step(words),
+        }
+    }
+}
+
+/// How a sandbox ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The command exited.
+    Code(i32),
+    /// The command was ended by a signal.
+    Signal(i32),
+    /// The wall time was over.
+    TimedOut,
+    /// The kernel killed it at its memory limit.
+    OutOfMemory,
+}
+
+/// What is known after the end.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// What was refused, when that was recorded, and limits that were reached.
+    pub refusals: Vec<Refusal>,
+    /// What the cgroup counted.
+    pub usage: Option<cgroup::Outcome>,
+}
+
+/// What to do beside running.
+pub struct Options<'a> {
+    /// Gets the receipt before the command starts.
+    pub receipt: Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>,
+    /// What runs in the sandbox.
+    pub payload: Payload<'a>,
+}
+
+/// Closes every descriptor that the caller leaked to us, before anything of our own is opened.
+pub fn close_inherited(keep: &[i32]) -> Result<(), Errno> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|number| u32::try_from(*number).ok()).filter(|number| *number > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for number in keep {
+        if number > first {
+            process::close_from(first, number - 1, false)?;
+        }
+        first = number + 1;
+    }
+    process::close_from(first, u32::MAX, false)
+}
+
+/// Runs a plan to its end.
+pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome, JailError> {
+    let explain = |failure: Failure| JailError::from_failure(failure, plan);
+    check_descriptors(plan).map_err(explain)?;
+    let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, seccomp::CacheDir::find().as_ref())).transpose()?;
+    let cgroup = create_cgroup(plan, host)?;
+    let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
+    let trees = take_trees(plan, host).map_err(explain)?;
+    let mask = signal::block(&Set::of(&PASSED)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
+    let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
+    let pause = options.receipt.is_some();
+    let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);
+    match process::clone_into(namespaces(plan), into).map_err(Failure::at(Step::CreateNamespaces, 0)).map_err(explain)? {
+        Side::Child => {
+            drop(outer);
+            let init = Init {
+                plan,
+                host,
+                socket: inner,
+                trees,
+                program: program.as_ref(),
+                pause,
+                streams_on_terminal: streams_on_terminal(plan),
+                mask,
+                payload: options.payload,
+            };
+            init.run()
+        }
+        Side::Parent { pid, pidfd } => {
+            drop((inner, trees));
+            let mut running = Running::new(plan, pid, pidfd, outer, cgroup, placeholders, mask);
+            running.attach(|running| attach(plan, running))?;
+            let receipt = options.receipt;
+            supervise::to_the_end(&mut running, |running, sealed| deliver(receipt, plan, running, sealed))
+        }
+    }
+}
+
+/// Maps first, since the init waits for them to begin; the cgroup while it builds its root: joining one on v1 may wait for the kernel.
+fn attach(plan: &Plan, running: &mut Running<'_>) -> Result<(), JailError> {
+    let explain = |failure: Failure| JailError::from_failure(failure, plan);
+    write_id_maps(running.init, &plan.identity).map_err(Failure::at(Step::WriteIdMaps, 0)).map_err(explain)?;
+    running.socket.order(Order::Mapped).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
+    if let Some(cgroup) = &mut running.cgroup {
+        cgroup.attach(running.init)?;
+    }
+    running.socket.order(Order::Attached).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
+}
+
+type Deliver<'a> = Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>;
+
+/// Reads the receipt while the sealed process waits, and only lets it go on when the kernel confirms the plan.
+fn deliver(receipt: Deliver<'_>, plan: &Plan, running: &Running<'_>, sealed: Pid) -> Result<(), JailError> {
+    let Some(deliver) = receipt else { return Ok(()) };
+    let receipt = readback::read(plan, running.init, sealed, running.cgroup.as_ref());
+    deliver(&receipt).map_err(JailError::Receipt)?;
+    match readback::mismatch(&receipt) {
+        Some(words) => Err(JailError::Mismatch(words)),
+        None => Ok(()),
+    }
+}
+
+/// A directory among the descriptors would be a way around the new root.
+fn check_descriptors(plan: &Plan) -> Result<(), Failure> {
+    for number in [0, 1, 2].into_iter().chain(plan.fds.iter().copied()) {
+        let failed = Failure::at(Step::CheckDescriptors, usize::try_from(number).unwrap_or(0));
+        let stat = fs::borrow(number).and_then(|fd| fs::stat(fd, c"")).map_err(&failed)?;
+        if stat.is(nix::libc::S_IFDIR) {
+            return Err(failed(Errno::EISDIR));
+        }
+    }
+    Ok(())
+}
+
+fn create_cgroup(plan: &Plan, host: &LiveHost) -> Result<Option<Cgroup>, JailError> {
+    match (&plan.cgroup, host.site()) {
+        (Some(limits), Some(site)) => Ok(Some(Cgroup::create(limits, &site)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Only root may take and idmap trees before the namespaces exist; for others the init does it (see [`trees`]).
+fn take_trees(plan: &Plan, host: &LiveHost) -> Result<Option<Trees>, Failure> {
+    if plan.identity.caller_uid != 0 {
+        return Ok(None);
+    }
+    let userns = (plan.identity.own_host_ids && trees::wants_idmap(plan)).then(|| idmap(&plan.identity)).transpose();
+    let userns = userns.map_err(Failure::at(Step::Idmap, 0))?;
+    Trees::take(plan, host, false, userns.as_ref().map(AsFd::as_fd)).map(Some)
+}
+
+/// A user namespace in which the caller's files belong to the sandbox's host id.
+fn idmap(identity: &IdentityPlan) -> Result<OwnedFd, Errno> {
+    process::user_namespace(|pid| {
+        let id = host_id();
+        write_map(pid, "uid_map", identity.caller_uid, id)?;
+        write_map(pid, "gid_map", identity.caller_gid, id)?;
+        let name = format!("/proc/{pid}/ns/user");
+        fs::open(fs::cwd(), &crate::host::c_path(name.as_ref())?, nix::libc::O_RDONLY, 0)
+    })
+}
+
+fn host_id() -> u32 {
+    HOST_ID_BASE + std::process::id()
+}
+
+fn write_id_maps(init: Pid, identity: &IdentityPlan) -> Result<(), Errno> {
+    let outside = |caller| if identity.own_host_ids { host_id() } else { caller };
+    write_map(init, "uid_map", identity.uid, outside(identity.caller_uid))?;
+    if identity.caller_uid != 0 {
+        // Without privilege the kernel wants setgroups given up first (user_namespaces(7)).
+        write_proc(init, "setgroups", "deny")?;
+    }
+    write_map(init, "gid_map", identity.gid, outside(identity.caller_gid))
+}
+
+fn write_map(pid: Pid, file: &str, inside: u32, outside: u32) -> Result<(), Errno> {
+    write_proc(pid, file, &format!("{inside} {outside} 1"))
+}
+
+fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> {
+    let name = crate::host::c_path(format!("/proc/{pid}/{file}").as_ref())?;
+    let file = fs::open(fs::cwd(), &name, nix::libc::O_WRONLY, 0)?;
+    fs::write(file.as_fd(), text.as_bytes()).map(drop)
+}
+
+/// The cgroup namespace is entered later, from within the cgroup.
+fn namespaces(plan: &Plan) -> u64 {
+    const NEWTIME: i32 = 0x80;
+    let mut flags = nix::libc::CLONE_NEWUSER | nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS;
+    let optional = [
+        (Layer::Ipcns, nix::libc::CLONE_NEWIPC),
+        (Layer::Utsns, nix::libc::CLONE_NEWUTS),
+        (Layer::Timens, NEWTIME),
+    ];
+    for (layer, flag) in optional {
+        if plan.has(layer) {
+            flags |= flag;
+        }
+    }
+    if plan.network == Network::None {
+        flags |= nix::libc::CLONE_NEWNET;
+    }
+    flags as u64
+}
+
+fn streams_on_terminal(plan: &Plan) -> [bool; 3] {
+    let is_terminal = |number| fs::borrow(number).is_ok_and(|fd: BorrowedFd<'_>| terminal::is_terminal(fd));
+    if plan.tty { [true, true, is_terminal(2)] } else { [false; 3] }
+}

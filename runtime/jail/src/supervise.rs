@@ -1,0 +1,288 @@
+//! Watching over a running sandbox: its reports, signals to pass on, its terminal, its time, its refused calls; and the end.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use apex_core::plan::Plan;
+use apex_core::refusal::{Attempt, Refusal};
+use apex_sys::process::{self, Ended, Pid};
+use apex_sys::signal::{self, Interest, Set};
+use apex_sys::Errno;
+
+use crate::cgroup::{self, Cgroup};
+use crate::launch::{Ending, JailError, Outcome};
+use crate::listen::Listener;
+use crate::placeholder::Placeholders;
+use crate::relay::Relay;
+use crate::step::{Failure, Step};
+use crate::wire::{End, Order, Report};
+
+/// Signals that a signalfd yields here.
+const WATCHED: [i32; 11] = [
+    nix::libc::SIGHUP,
+    nix::libc::SIGINT,
+    nix::libc::SIGQUIT,
+    nix::libc::SIGTERM,
+    nix::libc::SIGUSR1,
+    nix::libc::SIGUSR2,
+    nix::libc::SIGALRM,
+    nix::libc::SIGCONT,
+    nix::libc::SIGTSTP,
+    nix::libc::SIGWINCH,
+    nix::libc::SIGPIPE,
+];
+
+/// A sandbox that lives. Dropping it ends it: the init is killed and reaped, then cgroup and placeholders are removed.
+pub struct Running<'a> {
+    pub plan: &'a Plan,
+    pub init: Pid,
+    pub socket: End,
+    pub cgroup: Option<Cgroup>,
+    pidfd: OwnedFd,
+    reaped: bool,
+    started: Instant,
+    relay: Option<Relay>,
+    listener: Option<Listener>,
+    mask: Set,
+    _placeholders: Placeholders,
+}
+
+impl<'a> Running<'a> {
+    pub fn new(
+        plan: &'a Plan,
+        init: Pid,
+        pidfd: OwnedFd,
+        socket: End,
+        cgroup: Option<Cgroup>,
+        placeholders: Placeholders,
+        mask: Set,
+    ) -> Self {
+        Running {
+            plan,
+            init,
+            socket,
+            cgroup,
+            pidfd,
+            reaped: false,
+            started: Instant::now(),
+            relay: None,
+            listener: None,
+            mask,
+            _placeholders: placeholders,
+        }
+    }
+
+    /// Runs the launcher's part of the start. When it fails because the init has ended, the init's own report is the better reason.
+    pub fn attach(&mut self, work: impl FnOnce(&mut Self) -> Result<(), JailError>) -> Result<(), JailError> {
+        let Err(error) = work(self) else { return Ok(()) };
+        self.kill();
+        while let Ok(Some((report, _))) = self.socket.next_report() {
+            if let Report::Failed(failure) = report
+                && failure.step != Step::Handshake
+            {
+                return Err(JailError::from_failure(failure, self.plan));
+            }
+        }
+        Err(error)
+    }
+
+    fn failed(&self, step: Step) -> impl Fn(Errno) -> JailError {
+        let plan = self.plan;
+        move |errno| JailError::from_failure(Failure { step, index: 0, errno }, plan)
+    }
+
+    /// Ends every process of the sandbox and waits for the last of them.
+    fn kill(&mut self) {
+        if !self.reaped {
+            use std::os::fd::AsRawFd;
+            let _ = process::pidfd_signal(self.pidfd.as_raw_fd(), nix::libc::SIGKILL);
+            let _ = self.reap();
+        }
+    }
+
+    /// The init is the last process of its pid namespace to be reaped (pid_namespaces(7)).
+    fn reap(&mut self) -> Result<Option<Ended>, Errno> {
+        self.reaped = true;
+        process::wait(self.init, 0).map(|ended| ended.map(|(_, ended)| ended))
+    }
+
+    fn remaining_ms(&self) -> Option<u64> {
+        let limit = Duration::from_millis(self.plan.wall_time_ms?);
+        // Rounded up: a wait must not end before the time is over.
+        let left = limit.saturating_sub(self.started.elapsed());
+        Some(u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What one round of waiting found.
+enum Event {
+    Report(Report, Option<OwnedFd>),
+    Gone,
+    TimedOut,
+    Handled,
+}
+
+/// Watches a sandbox until it has ended. `sealed` is called when the command's process waits with every layer in force.
+pub fn to_the_end(
+    running: &mut Running<'_>,
+    sealed: impl FnOnce(&Running<'_>, Pid) -> Result<(), JailError>,
+) -> Result<Outcome, JailError> {
+    let signals = signal::descriptor(&Set::of(&WATCHED)).map_err(running.failed(Step::Supervise))?;
+    let mut sealed = Some(sealed);
+    let ended = loop {
+        match next_event(running, &signals).map_err(running.failed(Step::Supervise))? {
+            Event::Handled => {}
+            Event::TimedOut => break None,
+            Event::Gone => break Some(vanished(running)?),
+            Event::Report(Report::Failed(failure), _) => return Err(JailError::from_failure(failure, running.plan)),
+            Event::Report(Report::Terminal, master) => {
+                running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;
+            }
+            Event::Report(Report::Sealed { pid, listener }, _) => {
+                let pid = outside_pid(running.init, pid).map_err(running.failed(Step::Handshake))?;
+                if let Some(sealed) = sealed.take() {
+                    sealed(running, pid)?;
+                }
+                running.listener = Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
+                running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
+            }
+            Event::Report(Report::Ended(ended), _) => break Some(ended),
+        }
+    };
+    finish(running, ended)
+}
+
+fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Errno> {
+    let timeout = running.remaining_ms();
+    if timeout == Some(0) {
+        return Ok(Event::TimedOut);
+    }
+    let mut interests = vec![
+        Interest { fd: running.socket.0.as_fd(), write: false, ready: false },
+        Interest { fd: signals.as_fd(), write: false, ready: false },
+    ];
+    let listener_at = interests.len();
+    interests.extend(running.listener.as_ref().map(|listener| Interest { fd: listener.fd(), write: false, ready: false }));
+    let relay_at = interests.len();
+    interests.extend(running.relay.iter().flat_map(Relay::interests));
+    signal::poll(&mut interests, timeout)?;
+    let ready: Vec<bool> = interests.iter().map(|interest| interest.ready).collect();
+    drop(interests);
+    if relay_at > listener_at && ready[listener_at] && !running.listener.as_mut().is_none_or(Listener::serve) {
+        // Nobody who could call is left.
+        running.listener = running.listener.take().map(Listener::close);
+    }
+    if let Some(relay) = &mut running.relay {
+        relay.serve(&ready[relay_at..])?;
+    }
+    if ready[1] {
+        while let Some(number) = signal::next(signals.as_fd())? {
+            pass_on(running, number)?;
+        }
+    }
+    if !ready[0] {
+        return Ok(Event::Handled);
+    }
+    Ok(match running.socket.next_report()? {
+        Some((report, fd)) => Event::Report(report, fd),
+        None => Event::Gone,
+    })
+}
+
+/// Sends a signal on to the command. Stop and continue are done to the launcher too, so that the caller's shell sees them.
+fn pass_on(running: &mut Running<'_>, number: i32) -> Result<(), Errno> {
+    use nix::libc::{SIGCONT, SIGSTOP, SIGTSTP, SIGWINCH};
+    match (number, &running.relay) {
+        (SIGWINCH, Some(relay)) => return relay.resize(),
+        (SIGTSTP, _) => {
+            // The command's group is an orphan, for which SIGTSTP means nothing.
+            running.socket.order(Order::Signal(SIGSTOP))?;
+            process::kill(std::process::id() as Pid, SIGSTOP)?;
+            running.socket.order(Order::Signal(SIGCONT))
+        }
+        _ => match running.socket.order(Order::Signal(number)) {
+            // It is ending by itself; its report is next.
+            Err(Errno::EPIPE) => Ok(()),
+            other => other,
+        },
+    }
+}
+
+/// The init is gone without a word: somebody killed it, the kernel for memory or a person.
+fn vanished(running: &mut Running<'_>) -> Result<Ended, JailError> {
+    match running.reap() {
+        Ok(Some(Ended::Signal(number))) => Ok(Ended::Signal(number)),
+        Ok(_) => Err(running.failed(Step::Handshake)(Errno::EPIPE)),
+        Err(errno) => Err(running.failed(Step::Supervise)(errno)),
+    }
+}
+
+fn finish(running: &mut Running<'_>, ended: Option<Ended>) -> Result<Outcome, JailError> {
+    if ended.is_none() {
+        running.kill();
+    } else if !running.reaped {
+        running.reap().map_err(running.failed(Step::Supervise))?;
+    }
+    if let Some(relay) = running.relay.take() {
+        relay.drain();
+    }
+    let _ = signal::set_mask(&running.mask);
+    let usage = running.cgroup.as_ref().map(Cgroup::outcome).transpose()?;
+    if let Some(cgroup) = running.cgroup.take() {
+        cgroup.remove()?;
+    }
+    let was_oom = usage.as_ref().is_some_and(|usage| usage.oom_kills.unwrap_or(0) > 0);
+    let ending = match ended {
+        None => Ending::TimedOut,
+        Some(Ended::Signal(nix::libc::SIGKILL)) if was_oom => Ending::OutOfMemory,
+        Some(Ended::Signal(number)) => Ending::Signal(number),
+        Some(Ended::Code(code)) => Ending::Code(code),
+    };
+    let mut refusals = running.listener.take().map(Listener::into_refusals).unwrap_or_default();
+    refusals.extend(limits_reached(running.plan, ending, usage.as_ref()));
+    Ok(Outcome { ending, refusals, usage })
+}
+
+/// Limits are refusals too: the kernel counts them whether or not calls are recorded.
+fn limits_reached(plan: &Plan, ending: Ending, usage: Option<&cgroup::Outcome>) -> Vec<Refusal> {
+    let mut reached = Vec::new();
+    let mut push = |resource: &str, limit: Option<String>, count: u64, outcome: &str| {
+        if count > 0 {
+            reached.push(Refusal {
+                attempt: Attempt::Limit { resource: resource.to_owned(), limit: limit.unwrap_or_default() },
+                comm: String::new(),
+                pid: 0,
+                count,
+                outcome: outcome.to_owned(),
+            });
+        }
+    };
+    let limits = plan.cgroup.as_ref();
+    if let Some(usage) = usage {
+        let memory = limits.and_then(|limits| limits.memory_bytes).map(|bytes| format!("{bytes} bytes"));
+        push("memory", memory, usage.oom_kills.unwrap_or(0), "SIGKILL");
+        let tasks = limits.and_then(|limits| limits.tasks).map(|tasks| tasks.to_string());
+        push("tasks", tasks, usage.tasks_refused.unwrap_or(0), "EAGAIN");
+    }
+    if ending == Ending::TimedOut {
+        push("wall-time", plan.wall_time_ms.map(|ms| format!("{ms} ms")), 1, "SIGKILL");
+    }
+    reached
+}
+
+/// The pid out here of a child of the init.
+fn outside_pid(init: Pid, inside: Pid) -> Result<Pid, Errno> {
+    let text = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).map_err(|_| Errno::ESRCH)?;
+    let is_it = |pid: &Pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let own = status.lines().find_map(|line| line.strip_prefix("NSpid:")).and_then(|line| line.split_whitespace().last());
+        own == Some(inside.to_string().as_str())
+    };
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_it).ok_or(Errno::ESRCH)
+}

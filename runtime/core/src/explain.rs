@@ -7,6 +7,7 @@
 mod path;
 mod sensitive;
 
+use crate::amount::{duration, size};
 use crate::layer::Layer;
 use crate::plan::Plan;
 use crate::policy::{Mode, Network, Origin, Policy};
@@ -223,22 +224,4 @@ fn snippet(table: &str, line: &str) -> String {
 
 fn deliberate(origin: &Origin) -> String {
     format!("a deny is deliberate and wins over every grant; if it is wrong, remove the rule at {origin}")
-}
-
-/// The size as flags take it, in the largest unit that keeps it exact.
-fn size(bytes: u64) -> String {
-    let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0) {
-        Some((unit, letter)) => format!("{}{letter}", bytes / unit),
-        None => bytes.to_string(),
-    }
-}
-
-/// The time as flags take it, in the largest unit that keeps it exact.
-fn duration(ms: u64) -> String {
-    let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    match units.into_iter().find(|(unit, _)| ms >= *unit && ms % unit == 0) {
-        Some((unit, letter)) => format!("{}{letter}", ms / unit),
-        None => format!("{ms}ms"),
-    }
 }

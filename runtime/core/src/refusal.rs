@@ -1,8 +1,8 @@
 //! Why something was refused: what the sandbox tried, which layer and rule stood in the way, and the smallest safe change.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::layer::Layer;
 use crate::policy::Origin;
@@ -36,7 +36,8 @@ pub enum Attempt {
     },
     /// A path, as the sandbox named it, made absolute.
     Path {
-        /// The path inside.
+        /// The path inside. A sandbox may choose a name that is no UTF-8: that must not stop the report.
+        #[serde(serialize_with = "lossy")]
         path: PathBuf,
         /// What it wanted.
         access: Access,
@@ -95,4 +96,8 @@ pub struct Explanation {
     pub change: Option<String>,
     /// What to think of before making that change.
     pub caution: Option<String>,
+}
+
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }

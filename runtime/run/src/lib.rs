@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod escape;
+pub mod help;
 pub mod options;
+pub mod print;
 pub mod table;

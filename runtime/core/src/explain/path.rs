@@ -2,7 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Answer, deliberate, sensitive, size, snippet};
+use super::{Answer, deliberate, sensitive, snippet};
+use crate::amount::size;
 use crate::layer::Layer;
 use crate::plan::{BindAccess, LandlockRule, Mount, Plan};
 use crate::policy::{Grant, Origin, Policy};
@@ -57,7 +58,7 @@ fn explain_normal(path: &Path, seen: &Seen<'_>, plan: &Plan, policy: &Policy) ->
         (true, _, _) => explain_present(path, seen, plan),
         (false, true, _) => explain_hidden(path, seen.access, plan),
         // What is written need not exist: its directory decides.
-        (false, false, Access::Write) => explain_write(path, seen.outcome, plan),
+        (false, false, Access::Write) => explain_write(path, seen.outcome, seen.exists_inside, plan),
         (false, false, Access::Look | Access::Read | Access::Exec) => {
             Answer::new(None, "it does not exist on the host either")
         }
@@ -92,7 +93,7 @@ fn explain_hidden(path: &Path, access: Access, plan: &Plan) -> Answer {
 /// It exists inside.
 fn explain_present(path: &Path, seen: &Seen<'_>, plan: &Plan) -> Answer {
     match seen.access {
-        Access::Write => explain_write(path, seen.outcome, plan),
+        Access::Write => explain_write(path, seen.outcome, seen.exists_inside, plan),
         Access::Exec => explain_exec(path, plan),
         Access::Look | Access::Read => match covering(path, plan) {
             Some(Cover::Proc) => Answer::new(Some(Layer::Mountns), "it is masked, or belongs to a process of another user"),
@@ -101,7 +102,7 @@ fn explain_present(path: &Path, seen: &Seen<'_>, plan: &Plan) -> Answer {
     }
 }
 
-fn explain_write(path: &Path, outcome: &str, plan: &Plan) -> Answer {
+fn explain_write(path: &Path, outcome: &str, exists: bool, plan: &Plan) -> Answer {
     let mountns = Some(Layer::Mountns);
     match covering(path, plan) {
         Some(Cover::Bind { source, origin, writable: false, .. }) => {
@@ -109,9 +110,13 @@ fn explain_write(path: &Path, outcome: &str, plan: &Plan) -> Answer {
             if is_system(&source) {
                 return answer.caution("the host's own programs live there: let the program write elsewhere, or into a copy");
             }
-            answer
-                .change(grant("--rw", &source, path))
-                .caution("what is written there reaches the host")
+            // What does not exist yet cannot be bound: its directory is the smallest thing that can.
+            let (source, dest) = match (exists, source.parent(), path.parent()) {
+                (false, Some(source), Some(dest)) => (source, dest),
+                _ => (source.as_path(), path),
+            };
+            let answer = answer.change(grant("--rw", source, dest)).caution("what is written there reaches the host");
+            guard(answer, source)
         }
         Some(Cover::Tmpfs { dest, size_bytes, origin, .. }) if outcome == "ENOSPC" => {
             let next = size(size_bytes.saturating_mul(2));
@@ -179,6 +184,9 @@ fn explain_granted(path: &Path, cover: Option<Cover<'_>>, plan: &Plan, right: fn
 fn guard(answer: Answer, path: &Path) -> Answer {
     if answer.change.is_none() {
         return answer;
+    }
+    if let Some(why) = sensitive::socket(path) {
+        return Answer { change: None, caution: None, ..answer }.caution(&format!("no change is offered, since {why}"));
     }
     if let Some(why) = sensitive::reason(path) {
         return Answer { change: None, caution: None, ..answer }

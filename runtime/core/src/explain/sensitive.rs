@@ -7,14 +7,30 @@ pub(super) fn reason(path: &Path) -> Option<&'static str> {
     if let Some((_, why)) = SYSTEM.iter().find(|(place, _)| path.starts_with(place)) {
         return Some(why);
     }
-    let names = || path.components().filter_map(|part| part.as_os_str().to_str());
-    if names().any(|name| SOCKETS.contains(&name)) {
-        return Some("whoever talks to this socket commands the host");
+    if SYSTEM.iter().any(|(place, _)| Path::new(place).starts_with(path)) || WIDE.iter().any(|wide| path == Path::new(wide)) {
+        return Some("secrets of the host lie beneath it");
+    }
+    if is_home(path) {
+        return Some("it is a home as a whole, with its keys and credentials");
     }
     if is_public(path) {
         return None;
     }
-    names().find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
+    names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
+}
+
+/// The same for a socket whose other end commands the host.
+pub(super) fn socket(path: &Path) -> Option<&'static str> {
+    names(path).any(|name| SOCKETS.contains(&name)).then_some("whoever talks to this socket commands the host")
+}
+
+fn names(path: &Path) -> impl Iterator<Item = &str> {
+    path.components().filter_map(|part| part.as_os_str().to_str())
+}
+
+/// `/home` and `/home/NAME`.
+fn is_home(path: &Path) -> bool {
+    path.strip_prefix("/home").is_ok_and(|rest| rest.components().count() <= 1)
 }
 
 /// Parts of `~/.ssh` that hold no secret.
@@ -48,6 +64,9 @@ const SYSTEM: &[(&str, &str)] = &[
     ("/run/systemd", "services of the host are steered through it"),
     ("/var/run/dbus", "services on the system bus act for the whole host"),
 ];
+
+/// Directories that are granted piece by piece.
+const WIDE: &[&str] = &["/var/run", "/var", "/proc", "/run/user"];
 
 const SOCKETS: &[&str] = &["docker.sock", "containerd.sock", "podman.sock", "crio.sock", "libvirt-sock"];
 
@@ -85,11 +104,19 @@ mod tests {
         check("/root/notes", true);
         check("/etc/shadow", true);
         check("/proc/sys/kernel/core_pattern", true);
-        check("/home/jo/run/docker.sock", true);
+    }
+
+    #[test]
+    fn what_holds_secrets_is_sensitive_too() {
+        check("/", true);
+        check("/etc", true);
+        check("/home/jo", true);
+        assert!(socket(Path::new("/home/jo/run/docker.sock")).is_some());
     }
 
     #[test]
     fn other_places_are_not() {
+        assert_eq!(socket(Path::new("/etc/docker.socket")), None);
         check("/home/jo/.ssh/known_hosts", false);
         check("/home/jo/.ssh/id_ed25519.pub", false);
         check("/home/jo/project/ssh.c", false);

@@ -1,0 +1,56 @@
+# bash completion for apex-run; made by `apex-run --completions bash`
+
+_apex_run() {
+    local cur prev word takes i
+    COMPREPLY=()
+    cur=${COMP_WORDS[COMP_CWORD]}
+    prev=${COMP_WORDS[COMP_CWORD-1]}
+    takes=' --mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --completions '
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        case $word in
+            --) ((i++)) ;;
+            -*) [[ $takes == *" $word "* ]] && ((i++)); continue ;;
+        esac
+        if ((i <= COMP_CWORD)) && declare -F _command_offset >/dev/null; then
+            _command_offset "$i"
+        else
+            COMPREPLY=($(compgen -f -- "$cur"))
+        fi
+        return
+    done
+    case $prev in
+        --mode) COMPREPLY=($(compgen -W 'isolation development hybrid' -- "$cur")); return ;;
+        --profile) COMPREPLY=($(compgen -W 'python node build shell static' -- "$cur")); return ;;
+        --policy) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --optional) COMPREPLY=($(compgen -W 'netns ipcns utsns cgroupns timens seccomp landlock cgroup rlimits' -- "$cur")); return ;;
+        --ro) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --rw) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --tmpfs) :; return ;;
+        --deny) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --net) COMPREPLY=($(compgen -W 'none host' -- "$cur")); return ;;
+        --env) :; return ;;
+        --pass-env) COMPREPLY=($(compgen -e -- "$cur")); return ;;
+        --workdir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        --uid) :; return ;;
+        --gid) :; return ;;
+        --hostname) :; return ;;
+        --fd) :; return ;;
+        --tty) COMPREPLY=($(compgen -W 'auto yes no' -- "$cur")); return ;;
+        --memory) :; return ;;
+        --cpu) :; return ;;
+        --tasks) :; return ;;
+        --nofile) :; return ;;
+        --tmp-size) :; return ;;
+        --time) :; return ;;
+        --receipt) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --completions) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
+    esac
+    if [[ $cur == -* ]]; then
+        COMPREPLY=($(compgen -W '--mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --completions -h --help -V --version' -- "$cur"))
+    else
+        COMPREPLY=($(compgen -c -- "$cur"))
+    fi
+}
+
+complete -o filenames -F _apex_run apex-run

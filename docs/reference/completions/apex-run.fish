@@ -1,0 +1,64 @@
+# fish completion for apex-run; made by `apex-run --completions fish`
+
+set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt completions
+
+function __apex_run_command
+    set -l words (commandline -opc)
+    set -l at 2
+    while test $at -le (count $words)
+        switch $words[$at]
+            case --
+                set at (math $at + 1)
+                break
+            case '--*=*'
+                set at (math $at + 1)
+            case '-*'
+                if contains -- (string replace -r '^--' '' -- $words[$at]) $__apex_run_takes
+                    set at (math $at + 1)
+                end
+                set at (math $at + 1)
+            case '*'
+                break
+        end
+    end
+    math $at - 1
+end
+
+function __apex_run_options
+    set -l words (commandline -opc)
+    test (__apex_run_command) -ge (count $words); and not contains -- -- $words
+end
+
+complete -c apex-run -n '__apex_run_options' -l mode -x -a 'isolation development hybrid' -d 'isolation (default: everything on), development (readable host, writable working directory, reports) or hybrid'
+complete -c apex-run -n '__apex_run_options' -l profile -x -a 'python node build shell static' -d 'what a kind of program needs: python, node, build, shell, static, or one of your own'
+complete -c apex-run -n '__apex_run_options' -l policy -r -F -d 'a policy file (TOML) on top of mode and profile'
+complete -c apex-run -n '__apex_run_options' -l optional -x -a 'netns ipcns utsns cgroupns timens seccomp landlock cgroup rlimits' -d 'go on without this layer when the host cannot give it; the receipt shows the skip'
+complete -c apex-run -n '__apex_run_options' -l ro -r -F -d 'show PATH of the host, read and execute, at the same place or at DEST (absolute)'
+complete -c apex-run -n '__apex_run_options' -l rw -r -F -d 'the same, writable: changes reach the host'
+complete -c apex-run -n '__apex_run_options' -l tmpfs -x -d 'an empty private directory in memory at DEST, such as /var/cache:64M'
+complete -c apex-run -n '__apex_run_options' -l deny -r -F -d 'refuse PATH under every name, also before it exists; wins over every grant'
+complete -c apex-run -n '__apex_run_options' -l net -x -a 'none host' -d 'an empty network with its own loopback, or the network of the host'
+complete -c apex-run -n '__apex_run_options' -l env -x -d 'set a variable inside'
+complete -c apex-run -n '__apex_run_options' -l pass-env -x -a '(set -nx)' -d 'pass a variable of the caller; nothing else of the caller\'s environment goes in'
+complete -c apex-run -n '__apex_run_options' -l workdir -x -a '(__fish_complete_directories)' -d 'working directory inside (default: the caller\'s where it is visible)'
+complete -c apex-run -n '__apex_run_options' -l uid -x -d 'user id inside'
+complete -c apex-run -n '__apex_run_options' -l gid -x -d 'group id inside'
+complete -c apex-run -n '__apex_run_options' -l hostname -x -d 'host name inside'
+complete -c apex-run -n '__apex_run_options' -l fd -x -d 'pass descriptor N (3 or more); every other one above 2 is closed'
+complete -c apex-run -n '__apex_run_options' -l tty -x -a 'auto yes no' -d 'a terminal of its own for the command; auto gives one when input and output are a terminal'
+complete -c apex-run -n '__apex_run_options' -l memory -x -d 'memory of the whole sandbox, such as 512M; private directories in memory count'
+complete -c apex-run -n '__apex_run_options' -l cpu -x -d 'CPU time, in percent of one core (200 is two cores)'
+complete -c apex-run -n '__apex_run_options' -l tasks -x -d 'processes and threads at once'
+complete -c apex-run -n '__apex_run_options' -l nofile -x -d 'open descriptors of one process'
+complete -c apex-run -n '__apex_run_options' -l tmp-size -x -d 'size of /tmp and of each --tmpfs without one'
+complete -c apex-run -n '__apex_run_options' -l time -x -d 'life of the sandbox, such as 90s or 10m; then exit code 124'
+complete -c apex-run -n '__apex_run_options' -l plan -d 'print what would be done, and from which rule each step comes; do nothing'
+complete -c apex-run -n '__apex_run_options' -l receipt -r -F -d 'write what is really in force, read back from the kernel (- is standard output)'
+complete -c apex-run -n '__apex_run_options' -l why -d 'afterwards explain each refusal: layer, rule, and the smallest safe change that allows it'
+complete -c apex-run -n '__apex_run_options' -l prove -d 'attempt the forbidden things in a sandbox made from this very policy; needs no command'
+complete -c apex-run -n '__apex_run_options' -l doctor -d 'tell which layers this host and user can have; needs no command'
+complete -c apex-run -n '__apex_run_options' -l json -d 'JSON instead of text for each of these'
+complete -c apex-run -n '__apex_run_options' -l completions -x -a 'bash zsh fish' -d 'print completions for bash, zsh or fish'
+complete -c apex-run -n '__apex_run_options' -s h -l help -d 'print this text'
+complete -c apex-run -n '__apex_run_options' -s V -l version -d 'print the version'
+complete -c apex-run -x -a '(__fish_complete_subcommand --fcs-skip=(__apex_run_command))'

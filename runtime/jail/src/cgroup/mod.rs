@@ -84,7 +84,7 @@ pub struct Site {
 enum Place {
     V2(v2::Parent),
     V1(Vec<v1::Hierarchy>),
-    SystemdUser { mount: PathBuf },
+    SystemdUser { mount: PathBuf, bus: String },
     Missing { reason: String, remedy: String },
 }
 
@@ -146,8 +146,8 @@ impl Cgroup {
             let made = match &site.place {
                 Place::V1(hierarchies) => v1::create(plan, hierarchies, &name).map(Kind::V1),
                 Place::V2(parent) => v2::create(plan, parent, &name).map(Kind::V2),
-                Place::SystemdUser { mount } => {
-                    Ok(Kind::Scope(systemd::Scope::new(&name, plan, mount)))
+                Place::SystemdUser { mount, bus } => {
+                    Ok(Kind::Scope(systemd::Scope::new(&name, plan, mount, bus)))
                 }
                 Place::Missing { reason, remedy } => Err(CgroupError::Unavailable {
                     reason: reason.clone(),

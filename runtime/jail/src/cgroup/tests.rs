@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::*;
 
 /// One at a time: each looks for directories that bear this process's pid.
-static TURN: Mutex<()> = Mutex::new(());
+pub(super) static TURN: Mutex<()> = Mutex::new(());
 
 const NONE: CgroupPlan = CgroupPlan {
     memory_bytes: None,
@@ -26,7 +26,7 @@ const ALL: CgroupPlan = CgroupPlan {
     tasks: Some(16),
 };
 
-fn skip(name: &str, reason: &str) {
+pub(super) fn skip(name: &str, reason: &str) {
     println!("SKIP {name}: {reason}");
 }
 
@@ -85,7 +85,7 @@ fn leftovers(site: &Site) -> Vec<PathBuf> {
 }
 
 /// A shell that waits for a line before it runs `script`, as the sandbox's init waits for its go.
-fn waiting_shell(script: &str) -> Child {
+pub(super) fn waiting_shell(script: &str) -> Child {
     Command::new("/bin/sh")
         .args(["-c", &format!("read go; {script}")])
         .stdin(Stdio::piped())
@@ -94,11 +94,11 @@ fn waiting_shell(script: &str) -> Child {
         .unwrap()
 }
 
-fn pid_of(child: &Child) -> i32 {
+pub(super) fn pid_of(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
 }
 
-fn go(child: &mut Child) {
+pub(super) fn go(child: &mut Child) {
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
 }
 

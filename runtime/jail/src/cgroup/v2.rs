@@ -73,8 +73,8 @@ fn usable(dir: &Path, own: bool, path: &str) -> Option<Parent> {
     if !writable(dir) || !writable(&procs) {
         return None;
     }
-    let on = controllers(&dir.join("cgroup.subtree_control"))?;
     let available = controllers(&dir.join("cgroup.controllers"))?;
+    let on = controllers(&dir.join("cgroup.subtree_control"))?;
     let off: Vec<Controller> = available
         .iter()
         .copied()

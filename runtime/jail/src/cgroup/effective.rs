@@ -175,10 +175,24 @@ pub(super) fn max_or_number(dir: &Dir, file: &str) -> Result<Option<u64>, Cgroup
     }
 }
 
-/// One entry of a file of `key value` lines; `None` when this kernel does not have the key.
-pub(super) fn keyed(dir: &Dir, file: &str, key: &str) -> Result<Option<u64>, CgroupError> {
-    let text = dir.read(file)?;
-    keyed_in(&text, key).map_err(|()| malformed(&dir.path().join(file), &text))
+/// A file of `key value` lines, read once.
+pub(super) struct Keyed {
+    file: PathBuf,
+    text: String,
+}
+
+impl Keyed {
+    pub(super) fn read(dir: &Dir, file: &str) -> Result<Keyed, CgroupError> {
+        Ok(Keyed {
+            file: dir.path().join(file),
+            text: dir.read(file)?,
+        })
+    }
+
+    /// One entry; `None` when this kernel does not have the key.
+    pub(super) fn get(&self, key: &str) -> Result<Option<u64>, CgroupError> {
+        keyed_in(&self.text, key).map_err(|()| malformed(&self.file, &self.text))
+    }
 }
 
 fn keyed_in(text: &str, key: &str) -> Result<Option<u64>, ()> {

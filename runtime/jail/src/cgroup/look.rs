@@ -1,8 +1,8 @@
 //! One look at the host: which cgroup hierarchies are mounted, where we are in them, which of them we may write.
 //!
-//! Stands on the start-up path of every run. System calls: 7 for /proc/self/mountinfo and /proc/self/cgroup (open, read until the
-//! end, close; the second is one record), then one access(2) for each v1 controller; v2 costs 5 to 12 for each level that is
-//! looked at, usually one.
+//! Stands on the start-up path of every run. System calls: seven for /proc/self/mountinfo (open, read until the end, close) and
+//! /proc/self/cgroup (one record: open, read, close), then one access(2) for each v1 controller, ten in all. v2 costs eight for each
+//! level that is looked at (usually one or two), and four more where controllers are not yet switched on.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,14 @@ pub(super) fn find(wanted: &[Controller]) -> Place {
     let own = parse_own(&own);
     let v2_mount = mounts.iter().find(|mount| mount.v1.is_none());
 
-    let v2 = v2_mount.and_then(|mount| v2_parent(mount, &own, wanted));
+    // A controller lives in one hierarchy only: where v1 has all of them, v2 need not be asked.
+    let all_on_v1 = wanted.iter().all(|controller| {
+        own.iter()
+            .any(|own| own.v1.as_ref().is_some_and(|v1| v1.contains(controller)))
+    });
+    let v2 = v2_mount
+        .filter(|_| !all_on_v1)
+        .and_then(|mount| v2_parent(mount, &own, wanted));
     if let Some(parent) = &v2
         && covers(&parent.controllers, wanted)
     {
@@ -68,11 +75,12 @@ pub(super) fn find(wanted: &[Controller]) -> Place {
     {
         return Place::V2(parent);
     }
-    if let Some(mount) = v2_mount
-        && user_manager_answers(&mount.point)
+    if let Some(mount) = v2_mount.filter(|_| !all_on_v1)
+        && let Some(bus) = user_bus()
     {
         return Place::SystemdUser {
             mount: mount.point.clone(),
+            bus,
         };
     }
     missing(&mounts, &own)
@@ -189,14 +197,17 @@ fn unescape(text: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Whether a systemd user manager of ours is there to ask: its private socket stands beside the session bus.
-fn user_manager_answers(_mount: &Path) -> bool {
-    let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) else {
-        return false;
-    };
-    let bus =
-        std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some() || runtime.join("bus").exists();
-    bus && runtime.join("systemd/private").exists()
+/// The address of our session bus, when a systemd user manager is there to ask: its private socket stands in the same place.
+fn user_bus() -> Option<String> {
+    let runtime = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
+    if !runtime.join("systemd/private").exists() {
+        return None;
+    }
+    if let Ok(address) = std::env::var("DBUS_SESSION_BUS_ADDRESS") {
+        return Some(address);
+    }
+    let bus = runtime.join("bus");
+    bus.exists().then(|| format!("unix:path={}", bus.display()))
 }
 
 /// The answer when nothing can be had: what stands in the way on this very host, and what to do.

@@ -15,7 +15,20 @@
 //!
 //! # What a start costs
 //!
-//! See [`v1`], [`v2`] and [`look`] for the system calls of each.
+//! Measured on v1 with memory, swap, tasks and CPU limited, two cores, 10th percentile, debug build:
+//!
+//! | step | system calls | µs |
+//! | --- | --- | --- |
+//! | [`Site::find`] | 10 | 120 |
+//! | [`Cgroup::create`]: mkdir, open, flock for three directories, four limits | 24 | 170 |
+//! | [`Cgroup::attach`]: three writes | 9 | 65, and 15 000 at p90 |
+//! | [`Cgroup::effective`] | 26 | 75 |
+//! | [`Cgroup::outcome`] | 13 | 55 |
+//! | [`Cgroup::remove`] with its sweep | 9 | 80 |
+//!
+//! The attach is the dear one: the first write to any cgroup.procs waits for an RCU period unless another did just before. It
+//! blocks no mount, only forks and exits of the same moment, so let the child build its root meanwhile. v2 enters with the
+//! clone and has no such wait: find 7 plus 8 a level, create 18, attach 0.
 
 mod dir;
 mod effective;
@@ -84,7 +97,7 @@ pub struct Site {
 enum Place {
     V2(v2::Parent),
     V1(Vec<v1::Hierarchy>),
-    SystemdUser { mount: PathBuf },
+    SystemdUser { mount: PathBuf, bus: String },
     Missing { reason: String, remedy: String },
 }
 
@@ -146,8 +159,8 @@ impl Cgroup {
             let made = match &site.place {
                 Place::V1(hierarchies) => v1::create(plan, hierarchies, &name).map(Kind::V1),
                 Place::V2(parent) => v2::create(plan, parent, &name).map(Kind::V2),
-                Place::SystemdUser { mount } => {
-                    Ok(Kind::Scope(systemd::Scope::new(&name, plan, mount)))
+                Place::SystemdUser { mount, bus } => {
+                    Ok(Kind::Scope(systemd::Scope::new(&name, plan, mount, bus)))
                 }
                 Place::Missing { reason, remedy } => Err(CgroupError::Unavailable {
                     reason: reason.clone(),

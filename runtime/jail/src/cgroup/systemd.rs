@@ -36,21 +36,24 @@ pub(super) struct Scope {
     unit: String,
     plan: CgroupPlan,
     mount: PathBuf,
+    /// Address of the user's bus.
+    bus: String,
     placed: Option<(Dir, String)>,
 }
 
 impl Scope {
-    pub(super) fn new(name: &str, plan: &CgroupPlan, mount: &Path) -> Scope {
+    pub(super) fn new(name: &str, plan: &CgroupPlan, mount: &Path, bus: &str) -> Scope {
         Scope {
             unit: format!("{name}.scope"),
             plan: plan.clone(),
             mount: mount.to_owned(),
+            bus: bus.to_owned(),
             placed: None,
         }
     }
 
     pub(super) fn attach(&mut self, pid: i32) -> Result<(), CgroupError> {
-        start_scope(&self.unit, properties(&self.plan, pid)).map_err(|source| {
+        start_scope(&self.bus, &self.unit, properties(&self.plan, pid)).map_err(|source| {
             CgroupError::Bus {
                 unit: self.unit.clone(),
                 source: Box::new(source),
@@ -136,9 +139,13 @@ fn properties(plan: &CgroupPlan, pid: i32) -> Vec<(&'static str, Value<'static>)
     properties
 }
 
-fn start_scope(unit: &str, properties: Vec<(&'static str, Value<'static>)>) -> zbus::Result<()> {
+fn start_scope(
+    bus: &str,
+    unit: &str,
+    properties: Vec<(&'static str, Value<'static>)>,
+) -> zbus::Result<()> {
     let auxiliary: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
-    let bus = zbus::blocking::connection::Builder::session()?
+    let bus = zbus::blocking::connection::Builder::address(bus)?
         .method_timeout(WAIT_MAX)
         .build()?;
     // `fail`: a unit of this name that is there already is not ours.
@@ -150,4 +157,166 @@ fn start_scope(unit: &str, properties: Vec<(&'static str, Value<'static>)>) -> z
         &(unit, "fail", properties, auxiliary),
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use zbus::zvariant::OwnedValue;
+
+    use super::super::tests::{TURN, go, pid_of, skip, waiting_shell};
+    use super::super::{Cgroup, Place, Site};
+    use super::*;
+
+    const PLAN: CgroupPlan = CgroupPlan {
+        memory_bytes: Some(32 << 20),
+        swap_bytes: Some(0),
+        cpu_percent: Some(150),
+        tasks: Some(20),
+    };
+
+    #[test]
+    fn a_plan_becomes_properties() {
+        let properties = properties(&PLAN, 7);
+        let check = |name: &str, expected: Value<'_>| {
+            let found = properties.iter().find(|(key, _)| *key == name);
+            assert_eq!(found.map(|(_, value)| value), Some(&expected), "{name}");
+        };
+        check("PIDs", Value::from(vec![7u32]));
+        check("Delegate", Value::from(true));
+        check("MemoryMax", Value::from(33_554_432u64));
+        check("MemorySwapMax", Value::from(0u64));
+        check("TasksMax", Value::from(20u64));
+        check("CPUQuotaPerSecUSec", Value::from(1_500_000u64));
+        assert_eq!(properties.len(), 8);
+    }
+
+    /// The manager's side: makes the directory and moves the process, as a manager without controllers would.
+    struct FakeManager {
+        parent: PathBuf,
+    }
+
+    #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
+    impl FakeManager {
+        fn start_transient_unit(
+            &self,
+            unit: &str,
+            mode: &str,
+            properties: Vec<(String, OwnedValue)>,
+            auxiliary: Vec<(String, Vec<(String, OwnedValue)>)>,
+        ) -> zbus::fdo::Result<zbus::zvariant::OwnedObjectPath> {
+            assert_eq!((mode, auxiliary.len()), ("fail", 0));
+            let (_, pids) = properties.iter().find(|(key, _)| key == "PIDs").unwrap();
+            let pids: Vec<u32> = pids.try_clone().unwrap().try_into().unwrap();
+            let dir = self.parent.join(unit);
+            std::fs::create_dir(&dir)
+                .map_err(|error| zbus::fdo::Error::Failed(error.to_string()))?;
+            std::fs::write(dir.join("cgroup.procs"), pids[0].to_string())
+                .map_err(|error| zbus::fdo::Error::Failed(error.to_string()))?;
+            Ok(
+                zbus::zvariant::OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/1")
+                    .unwrap(),
+            )
+        }
+    }
+
+    /// A private bus; its address.
+    fn private_bus() -> std::io::Result<(Child, String)> {
+        let mut daemon = Command::new("dbus-daemon")
+            .args(["--session", "--nofork", "--print-address"])
+            .arg(format!(
+                "--address=unix:tmpdir={}",
+                std::env::temp_dir().display()
+            ))
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut address = String::new();
+        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address)?;
+        Ok((daemon, address.trim().to_owned()))
+    }
+
+    #[test]
+    fn a_scope_is_asked_for_over_the_bus() {
+        let name = "cgroup::systemd::tests::a_scope_is_asked_for_over_the_bus";
+        let _turn = TURN
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mount = PathBuf::from("/sys/fs/cgroup/unified");
+        if nix::unistd::access(&mount.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK).is_err()
+        {
+            return skip(name, "needs a writable cgroup v2 at /sys/fs/cgroup/unified");
+        }
+        let own = effective::path_v2(std::process::id().cast_signed()).unwrap();
+        let parent = mount.join(own.trim_start_matches('/'));
+        let (mut daemon, bus) = match private_bus() {
+            Ok(bus) => bus,
+            Err(error) => return skip(name, &format!("needs dbus-daemon: {error}")),
+        };
+        let manager = zbus::blocking::connection::Builder::address(bus.as_str())
+            .unwrap()
+            .name(MANAGER)
+            .unwrap()
+            .serve_at(
+                MANAGER_PATH,
+                FakeManager {
+                    parent: parent.clone(),
+                },
+            )
+            .unwrap()
+            .build()
+            .unwrap();
+        let site = Site {
+            place: Place::SystemdUser { mount, bus },
+        };
+
+        let mut cgroup = Cgroup::create(&PLAN, &site).unwrap();
+        assert!(matches!(
+            cgroup.kill_all(),
+            Err(CgroupError::NotStarted { .. })
+        ));
+        let mut child = waiting_shell("sleep 60");
+        cgroup.attach(pid_of(&child)).unwrap();
+        let effective = cgroup.effective(pid_of(&child)).unwrap();
+        assert!(effective.member);
+        // The fake gives no controllers, and that does not go unnoticed.
+        let mismatch = effective.mismatch().unwrap();
+        assert!(
+            mismatch.starts_with("memory-bytes: 33554432 was asked for, no limit"),
+            "{mismatch}"
+        );
+        let again = cgroup.attach(pid_of(&child));
+        assert!(matches!(again, Err(CgroupError::Bus { .. })), "{again:?}");
+        go(&mut child);
+        cgroup.kill_all().unwrap();
+        assert!(!child.wait().unwrap().success());
+        let scope = parent.join(format!("{}.scope", cgroup.name()));
+        cgroup.remove().unwrap();
+        std::fs::remove_dir(scope).unwrap();
+        drop(manager);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    #[test]
+    fn a_real_user_manager_limits_the_scope() {
+        let name = "cgroup::systemd::tests::a_real_user_manager_limits_the_scope";
+        let site = Site::find(&super::super::Controller::ALL);
+        if !matches!(site.place, Place::SystemdUser { .. }) {
+            return skip(name, "needs a systemd user manager");
+        }
+        let mut cgroup = Cgroup::create(&PLAN, &site).unwrap();
+        let mut child = waiting_shell("exec tail /dev/zero");
+        cgroup.attach(pid_of(&child)).unwrap();
+        let mut effective = cgroup.effective(pid_of(&child)).unwrap();
+        // The user manager is given cpu on newer systemd only; that it is missing must then be seen.
+        effective
+            .limits
+            .retain(|limit| limit.resource != "cpu-percent" || limit.value.is_some());
+        assert_eq!(effective.mismatch(), None);
+        go(&mut child);
+        assert!(!child.wait().unwrap().success());
+        cgroup.remove().unwrap();
+    }
 }

@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::dir::{self, Dir};
-use super::effective::{self, Effective, EffectiveLimit, Outcome};
+use super::effective::{self, Effective, EffectiveLimit, Keyed, Outcome};
 use super::error::CgroupError;
 use super::{Controller, require};
 
@@ -267,16 +267,16 @@ pub(super) fn outcome(groups: &[Group]) -> Result<Outcome, CgroupError> {
     let mut outcome = Outcome::default();
     for group in groups {
         if group.holds(Controller::Memory) {
-            outcome.oom_kills = effective::keyed(&group.dir, "memory.oom_control", "oom_kill")?;
+            outcome.oom_kills = Keyed::read(&group.dir, "memory.oom_control")?.get("oom_kill")?;
             outcome.peak_memory_bytes = Some(group.number("memory.max_usage_in_bytes")?);
         }
         if group.holds(Controller::Pids) {
-            outcome.tasks_refused = effective::keyed(&group.dir, "pids.events", "max")?;
+            outcome.tasks_refused = Keyed::read(&group.dir, "pids.events")?.get("max")?;
         }
         if group.holds(Controller::Cpu) {
-            outcome.throttled_periods = effective::keyed(&group.dir, "cpu.stat", "nr_throttled")?;
-            outcome.throttled_us =
-                effective::keyed(&group.dir, "cpu.stat", "throttled_time")?.map(|ns| ns / 1000);
+            let stat = Keyed::read(&group.dir, "cpu.stat")?;
+            outcome.throttled_periods = stat.get("nr_throttled")?;
+            outcome.throttled_us = stat.get("throttled_time")?.map(|ns| ns / 1000);
         }
         // Only where cpuacct is mounted together with another hierarchy of ours, as systemd does with cpu.
         if group.holds(Controller::Cpu) && group.dir.has("cpuacct.usage") {

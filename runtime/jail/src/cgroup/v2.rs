@@ -13,7 +13,7 @@ use apex_core::plan::CgroupPlan;
 use nix::unistd::{AccessFlags, access};
 
 use super::dir::{self, Dir, read_control};
-use super::effective::{self, Effective, EffectiveLimit, Outcome};
+use super::effective::{self, Effective, EffectiveLimit, Keyed, Outcome};
 use super::error::CgroupError;
 use super::v1::{PERIOD_US, kill_rounds};
 use super::{Controller, require};
@@ -73,8 +73,8 @@ fn usable(dir: &Path, own: bool, path: &str) -> Option<Parent> {
     if !writable(dir) || !writable(&procs) {
         return None;
     }
-    let on = controllers(&dir.join("cgroup.subtree_control"))?;
     let available = controllers(&dir.join("cgroup.controllers"))?;
+    let on = controllers(&dir.join("cgroup.subtree_control"))?;
     let off: Vec<Controller> = available
         .iter()
         .copied()
@@ -342,20 +342,21 @@ fn percent(text: &str) -> Option<Option<u64>> {
 
 /// What happened, from at most four files.
 pub(super) fn outcome(dir: &Dir) -> Result<Outcome, CgroupError> {
+    let stat = Keyed::read(dir, "cpu.stat")?;
     let mut outcome = Outcome {
-        cpu_time_us: effective::keyed(dir, "cpu.stat", "usage_usec")?,
-        throttled_periods: effective::keyed(dir, "cpu.stat", "nr_throttled")?,
-        throttled_us: effective::keyed(dir, "cpu.stat", "throttled_usec")?,
+        cpu_time_us: stat.get("usage_usec")?,
+        throttled_periods: stat.get("nr_throttled")?,
+        throttled_us: stat.get("throttled_usec")?,
         ..Outcome::default()
     };
     if dir.has("memory.events") {
-        outcome.oom_kills = effective::keyed(dir, "memory.events", "oom_kill")?;
+        outcome.oom_kills = Keyed::read(dir, "memory.events")?.get("oom_kill")?;
     }
     if dir.has("memory.peak") {
         outcome.peak_memory_bytes = Some(effective::number(dir, "memory.peak")?);
     }
     if dir.has("pids.events") {
-        outcome.tasks_refused = effective::keyed(dir, "pids.events", "max")?;
+        outcome.tasks_refused = Keyed::read(dir, "pids.events")?.get("max")?;
     }
     Ok(outcome)
 }

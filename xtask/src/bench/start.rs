@@ -17,6 +17,9 @@ pub const LAUNCHES: usize = 300;
 /// Launches of one contender in a row: few, so that all see the same machine.
 const BATCH: usize = 10;
 
+/// Above this share of one processor, what others do drowns what a launch costs.
+const IDLE_SHARE_MAX: f64 = 0.25;
+
 /// What one contender needed.
 struct Row {
     name: &'static str,
@@ -151,10 +154,11 @@ fn report(rows: &[Row], idle: Stretch) -> Value {
         }));
     }
     let both = apex.zip(bwrap);
+    let quiet = both.filter(|_| idle.share() <= IDLE_SHARE_MAX);
     let targets = targets(&[
         Target {
             what: "processor time of a launch, to bubblewrap's",
-            value: both.map(|(a, b)| a.cpu_ms(idle) / b.cpu_ms(idle)),
+            value: quiet.map(|(a, b)| a.cpu_ms(idle) / b.cpu_ms(idle)),
             at_most: 0.6,
         },
         Target {

@@ -28,83 +28,134 @@ struct Sandbox {
     processes: usize,
 }
 
+/// What all of them together needed. Memory is per sandbox.
+struct Outcome {
+    count: usize,
+    start_s: f64,
+    end_s: f64,
+    all_gone_s: f64,
+    processes: f64,
+    launcher_pss_kb: f64,
+    init_pss_kb: f64,
+    cgroup_kb: f64,
+    machine_kb: f64,
+    left: Vec<String>,
+}
+
 /// Measures and prints; returns the numbers.
 pub fn run(bench: &Bench, count: usize) -> Result<Value> {
     nix::sys::prctl::set_child_subreaper(true).context("cannot adopt orphaned processes")?;
+    let outcome = measure(bench, count)?;
+    outcome.print();
+    Ok(outcome.json())
+}
+
+fn measure(bench: &Bench, count: usize) -> Result<Outcome> {
     let before = Belongings::look(bench.work.path())?;
-    let free_before_kb = available_kb()?;
+    let available_before_kb = available_kb()?;
     let mut held = Held::default();
     let begin = Instant::now();
     held.start(bench, count)?;
     let start_s = begin.elapsed().as_secs_f64();
 
-    let free_kb = free_before_kb.saturating_sub(available_kb()?);
+    let taken_kb = available_before_kb.saturating_sub(available_kb()?);
+    let cgroup_kb = cgroup_memory_kb(Path::new("/sys/fs/cgroup"));
     let sandboxes: Vec<Sandbox> = held
         .0
         .iter()
         .map(|child| look(child.id()))
         .collect::<Result<_>>()?;
-    let cgroup_kb = cgroup_memory_kb(Path::new("/sys/fs/cgroup"));
+    let median =
+        |of: fn(&Sandbox) -> f64| percentile(&sandboxes.iter().map(of).collect::<Vec<_>>(), 50);
 
     let begin = Instant::now();
     held.end()?;
     let end_s = begin.elapsed().as_secs_f64();
     let left = leaks::settle(&before, bench.work.path())?;
-    let all_gone_s = begin.elapsed().as_secs_f64();
+    Ok(Outcome {
+        count,
+        start_s,
+        end_s,
+        all_gone_s: begin.elapsed().as_secs_f64(),
+        processes: median(|one| one.processes as f64),
+        launcher_pss_kb: median(|one| one.launcher_pss_kb),
+        init_pss_kb: median(|one| one.init_pss_kb),
+        cgroup_kb: cgroup_kb / count as f64,
+        machine_kb: taken_kb as f64 / count as f64,
+        left,
+    })
+}
 
-    let median =
-        |of: fn(&Sandbox) -> f64| percentile(&sandboxes.iter().map(of).collect::<Vec<_>>(), 50);
-    let (launcher_kb, init_kb) = (
-        median(|one| one.launcher_pss_kb),
-        median(|one| one.init_pss_kb),
-    );
-    let processes = median(|one| one.processes as f64);
-    println!("{count} sandboxes at once, each with a static program that waits\n");
-    println!(
-        "started in        {start_s:>9.2} s    {:>8.0} a second",
-        count as f64 / start_s
-    );
-    println!(
-        "ended in          {end_s:>9.2} s    {:>8.0} a second; nothing left to clean up after {all_gone_s:.2} s",
-        count as f64 / end_s
-    );
-    println!("processes         {processes:>9.0}      a sandbox: apex-run, its init, the program");
-    println!("apex-run          {launcher_kb:>9.0} kB   PSS, median");
-    println!("init              {init_kb:>9.0} kB   PSS, median");
-    println!(
-        "cgroups           {:>9.0} kB   a sandbox, as the memory controller counts",
-        cgroup_kb / count as f64
-    );
-    println!(
-        "the machine       {:>9.0} kB   a sandbox less available",
-        free_kb as f64 / count as f64
-    );
-    for thing in &left {
-        println!("LEFT BEHIND: {thing}");
+impl Outcome {
+    fn print(&self) {
+        let rate = |seconds: f64| self.count as f64 / seconds;
+        println!(
+            "{} sandboxes at once, each with a static program that waits\n",
+            self.count
+        );
+        println!(
+            "started in   {:>9.2} s    {:>6.0} a second",
+            self.start_s,
+            rate(self.start_s)
+        );
+        println!(
+            "ended in     {:>9.2} s    {:>6.0} a second",
+            self.end_s,
+            rate(self.end_s)
+        );
+        println!(
+            "all gone in  {:>9.2} s    cgroups, mounts, processes and files",
+            self.all_gone_s
+        );
+        println!(
+            "processes    {:>9.0}      a sandbox: apex-run, its init, the program",
+            self.processes
+        );
+        println!(
+            "apex-run     {:>9.0} kB   PSS, median",
+            self.launcher_pss_kb
+        );
+        println!("init         {:>9.0} kB   PSS, median", self.init_pss_kb);
+        println!(
+            "cgroup       {:>9.0} kB   a sandbox, as the memory controller counts",
+            self.cgroup_kb
+        );
+        println!(
+            "the machine  {:>9.0} kB   a sandbox less available",
+            self.machine_kb
+        );
+        for thing in &self.left {
+            println!("LEFT BEHIND: {thing}");
+        }
     }
-    // The program is the user's and apex-run is what the user started: what comes on top is the helper.
-    let helpers = processes - 2.0;
-    let targets = targets(&[
-        Target {
-            what: "helper processes of a sandbox",
-            value: Some(helpers),
-            at_most: 1.0,
-        },
-        Target {
-            what: "own memory of a sandbox, PSS of the helper, kB",
-            value: Some(init_kb).filter(|kb| kb.is_finite()),
-            at_most: 80.0,
-        },
-        Target {
-            what: "things left behind",
-            value: Some(left.len() as f64),
-            at_most: 0.0,
-        },
-    ]);
-    Ok(json!({
-        "sandboxes": count, "start_s": start_s, "end_s": end_s, "all_gone_s": all_gone_s, "processes": processes, "launcher_pss_kb": launcher_kb,
-        "init_pss_kb": init_kb, "cgroup_kb": cgroup_kb / count as f64, "machine_kb": free_kb as f64 / count as f64, "left": left, "targets": targets,
-    }))
+
+    fn json(&self) -> Value {
+        // The program is the user's and apex-run is what the user started: what comes on top is the helper.
+        let helpers = self.processes - 2.0;
+        let own_kb = Some(self.init_pss_kb).filter(|kb| kb.is_finite());
+        let targets = targets(&[
+            Target {
+                what: "helper processes of a sandbox",
+                value: Some(helpers),
+                at_most: 1.0,
+            },
+            Target {
+                what: "PSS of the helper, kB",
+                value: own_kb,
+                at_most: 80.0,
+            },
+            Target {
+                what: "things left behind",
+                value: Some(self.left.len() as f64),
+                at_most: 0.0,
+            },
+        ]);
+        json!({
+            "sandboxes": self.count, "start_s": self.start_s, "end_s": self.end_s, "all_gone_s": self.all_gone_s,
+            "processes": self.processes, "launcher_pss_kb": self.launcher_pss_kb, "init_pss_kb": self.init_pss_kb,
+            "cgroup_kb": self.cgroup_kb, "machine_kb": self.machine_kb, "left": self.left, "targets": targets,
+        })
+    }
 }
 
 /// The sandboxes; ended when the benchmark ends, however it does.

@@ -20,6 +20,9 @@ const BATCH: usize = 10;
 /// Above this share of one processor, what others do drowns what a launch costs.
 const IDLE_SHARE_MAX: f64 = 0.25;
 
+/// Above this share of one processor, what others do drowns what a launch costs.
+const IDLE_SHARE_MAX: f64 = 0.25;
+
 /// What one contender needed.
 struct Row {
     name: &'static str,
@@ -71,6 +74,11 @@ pub fn run(bench: &Bench, launches: usize) -> Result<Value> {
         "{launches} launches each, in turns of {BATCH}; processor time of the machine from {source:?}, idle share {:.1}%\n",
         idle.share() * 100.0
     );
+    if idle.share() > IDLE_SHARE_MAX {
+        println!(
+            "the machine is busy with other things: processor times below mean nothing, wall times little\n"
+        );
+    }
     Ok(report(&rows, idle))
 }
 

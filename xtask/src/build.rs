@@ -52,6 +52,14 @@ pub fn tests() -> Result<Vec<TestBinary>> {
         .collect()
 }
 
+/// Where cargo puts what it builds.
+pub fn target_dir() -> Result<PathBuf> {
+    Ok(metadata()?["target_directory"]
+        .as_str()
+        .context("cargo metadata names no target folder")?
+        .into())
+}
+
 /// What cargo knows of the workspace's own packages.
 pub fn metadata() -> Result<Value> {
     let mut command = shell::cargo();

@@ -1,22 +1,28 @@
 //! Everything that is not `cargo build` or `cargo test`: `cargo xtask VERB`.
 
+mod bench;
 mod build;
 mod check;
+mod demo;
+mod leaks;
 mod setup;
 mod shell;
 mod test;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "\
 usage: cargo xtask VERB
 
+  demo     what apex-run does, on a script that first works and then tries to steal, phone out and fork without end
   setup    install what the demo and the tests need from apt (as root; otherwise print the line)
   check    format, lints, dependency edges, sizes, layout, links, reasons in policies
   ratchet  write down what has become shorter
   test     setup and check, then every test, as root and again as an unprivileged user
+  bench TABLE [COUNT]
+           start, steady, density or all: speed and size beside the peers; COUNT launches, rounds or sandboxes
 ";
 
 fn main() -> ExitCode {
@@ -33,9 +39,19 @@ fn dispatch(words: Vec<String>) -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["setup"] => setup::ensure(setup::Need::Tests),
+        ["demo"] => demo::run(),
         ["check"] => check::run(),
         ["ratchet"] => check::tighten(),
         ["test"] => test::run(),
+        ["bench", table] => bench::run(table, None),
+        ["bench", table, count] => bench::run(
+            table,
+            Some(
+                count
+                    .parse()
+                    .with_context(|| format!("{count} is not a number"))?,
+            ),
+        ),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

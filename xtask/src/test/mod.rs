@@ -3,7 +3,6 @@
 //! The last line is `N passed, N failed, N skipped`, alone. What fails the run: a test, a skip that nobody expected, anything
 //! left on the machine.
 
-mod leaks;
 mod skips;
 mod tally;
 mod user;
@@ -14,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use self::leaks::Belongings;
 use self::skips::Class;
 use self::tally::{Runner, Tally};
+use crate::leaks::{self, Belongings};
 use crate::{build, check, setup, shell};
 
 /// One whole run of the workspace's tests. A cold one takes minutes; this only ends what hangs.

@@ -1,4 +1,4 @@
-//! What the tests left on the machine: cgroups, mounts, network namespaces, processes, temporary files.
+//! What a run left on the machine: cgroups, mounts, network namespaces, processes, temporary files.
 //!
 //! A network namespace lives as long as a process, a bind mount or an open descriptor holds it, so looking at our descendants,
 //! at the mounts and at /run/netns finds each one.
@@ -27,7 +27,7 @@ const CGROUP_DEPTH_MAX: usize = 6;
 pub struct Belongings(BTreeSet<String>);
 
 impl Belongings {
-    /// Looks at the machine; `scratch` is the folder whose `tmp-*` the tests use as TMPDIR.
+    /// Looks at the machine; `scratch` is the run's own folder, in which each `tmp-*` serves as a TMPDIR.
     pub fn look(scratch: &Path) -> Result<Self> {
         let mut found = BTreeSet::new();
         cgroups(Path::new("/sys/fs/cgroup"), 0, &mut found);
@@ -143,7 +143,8 @@ fn descendants(found: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-fn children_of(pid: u32) -> Result<Vec<u32>> {
+/// Direct children of a process, of all its threads.
+pub fn children_of(pid: u32) -> Result<Vec<u32>> {
     let mut children = Vec::new();
     for task in
         fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the threads of a process")?

@@ -1,0 +1,2 @@
+/* The smallest payload: start-up is all that is measured. */
+int main(void) { return 0; }

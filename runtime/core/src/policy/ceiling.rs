@@ -169,23 +169,16 @@ impl Ceiling {
             let Grant {
                 path, dest, origin, ..
             } = grant;
-            if let Some(forbidden) = overlap(&self.grant_forbidden, path)
-                .or_else(|| overlap(&self.grant_forbidden, dest))
-            {
-                return refuse(
-                    origin,
-                    format!("`{}`", path.display()),
-                    format!("nothing of `{}` can be granted", forbidden.display()),
-                );
+            for name in [path, dest] {
+                if let Some(forbidden) = overlap(&self.grant_forbidden, name) {
+                    return refuse(origin, shown(name), limit(name, forbidden, "granted"));
+                }
             }
             if access == Access::Write
                 && let Some(forbidden) = overlap(&self.write_forbidden, path)
             {
-                let limit = format!(
-                    "nothing of `{}` can be granted for writing",
-                    forbidden.display()
-                );
-                return refuse(origin, format!("`{}` writable", path.display()), limit);
+                let limit = limit(path, forbidden, "granted for writing");
+                return refuse(origin, format!("{} writable", shown(path)), limit);
             }
         }
         Ok(())
@@ -283,6 +276,22 @@ fn unlimited<T>(limit: &Option<Rule<Option<T>>>) -> Option<Option<&Origin>> {
         None => Some(None),
         Some(rule) if rule.value.is_none() => Some(Some(&rule.origin)),
         Some(_) => None,
+    }
+}
+
+fn shown(path: &Path) -> String {
+    format!("`{}`", path.display())
+}
+
+/// Why a path is too much: it lies in a forbidden one, or holds one.
+fn limit(path: &Path, forbidden: &Path, verb: &str) -> String {
+    if path.starts_with(forbidden) {
+        format!("nothing of {} can be {verb}", shown(forbidden))
+    } else {
+        format!(
+            "it contains {}, of which nothing can be {verb}",
+            shown(forbidden)
+        )
     }
 }
 

@@ -36,7 +36,7 @@ pub enum PolicyError {
     },
     /// A profile that is neither embedded nor in a configuration directory.
     #[error(
-        "{by}: there is no profile `{name}`{}; built in are {}; others are read from {places}",
+        "{by}: there is no profile `{name}`{} (built in: {}; others are read from {places})",
         did_you_mean(nearest),
         listed(known)
     )]
@@ -62,7 +62,7 @@ pub enum PolicyError {
     },
     /// A key that does not exist there.
     #[error(
-        "{at}: unknown key `{key}`{}; accepted here: {}",
+        "{at}: unknown key `{key}`{} (accepted here: {})",
         did_you_mean(nearest),
         listed(accepted)
     )]
@@ -78,7 +78,7 @@ pub enum PolicyError {
     },
     /// A word that is not one of a fixed set.
     #[error(
-        "{at}: unknown value `{value}`{}; accepted here: {}",
+        "{at}: unknown value `{value}`{} (accepted here: {})",
         did_you_mean(nearest),
         listed(accepted)
     )]
@@ -94,7 +94,7 @@ pub enum PolicyError {
     },
     /// A group of system calls that does not exist.
     #[error(
-        "{at}: there is no system call group `{group}`{}; `apex-run --plan` and the reference list the groups",
+        "{at}: there is no system call group `{group}`{} (policies/syscalls.toml lists them)",
         did_you_mean(nearest)
     )]
     UnknownGroup {

@@ -57,7 +57,7 @@ pub struct File {
 /// `[filesystem]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[filesystem]`")]
 pub struct FilesystemTable {
     /// `false` forgets what earlier layers put in `read`, `write`, `exec` and `tmpfs`; their `hide` and `deny` stay.
     pub inherit: Option<bool>,
@@ -90,7 +90,7 @@ pub struct FilesystemTable {
 /// `[network]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[network]`")]
 pub struct NetworkTable {
     /// Which network the sandbox has.
     #[cfg_attr(feature = "schema", schemars(with = "Option<Network>"))]
@@ -100,7 +100,7 @@ pub struct NetworkTable {
 /// `[syscalls]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[syscalls]`")]
 pub struct SyscallsTable {
     /// For a call in no group that is allowed or denied.
     #[cfg_attr(feature = "schema", schemars(with = "Option<SyscallDefault>"))]
@@ -119,7 +119,7 @@ pub struct SyscallsTable {
 /// `[capabilities]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[capabilities]`")]
 pub struct CapabilitiesTable {
     /// Names (`CAP_...`) of those that the program keeps inside its user namespace.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
@@ -129,7 +129,7 @@ pub struct CapabilitiesTable {
 /// `[resources]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[resources]`")]
 pub struct ResourcesTable {
     /// Memory of the whole sandbox.
     #[cfg_attr(
@@ -181,7 +181,7 @@ pub struct ResourcesTable {
 /// `[environment]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[environment]`")]
 pub struct EnvironmentTable {
     /// Names that are passed from the caller when set there.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
@@ -194,7 +194,7 @@ pub struct EnvironmentTable {
 /// `[identity]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[identity]`")]
 pub struct IdentityTable {
     /// User id inside.
     #[cfg_attr(feature = "schema", schemars(with = "Option<u32>"))]
@@ -210,7 +210,7 @@ pub struct IdentityTable {
 /// `[terminal]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[terminal]`")]
 pub struct TerminalTable {
     /// Whether the program gets a terminal of its own.
     #[cfg_attr(feature = "schema", schemars(with = "Option<Tty>"))]
@@ -241,7 +241,7 @@ pub enum LimitName {
 /// `[ceiling]`: what nothing in a mode can exceed. A key that is absent takes the value of the built-in mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[ceiling]`")]
 pub struct CeilingTable {
     /// The widest network.
     pub network: Option<Network>,
@@ -342,10 +342,20 @@ fn shape_error(error: &toml::de::Error, lines: &Lines) -> PolicyError {
             accepted,
         };
     }
-    PolicyError::Value {
-        at,
-        message: message.replace("expected a sequence", "expected a list in `[ ]`"),
-    }
+    // The words of TOML and of this format instead of those of serde.
+    const WORDS: [(&str, &str); 4] = [
+        ("expected a sequence", "expected a list in `[ ]`"),
+        ("expected a map", "expected a table"),
+        ("expected u32", "expected an id from 0 to 4294967294"),
+        (
+            "wanted string or table",
+            "not a text, expected one of the words that this key takes, in quotes",
+        ),
+    ];
+    let message = WORDS.iter().fold(message.to_owned(), |text, (from, to)| {
+        text.replace(from, to)
+    });
+    PolicyError::Value { at, message }
 }
 
 /// Splits "unknown field `x`, expected one of `a`, `b`" into the name and what is accepted.

@@ -9,6 +9,7 @@ mod path;
 mod resolve;
 #[cfg(feature = "schema")]
 mod schema;
+mod source;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -8,8 +8,9 @@ use super::ceiling::{self, Ceiling};
 use super::error::{PolicyError, nearest};
 use super::file::{self, File, FilesystemTable, Lines, SyscallsTable};
 use super::flags::Flags;
-use super::merge::{Draft, Source};
+use super::merge::Draft;
 use super::path::{self, Context};
+use super::source::Source;
 use super::{Mode, Origin, Policy};
 
 /// Links of `extends` that may follow each other.

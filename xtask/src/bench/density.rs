@@ -193,12 +193,16 @@ impl Held {
         let deadline = Instant::now() + PATIENCE;
         let mut up = 0;
         while up < count {
-            up += running.recv_timeout(POLL).unwrap_or(0);
             ensure!(
                 Instant::now() < deadline,
                 "only {up} of {count} sandboxes came up within {} s",
                 PATIENCE.as_secs()
             );
+            if let Ok(more) = running.recv_timeout(POLL) {
+                up += more;
+                continue;
+            }
+            // Asked only when nothing happens: a thousand questions after each start would be part of the measurement.
             for child in &mut self.0 {
                 let status = child.try_wait().context("cannot ask for a sandbox")?;
                 ensure!(
@@ -293,12 +297,13 @@ fn cgroup_memory_kb(dir: &Path) -> f64 {
             / 1024.0
     };
     // The controller counts children with their parent, so there is no need to look beneath one of ours.
-    dirs.map(|entry| {
-        if entry.file_name().to_string_lossy().starts_with("apex") {
+    // From a positive zero: the sum of nothing is -0.0.
+    dirs.fold(0.0, |sum, entry| {
+        let is_ours = entry.file_name().to_string_lossy().starts_with("apex");
+        sum + if is_ours {
             one(&entry.path())
         } else {
             cgroup_memory_kb(&entry.path())
         }
     })
-    .sum()
 }

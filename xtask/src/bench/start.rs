@@ -20,9 +20,6 @@ const BATCH: usize = 10;
 /// Above this share of one processor, what others do drowns what a launch costs.
 const IDLE_SHARE_MAX: f64 = 0.25;
 
-/// Above this share of one processor, what others do drowns what a launch costs.
-const IDLE_SHARE_MAX: f64 = 0.25;
-
 /// What one contender needed.
 struct Row {
     name: &'static str,

@@ -6,6 +6,7 @@ pub mod fs;
 pub mod limits;
 pub mod mount;
 pub mod net;
+pub mod probe;
 pub mod prctl;
 pub mod process;
 pub mod seccomp;

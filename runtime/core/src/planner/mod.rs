@@ -73,6 +73,9 @@ pub enum PlanError {
     /// No command was given.
     #[error("no command given; write it after the options: apex-run [OPTIONS] -- CMD [ARGS]")]
     NoCommand,
+    /// The system calls that the policy asks for cannot be had.
+    #[error(transparent)]
+    Syscalls(#[from] seccomp::TableError),
     /// The working directory asked for is not in the sandbox.
     #[error("{path}: working directory is not in the sandbox; grant it with --ro or --rw, or choose another with --workdir")]
     WorkdirNotGranted {
@@ -108,7 +111,7 @@ pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan
             tcp_refused: policy.network == Network::None && abi >= 4,
             scoped: abi >= 6,
         }),
-        seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, request.record)),
+        seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, request.record)).transpose()?,
         record: request.record,
         wall_time_ms: policy.resources.wall_time_ms,
         tty: match policy.tty {

@@ -1,0 +1,307 @@
+//! Calls that are judged by their arguments, and why.
+//!
+//! A filter sees registers, never memory. So a call whose dangerous argument stands in memory (clone3, openat2) is refused as a whole with
+//! ENOSYS, and libraries fall back to the call that shows it. Where the kernel truncates an argument to 32 bits the rule looks at the low
+//! 32 bits alone: a filter that compared all 64 was walked around with a high bit set (CVE-2019-10063).
+
+use super::{EAFNOSUPPORT, ENOSYS, EPERM};
+
+/// What a program answers without looking further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// Carried out.
+    Allow,
+    /// Refused with this errno.
+    Errno(u16),
+    /// Put before the listener.
+    Notify,
+}
+
+impl Answer {
+    /// The value that a seccomp program returns for it.
+    pub const fn action(self) -> u32 {
+        match self {
+            Answer::Allow => super::bpf::RET_ALLOW,
+            Answer::Errno(errno) => super::bpf::RET_ERRNO | errno as u32,
+            Answer::Notify => super::bpf::RET_USER_NOTIF,
+        }
+    }
+}
+
+/// `argument & mask == value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Condition {
+    /// Which argument, from 0.
+    pub arg: u8,
+    /// The bits that are looked at.
+    pub mask: u64,
+    /// What they must be.
+    pub value: u64,
+}
+
+impl Condition {
+    /// Whether it holds for these arguments.
+    pub const fn holds(&self, args: &[u64; 6]) -> bool {
+        args[self.arg as usize] & self.mask == self.value
+    }
+}
+
+/// A disjunction of conjunctions.
+pub type Cases = &'static [&'static [Condition]];
+
+/// An answer that depends on arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ArgRules<A = Answer> {
+    /// Any of these, all conditions of which hold.
+    pub cases: Cases,
+    /// The answer when one of the cases holds.
+    pub matched: A,
+    /// The answer otherwise.
+    pub otherwise: A,
+}
+
+impl<A: Copy> ArgRules<A> {
+    /// The answer for these arguments.
+    pub fn judge(&self, args: &[u64; 6]) -> A {
+        let matched = self
+            .cases
+            .iter()
+            .any(|case| case.iter().all(|condition| condition.holds(args)));
+        if matched {
+            self.matched
+        } else {
+            self.otherwise
+        }
+    }
+}
+
+/// A rule about arguments. Which calls it is for stands in [`CALLS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// `clone` without a new namespace.
+    Clone,
+    /// `clone3`: its flags are in memory.
+    Clone3,
+    /// `openat2`: its mode is in memory.
+    Openat2,
+    /// Common socket families.
+    Socket,
+    /// No terminal injection, no line discipline.
+    Ioctl,
+    /// Harmless personalities.
+    Personality,
+    /// No forged process image, no securebits.
+    Prctl,
+    /// Mode without set-id bits, in argument 1.
+    Mode1,
+    /// The same in argument 2.
+    Mode2,
+    /// Flags in argument 1, mode in 2; the mode only counts when a file may be made.
+    Open,
+    /// Flags in argument 2, mode in 3.
+    Openat,
+    /// Mode with file type in argument 1.
+    Mknod,
+    /// The same in argument 2.
+    Mknodat,
+}
+
+/// Which calls have a rule.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "read by the generator, which is a test")
+)]
+pub(super) const CALLS: &[(&str, Rule)] = &[
+    ("clone", Rule::Clone),
+    ("clone3", Rule::Clone3),
+    ("openat2", Rule::Openat2),
+    ("socket", Rule::Socket),
+    ("socketpair", Rule::Socket),
+    ("ioctl", Rule::Ioctl),
+    ("personality", Rule::Personality),
+    ("prctl", Rule::Prctl),
+    ("chmod", Rule::Mode1),
+    ("fchmod", Rule::Mode1),
+    ("fchmodat", Rule::Mode2),
+    ("fchmodat2", Rule::Mode2),
+    ("creat", Rule::Mode1),
+    ("mkdir", Rule::Mode1),
+    ("mkdirat", Rule::Mode2),
+    ("open", Rule::Open),
+    ("openat", Rule::Openat),
+    ("mknod", Rule::Mknod),
+    ("mknodat", Rule::Mknodat),
+];
+
+/// Calls with a path or an address: what `--why` watches.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "read by the generator, which is a test")
+)]
+pub(super) const PATH_CALLS: &str = "open openat openat2 creat stat lstat stat64 lstat64 oldstat oldlstat newfstatat fstatat fstatat64 statx \
+    access faccessat faccessat2 readlink readlinkat execve execveat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir \
+    link linkat symlink symlinkat mknod mknodat chmod fchmodat fchmodat2 chown lchown fchownat chown32 lchown32 truncate truncate64 \
+    chdir statfs statfs64 utime utimes futimesat utimensat utimensat_time64 connect bind";
+
+/// How a rule reads for the groups that a policy grants.
+pub(super) enum Reading {
+    /// Nothing to judge: every group that could object is granted.
+    Plain,
+    /// Refused whatever the arguments.
+    Whole(u16),
+    /// Judged.
+    Judged {
+        /// The cases.
+        cases: Cases,
+        /// Whether the cases are the good ones; otherwise they are the bad ones.
+        cases_are_good: bool,
+        /// The errno of what is bad.
+        errno: u16,
+        /// The groups that would allow it.
+        governors: &'static [&'static str],
+    },
+}
+
+impl Rule {
+    /// Reads the rule; `granted` tells whether a group is granted.
+    pub(super) fn read(self, granted: impl Fn(&str) -> bool) -> Reading {
+        let (cases, cases_are_good, errno, governors): (Cases, bool, u16, &'static [&'static str]) =
+            match self {
+                Rule::Clone3 if granted("namespaces") => return Reading::Plain,
+                Rule::Openat2 if granted("setuid-bits") => return Reading::Plain,
+                Rule::Clone3 | Rule::Openat2 => return Reading::Whole(ENOSYS),
+                Rule::Clone => (NO_NEW_NAMESPACE, true, EPERM, &["namespaces"]),
+                Rule::Socket => (COMMON_FAMILIES, true, EAFNOSUPPORT, &["rare-sockets"]),
+                Rule::Ioctl => (TERMINAL_REQUESTS, false, EPERM, &["terminal-injection"]),
+                Rule::Personality => (PERSONALITIES, true, EPERM, &["obsolete"]),
+                Rule::Prctl => (PRIVILEGED_PRCTL, false, EPERM, &["privilege"]),
+                Rule::Mode1 => (MODE_1, true, EPERM, &["setuid-bits"]),
+                Rule::Mode2 => (MODE_2, true, EPERM, &["setuid-bits"]),
+                Rule::Open => (OPEN, true, EPERM, &["setuid-bits"]),
+                Rule::Openat => (OPENAT, true, EPERM, &["setuid-bits"]),
+                Rule::Mknod | Rule::Mknodat => return self.read_mknod(granted),
+            };
+        if governors.iter().all(|governor| granted(governor)) {
+            return Reading::Plain;
+        }
+        Reading::Judged {
+            cases,
+            cases_are_good,
+            errno,
+            governors,
+        }
+    }
+
+    /// Device nodes are for `admin`, set-id bits for `setuid-bits`.
+    fn read_mknod(self, granted: impl Fn(&str) -> bool) -> Reading {
+        let second = self == Rule::Mknodat;
+        let (cases, governors): (Cases, &'static [&'static str]) =
+            match (granted("admin"), granted("setuid-bits")) {
+                (true, true) => return Reading::Plain,
+                (true, false) if second => (MODE_2, &["setuid-bits"]),
+                (true, false) => (MODE_1, &["setuid-bits"]),
+                (false, true) if second => (MKNODAT_TYPES, &["admin"]),
+                (false, true) => (MKNOD_TYPES, &["admin"]),
+                (false, false) if second => (MKNODAT_PLAIN, &["admin", "setuid-bits"]),
+                (false, false) => (MKNOD_PLAIN, &["admin", "setuid-bits"]),
+            };
+        Reading::Judged {
+            cases,
+            cases_are_good: true,
+            errno: EPERM,
+            governors,
+        }
+    }
+}
+
+const LOW_WORD: u64 = 0xffff_ffff;
+/// CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (linux/sched.h).
+const NEW_NAMESPACE: u64 = 0x7e02_0080;
+/// S_ISUID and S_ISGID.
+const SET_ID: u64 = 0o6000;
+/// O_CREAT and __O_TMPFILE, the same on x86 and arm64.
+const MAKES_FILE: u64 = 0o100 | 0o20_000_000;
+/// S_IFMT.
+const FILE_TYPE: u64 = 0o170_000;
+
+const fn clear(arg: u8, mask: u64) -> Condition {
+    Condition {
+        arg,
+        mask,
+        value: 0,
+    }
+}
+
+const fn is(arg: u8, value: u64) -> Condition {
+    Condition {
+        arg,
+        mask: LOW_WORD,
+        value,
+    }
+}
+
+const fn masked(arg: u8, mask: u64, value: u64) -> Condition {
+    Condition { arg, mask, value }
+}
+
+const NO_NEW_NAMESPACE: Cases = &[&[clear(0, NEW_NAMESPACE)]];
+
+const MODE_1: Cases = &[&[clear(1, SET_ID)]];
+const MODE_2: Cases = &[&[clear(2, SET_ID)]];
+const OPEN: Cases = &[&[clear(2, SET_ID)], &[clear(1, MAKES_FILE)]];
+const OPENAT: Cases = &[&[clear(3, SET_ID)], &[clear(2, MAKES_FILE)]];
+
+/// AF_UNIX, AF_INET, AF_INET6; AF_NETLINK for routing alone, since getaddrinfo and if_nameindex of glibc ask it for the interfaces.
+const COMMON_FAMILIES: Cases = &[
+    &[is(0, 1)],
+    &[is(0, 2)],
+    &[is(0, 10)],
+    &[is(0, 16), is(2, 0)],
+];
+
+/// TIOCSTI and TIOCLINUX type into a terminal (the second as a paste), TIOCCONS diverts the console, TIOCSETD loads line disciplines, a
+/// steady source of kernel bugs.
+const TERMINAL_REQUESTS: Cases = &[
+    &[is(1, 0x5412)],
+    &[is(1, 0x541c)],
+    &[is(1, 0x541d)],
+    &[is(1, 0x5423)],
+];
+
+/// Linux, its 32-bit name (setarch), without address randomisation (debuggers, benchmarks), and the question which one it is. Others turn
+/// off protections (READ_IMPLIES_EXEC, MMAP_PAGE_ZERO) or stand for systems that are gone.
+const PERSONALITIES: Cases = &[
+    &[is(0, 0)],
+    &[is(0, 8)],
+    &[is(0, 0x0004_0000)],
+    &[is(0, LOW_WORD)],
+];
+
+/// PR_SET_MM forges what /proc tells about a process; PR_SET_SECUREBITS changes what being root means.
+const PRIVILEGED_PRCTL: Cases = &[&[is(0, 35)], &[is(0, 28)]];
+
+/// What mknod may make without a device: a file (two spellings), a FIFO, a socket.
+const MKNOD_PLAIN: Cases = &[
+    &[masked(1, FILE_TYPE | SET_ID, 0)],
+    &[masked(1, FILE_TYPE | SET_ID, 0o100_000)],
+    &[masked(1, FILE_TYPE | SET_ID, 0o010_000)],
+    &[masked(1, FILE_TYPE | SET_ID, 0o140_000)],
+];
+const MKNODAT_PLAIN: Cases = &[
+    &[masked(2, FILE_TYPE | SET_ID, 0)],
+    &[masked(2, FILE_TYPE | SET_ID, 0o100_000)],
+    &[masked(2, FILE_TYPE | SET_ID, 0o010_000)],
+    &[masked(2, FILE_TYPE | SET_ID, 0o140_000)],
+];
+const MKNOD_TYPES: Cases = &[
+    &[masked(1, FILE_TYPE, 0)],
+    &[masked(1, FILE_TYPE, 0o100_000)],
+    &[masked(1, FILE_TYPE, 0o010_000)],
+    &[masked(1, FILE_TYPE, 0o140_000)],
+];
+const MKNODAT_TYPES: Cases = &[
+    &[masked(2, FILE_TYPE, 0)],
+    &[masked(2, FILE_TYPE, 0o100_000)],
+    &[masked(2, FILE_TYPE, 0o010_000)],
+    &[masked(2, FILE_TYPE, 0o140_000)],
+];

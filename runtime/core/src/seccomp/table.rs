@@ -1,0 +1,452 @@
+//! The decision for every system call of every ABI, built from a policy.
+
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use super::groups::{self, Group};
+use super::rules::{Answer, ArgRules, Reading};
+use super::{Abi, Arch, ENOSYS};
+use crate::policy::{SyscallDefault, Syscalls};
+
+/// What goes to the listener beside calls that a `report` default lets through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Notify {
+    /// Refused calls: the listener answers the errno and records the call.
+    pub refusals: bool,
+    /// Allowed calls with a path or an address: the listener looks and lets the kernel carry them out. An observation, never a judgement,
+    /// since the sandbox can change the path after the look.
+    pub paths: bool,
+}
+
+impl Notify {
+    /// Everything that `--why` explains.
+    pub const RECORD: Notify = Notify {
+        refusals: true,
+        paths: true,
+    };
+}
+
+/// What the policy says about a call; [`Decision`] is what the program answers for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Carried out.
+    Allow,
+    /// Refused with this errno.
+    Refuse(u16),
+    /// Carried out and recorded as something that a stricter policy would refuse.
+    Report,
+}
+
+/// What the program answers for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Carried out.
+    Allow,
+    /// Refused with this errno.
+    Errno(u16),
+    /// Put before the listener.
+    Notify,
+    /// By its arguments.
+    Args(ArgRules),
+}
+
+/// Why a table cannot be built.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// A group that does not exist.
+    #[error("system call group `{name}` ({origin}) does not exist{}", suggestion(.nearest))]
+    UnknownGroup {
+        /// The name.
+        name: String,
+        /// The rule.
+        origin: String,
+        /// Groups that may have been meant.
+        nearest: Vec<&'static str>,
+    },
+    /// `base` among the denied groups.
+    #[error(
+        "system call group `base` ({origin}) cannot be denied: no program starts without it; remove it from `deny`"
+    )]
+    BaseDenied {
+        /// The rule.
+        origin: String,
+    },
+    /// A machine without a table.
+    #[error("there is no table of system calls for this machine; Apex has them for x86-64 and arm64")]
+    NoArch,
+    /// 32-bit programs where Apex has no table of their calls.
+    #[error(
+        "`compat = true` needs a table of 32-bit system calls, which Apex has for x86-64 hosts only; remove it from the policy"
+    )]
+    NoCompat,
+}
+
+fn suggestion(nearest: &[&str]) -> String {
+    if nearest.is_empty() {
+        String::new()
+    } else {
+        format!("; did you mean {}?", nearest.join(" or "))
+    }
+}
+
+/// Decisions for every system call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Table {
+    arch: Arch,
+    #[serde(serialize_with = "names")]
+    abis: Vec<AbiTable>,
+    allowed: Vec<&'static str>,
+    reported: Vec<&'static str>,
+    refused: Vec<&'static str>,
+    notify: Notify,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AbiTable {
+    abi: Abi,
+    /// By number; numbers beyond do not exist.
+    entries: Vec<Entry>,
+    rules: Vec<ArgRules<Verdict>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    means: Meaning,
+    has_path: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    Plain(Verdict),
+    /// Index in the rules of the ABI.
+    Judged(u8),
+}
+
+const UNKNOWN: Verdict = Verdict::Refuse(ENOSYS);
+
+fn names<S: Serializer>(abis: &[AbiTable], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(abis.iter().map(|table| table.abi.name()))
+}
+
+impl Table {
+    /// The table of a policy on a machine.
+    ///
+    /// # Errors
+    /// A group that does not exist, a denied `base`, or `compat` where there is no table of 32-bit calls.
+    pub fn build(policy: &Syscalls, arch: Arch, notify: Notify) -> Result<Table, TableError> {
+        check_names(policy)?;
+        let verdicts: Vec<Verdict> = groups::iter()
+            .map(|group| group_verdict(policy, group))
+            .collect();
+        let with = |wanted: fn(&Verdict) -> bool| -> Vec<&'static str> {
+            groups::iter()
+                .zip(&verdicts)
+                .filter(|(_, verdict)| wanted(verdict))
+                .map(|(group, _)| group.name)
+                .collect()
+        };
+        let mut abis = vec![AbiTable::build(arch.abi(), &verdicts)];
+        if policy.compat {
+            abis.push(AbiTable::build(
+                arch.compat_abi().ok_or(TableError::NoCompat)?,
+                &verdicts,
+            ));
+        }
+        Ok(Table {
+            arch,
+            abis,
+            allowed: with(|verdict| *verdict == Verdict::Allow),
+            reported: with(|verdict| *verdict == Verdict::Report),
+            refused: with(|verdict| matches!(verdict, Verdict::Refuse(_))),
+            notify,
+        })
+    }
+
+    /// The machine it is for.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    /// The ABIs that have entries; every call of any other is refused with ENOSYS.
+    pub fn abis(&self) -> impl Iterator<Item = Abi> {
+        self.abis.iter().map(|table| table.abi)
+    }
+
+    /// Names of the groups that are granted.
+    pub fn allowed(&self) -> &[&'static str] {
+        &self.allowed
+    }
+
+    /// Names of the groups that are carried out and recorded.
+    pub fn reported(&self) -> &[&'static str] {
+        &self.reported
+    }
+
+    /// Names of the groups that are refused.
+    pub fn refused(&self) -> &[&'static str] {
+        &self.refused
+    }
+
+    /// One more than the highest number that has an entry.
+    pub fn numbers(&self, abi: Abi) -> u32 {
+        self.of(abi).map_or(0, |table| {
+            u32::try_from(table.entries.len()).unwrap_or(u32::MAX)
+        })
+    }
+
+    /// What the program answers for a call.
+    pub fn decide(&self, abi: Abi, nr: u32) -> Decision {
+        let Some((table, entry)) = self.entry(abi, nr) else {
+            return self.plain(UNKNOWN, false);
+        };
+        match entry.means {
+            Meaning::Plain(verdict) => self.plain(verdict, entry.has_path),
+            Meaning::Judged(index) => {
+                let rules = table.rules[usize::from(index)];
+                let matched = self.answer(rules.matched, entry.has_path);
+                let otherwise = self.answer(rules.otherwise, entry.has_path);
+                if matched == otherwise {
+                    return decision(matched);
+                }
+                Decision::Args(ArgRules {
+                    cases: rules.cases,
+                    matched,
+                    otherwise,
+                })
+            }
+        }
+    }
+
+    /// What the policy says about a call that came to the listener. The arguments are registers that the kernel copied.
+    pub fn judge(&self, abi: Abi, nr: u32, args: &[u64; 6]) -> Verdict {
+        match self.entry(abi, nr) {
+            None => UNKNOWN,
+            Some((
+                _,
+                Entry {
+                    means: Meaning::Plain(verdict),
+                    ..
+                },
+            )) => verdict,
+            Some((
+                table,
+                Entry {
+                    means: Meaning::Judged(index),
+                    ..
+                },
+            )) => table.rules[usize::from(index)].judge(args),
+        }
+    }
+
+    /// Whether the program needs a listener: without one, the kernel answers ENOSYS where the program asks for it.
+    pub fn needs_listener(&self) -> bool {
+        self.notify.refusals
+            || self.notify.paths
+            || self.abis.iter().any(|table| {
+                table
+                    .entries
+                    .iter()
+                    .any(|entry| entry.means == Meaning::Plain(Verdict::Report))
+                    || table.rules.iter().any(|rules| {
+                        rules.matched == Verdict::Report || rules.otherwise == Verdict::Report
+                    })
+            })
+    }
+
+    /// SHA-256, in hexadecimal, of everything that decides what a program answers, and of `salt`. Names a cached program.
+    pub fn digest(&self, salt: &str) -> String {
+        let mut bytes = Vec::with_capacity(8192);
+        for table in &self.abis {
+            bytes.extend(table.abi.audit_arch().to_le_bytes());
+            bytes.extend(self.numbers(table.abi).to_le_bytes());
+            for nr in 0..self.numbers(table.abi) {
+                encode(&mut bytes, self.decide(table.abi, nr));
+            }
+        }
+        encode(&mut bytes, self.plain(UNKNOWN, false));
+        bytes.extend(salt.as_bytes());
+        Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    fn of(&self, abi: Abi) -> Option<&AbiTable> {
+        self.abis.iter().find(|table| table.abi == abi)
+    }
+
+    fn entry(&self, abi: Abi, nr: u32) -> Option<(&AbiTable, Entry)> {
+        let table = self.of(abi)?;
+        Some((table, *table.entries.get(usize::try_from(nr).ok()?)?))
+    }
+
+    fn answer(&self, verdict: Verdict, has_path: bool) -> Answer {
+        match verdict {
+            Verdict::Allow if has_path && self.notify.paths => Answer::Notify,
+            Verdict::Allow => Answer::Allow,
+            // Calls that do not exist stay with the filter: there is nothing to explain, and libraries probe for them.
+            Verdict::Refuse(errno) if !self.notify.refusals || errno == ENOSYS => {
+                Answer::Errno(errno)
+            }
+            Verdict::Refuse(_) | Verdict::Report => Answer::Notify,
+        }
+    }
+
+    fn plain(&self, verdict: Verdict, has_path: bool) -> Decision {
+        decision(self.answer(verdict, has_path))
+    }
+}
+
+fn decision(answer: Answer) -> Decision {
+    match answer {
+        Answer::Allow => Decision::Allow,
+        Answer::Errno(errno) => Decision::Errno(errno),
+        Answer::Notify => Decision::Notify,
+    }
+}
+
+impl AbiTable {
+    fn build(abi: Abi, verdicts: &[Verdict]) -> AbiTable {
+        let entries = abi.calls().iter().map(|entry| Entry {
+            means: Meaning::Plain(
+                verdicts
+                    .get(usize::from(entry & groups::INDEX))
+                    .copied()
+                    .unwrap_or(UNKNOWN),
+            ),
+            has_path: entry & groups::PATH != 0,
+        });
+        let mut table = AbiTable {
+            abi,
+            entries: entries.collect(),
+            rules: Vec::new(),
+        };
+        let verdict_of = |name: &str| {
+            groups::iter()
+                .zip(verdicts)
+                .find(|(group, _)| group.name == name)
+                .map(|(_, verdict)| *verdict)
+        };
+        for (nr, rule) in abi.judged() {
+            let reading = rule.read(|name| verdict_of(name) == Some(Verdict::Allow));
+            table.apply(usize::from(*nr), &reading, verdict_of);
+        }
+        table
+    }
+
+    /// Narrows an entry by a rule about its arguments.
+    fn apply(
+        &mut self,
+        nr: usize,
+        reading: &Reading,
+        verdict_of: impl Fn(&str) -> Option<Verdict>,
+    ) {
+        // A refused call needs no further judgement.
+        let Meaning::Plain(good @ (Verdict::Allow | Verdict::Report)) = self.entries[nr].means
+        else {
+            return;
+        };
+        match *reading {
+            Reading::Plain => {}
+            Reading::Whole(errno) => {
+                self.entries[nr].means = Meaning::Plain(Verdict::Refuse(errno))
+            }
+            Reading::Judged {
+                cases,
+                cases_are_good,
+                errno,
+                governors,
+            } => {
+                let reported = governors
+                    .iter()
+                    .all(|name| matches!(verdict_of(name), Some(Verdict::Report | Verdict::Allow)));
+                let bad = if reported {
+                    Verdict::Report
+                } else {
+                    Verdict::Refuse(errno)
+                };
+                let (matched, otherwise) = if cases_are_good {
+                    (good, bad)
+                } else {
+                    (bad, good)
+                };
+                let rules = ArgRules {
+                    cases,
+                    matched,
+                    otherwise,
+                };
+                let index = self
+                    .rules
+                    .iter()
+                    .position(|known| *known == rules)
+                    .unwrap_or_else(|| {
+                        self.rules.push(rules);
+                        self.rules.len() - 1
+                    });
+                self.entries[nr].means = Meaning::Judged(
+                    u8::try_from(index).expect("fewer rules than calls that are judged"),
+                );
+            }
+        }
+    }
+}
+
+fn check_names(policy: &Syscalls) -> Result<(), TableError> {
+    for (name, origin) in policy.allow.iter().chain(&policy.deny) {
+        if !groups::exists(name) {
+            return Err(TableError::UnknownGroup {
+                name: name.clone(),
+                origin: origin.to_string(),
+                nearest: groups::nearest(name),
+            });
+        }
+    }
+    match policy.deny.get(groups::BASE) {
+        Some(origin) => Err(TableError::BaseDenied {
+            origin: origin.to_string(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn group_verdict(policy: &Syscalls, group: &Group) -> Verdict {
+    let refused = Verdict::Refuse(group.errno);
+    if group.name == groups::BASE {
+        return Verdict::Allow;
+    }
+    if policy.deny.contains_key(group.name) {
+        return refused;
+    }
+    if policy.allow.contains_key(group.name) {
+        return Verdict::Allow;
+    }
+    match policy.default {
+        SyscallDefault::Deny => refused,
+        SyscallDefault::Report if group.report => Verdict::Report,
+        SyscallDefault::Report => refused,
+        SyscallDefault::Allow => Verdict::Allow,
+    }
+}
+
+fn encode(bytes: &mut Vec<u8>, decision: Decision) {
+    match decision {
+        Decision::Allow => bytes.extend(Answer::Allow.action().to_le_bytes()),
+        Decision::Errno(errno) => bytes.extend(Answer::Errno(errno).action().to_le_bytes()),
+        Decision::Notify => bytes.extend(Answer::Notify.action().to_le_bytes()),
+        Decision::Args(rules) => {
+            // No action has this value, and the counts keep two encodings from running into each other.
+            bytes.extend(u32::MAX.to_le_bytes());
+            bytes.extend(rules.matched.action().to_le_bytes());
+            bytes.extend(rules.otherwise.action().to_le_bytes());
+            bytes.push(u8::try_from(rules.cases.len()).unwrap_or(u8::MAX));
+            for case in rules.cases {
+                bytes.push(u8::try_from(case.len()).unwrap_or(u8::MAX));
+                for condition in *case {
+                    bytes.push(condition.arg);
+                    bytes.extend(condition.mask.to_le_bytes());
+                    bytes.extend(condition.value.to_le_bytes());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! One run of the command: options, policy, plan, sandbox, reports, exit code.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use apex_core::explain;
+use apex_core::plan::{Plan, Request};
+use apex_core::planner::{self, PlanError};
+use apex_core::policy::{self, Flags, Inputs, Policy};
+use apex_core::receipt::Receipt;
+use apex_core::refusal::{Explanation, Refusal};
+use apex_core::seccomp::groups;
+use apex_jail::host::LiveHost;
+use apex_jail::launch::{self, Ending, JailError, Outcome, Payload};
+use apex_run::help;
+use apex_run::options::{Action, Bind, Options, Sink, Tmpfs};
+use apex_run::print::{self, Report, Style};
+
+/// Largest policy file that is read, in bytes.
+const POLICY_BYTES_MAX: u64 = 1 << 20;
+
+/// Exit codes of apex-run itself; see `--help`.
+mod code {
+    pub const TIMED_OUT: u8 = 124;
+    pub const FAILED: u8 = 125;
+    pub const NOT_EXECUTABLE: u8 = 126;
+    pub const NOT_FOUND: u8 = 127;
+    pub const SIGNAL: i32 = 128;
+}
+
+/// The code for an error of ours.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let not_found = matches!(error.downcast_ref(), Some(PlanError::CommandNotFound { .. }))
+        || matches!(error.downcast_ref(), Some(JailError::NotFound(_)));
+    if not_found {
+        return code::NOT_FOUND;
+    }
+    if matches!(error.downcast_ref(), Some(JailError::NotExecutable(_))) { code::NOT_EXECUTABLE } else { code::FAILED }
+}
+
+/// Does what the words ask for.
+pub fn run(words: impl Iterator<Item = OsString>) -> Result<ExitCode> {
+    let options = Options::parse(words)?;
+    launch::close_inherited(&options.fds).context("closing inherited descriptors")?;
+    match options.action {
+        Action::Help => say(&help::help()),
+        Action::Version => say(&help::version()),
+        Action::Completions(shell) => say(&help::completions(shell)),
+        Action::Doctor => doctor(&options),
+        Action::Plan => show_plan(&options),
+        Action::Prove => prove(&options),
+        Action::Run => run_command(&options),
+    }
+}
+
+fn say(text: &str) -> Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes()).context("writing to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_plan(options: &Options) -> Result<ExitCode> {
+    let host = LiveHost::new();
+    let (_, plan) = plan(options, &host)?;
+    report(options, Report::Plan(&plan))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(options: &Options) -> Result<ExitCode> {
+    let diagnosis = apex_jail::doctor::examine();
+    report(options, Report::Doctor(&diagnosis))?;
+    Ok(if diagnosis.is_ready() { ExitCode::SUCCESS } else { ExitCode::from(code::FAILED) })
+}
+
+fn prove(options: &Options) -> Result<ExitCode> {
+    let host = LiveHost::new();
+    let (_, plan) = plan(options, &host)?;
+    let proof = apex_jail::prove::prove(&plan, &host)?;
+    report(options, Report::Proof(&proof))?;
+    Ok(if proof.passed { ExitCode::SUCCESS } else { ExitCode::from(code::FAILED) })
+}
+
+fn run_command(options: &Options) -> Result<ExitCode> {
+    let host = LiveHost::new();
+    let (policy, plan) = plan(options, &host)?;
+    let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
+    let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
+    let wants_receipt = options.receipt.is_some();
+    let outcome = launch::run(
+        &plan,
+        &host,
+        launch::Options {
+            receipt: if wants_receipt { Some(&mut deliver) } else { None },
+            payload: Payload::Command,
+        },
+    );
+    let outcome = outcome?;
+    if options.why || !outcome.refusals.is_empty() && plan.reports() {
+        explain_all(options, &policy, &plan, &outcome.refusals)?;
+    }
+    Ok(finish(&plan, &outcome))
+}
+
+/// The command's own code, or ours with a word why.
+fn finish(plan: &Plan, outcome: &Outcome) -> ExitCode {
+    let tell = |words: String| {
+        let _ = writeln!(std::io::stderr(), "apex-run: {words}");
+    };
+    let number = |value: i32| ExitCode::from(u8::try_from(value & 0xff).unwrap_or(code::FAILED));
+    match outcome.ending {
+        Ending::Code(value) => number(value),
+        Ending::Signal(signal) => number(code::SIGNAL + signal),
+        Ending::TimedOut => {
+            let limit = plan.wall_time_ms.unwrap_or_default();
+            tell(format!("the command was ended at its wall-time limit of {limit} ms; give it more with --time"));
+            ExitCode::from(code::TIMED_OUT)
+        }
+        Ending::OutOfMemory => {
+            let limit = plan.cgroup.as_ref().and_then(|limits| limits.memory_bytes).unwrap_or_default();
+            tell(format!("the kernel ended the command at its memory limit of {limit} bytes; give it more with --memory"));
+            number(code::SIGNAL + 9)
+        }
+    }
+}
+
+/// Policy and plan of the options.
+fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
+    let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let user_config = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| home.as_ref().map(|home| home.join(".config")))
+        .map(|dir| dir.join("apex"));
+    let inputs = Inputs {
+        mode: options.mode,
+        profile: options.profile.clone(),
+        policy_file: options.policy.clone(),
+        flags: flags(options),
+        home,
+        cwd: std::env::current_dir().context("looking up the working directory; change to one that exists")?,
+        tmpdir: std::env::var_os("TMPDIR").map(PathBuf::from),
+        system_config: Some(PathBuf::from("/etc/apex")),
+        user_config,
+        groups: &groups,
+    };
+    let policy = policy::resolve(&inputs, &mut load)?;
+    let request = Request {
+        argv: if options.command.is_empty() { default_command(options) } else { options.command.clone() },
+        workdir: options.workdir.clone(),
+        fds: options.fds.clone(),
+        on_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        record: options.why,
+    };
+    let plan = planner::build(&policy, &request, host)?;
+    Ok((policy, plan))
+}
+
+/// A plan or a proof needs no command; this one stands for any.
+fn default_command(options: &Options) -> Vec<OsString> {
+    match options.action {
+        Action::Plan | Action::Prove => vec![OsString::from("/bin/true")],
+        _ => Vec::new(),
+    }
+}
+
+/// Reads a policy file; what is not there is `None`.
+fn load(path: &Path) -> std::io::Result<Option<String>> {
+    use std::io::Read;
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(POLICY_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > POLICY_BYTES_MAX {
+        return Err(std::io::Error::other("larger than 1 MiB"));
+    }
+    Ok(Some(text))
+}
+
+fn report(options: &Options, report: Report<'_>) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let style = Style::new(options.json, out.is_terminal(), std::env::var_os("NO_COLOR").as_deref());
+    print::print(&mut out, report, style).context("writing to standard output")
+}
+
+fn write_receipt(options: &Options, receipt: &Receipt, style: Option<Style>) -> Result<()> {
+    let style = style.unwrap_or(Style::Json);
+    match &options.receipt {
+        None => Ok(()),
+        Some(Sink::Stdout) => Ok(print::print(&mut std::io::stdout().lock(), Report::Receipt(receipt), style)?),
+        Some(Sink::File(path)) => {
+            let mut file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
+            print::print(&mut file, Report::Receipt(receipt), style).with_context(|| format!("writing {}", path.display()))
+        }
+    }
+}
+
+/// After the run, on standard error: standard output is the command's.
+fn explain_all(options: &Options, policy: &Policy, plan: &Plan, refusals: &[Refusal]) -> Result<()> {
+    let explanations: Vec<Explanation> =
+        refusals.iter().map(|refusal| explain::explain(refusal, plan, policy, &group_of)).collect();
+    let mut out = std::io::stderr().lock();
+    let style = Style::new(options.json, out.is_terminal(), std::env::var_os("NO_COLOR").as_deref());
+    print::print(&mut out, Report::Why(&explanations), style).context("writing the explanations to standard error")
+}

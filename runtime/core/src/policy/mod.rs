@@ -26,7 +26,7 @@ pub use error::PolicyError;
 pub use file::FILE_SIZE_MAX;
 pub use flags::Flags;
 pub use merge::PATH_RULES_MAX;
-pub use resolve::{DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, resolve};
+pub use resolve::{DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, modes_allowing, resolve};
 #[cfg(feature = "schema")]
 pub use schema::json_schema;
 

@@ -425,3 +425,22 @@ fn refusals_of(file: File) -> File {
         ..File::default()
     }
 }
+
+/// The built-in modes whose ceiling lets a policy allow a group of system calls.
+pub fn modes_allowing(group: &str) -> Vec<Mode> {
+    let allows = |mode: &Mode| {
+        let parsed: Result<ModeCeiling, _> = toml::from_str(mode_text(*mode));
+        parsed.is_ok_and(|mode| !mode.ceiling.syscalls_forbidden.iter().any(|forbidden| forbidden == group))
+    };
+    [Mode::Isolation, Mode::Hybrid, Mode::Development].into_iter().filter(allows).collect()
+}
+
+#[derive(serde::Deserialize)]
+struct ModeCeiling {
+    ceiling: ForbiddenGroups,
+}
+
+#[derive(serde::Deserialize)]
+struct ForbiddenGroups {
+    syscalls_forbidden: Vec<String>,
+}

@@ -1,15 +1,15 @@
 //! The command line: words to [`Options`].
 //!
 //! Input: the arguments after the program's name. Output: [`Options`], or an [`OptionError`] that ends `apex-run` with code 125.
-//! Sizes, durations and limits stay as they were written, since `apex_core::policy` parses them the same way for files. Nothing here
-//! looks at the host.
+//! Sizes, durations, limits and grants stay as they were written, since `apex_core::policy` parses them the same way for files.
+//! Nothing here looks at the host.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use apex_core::layer::Layer;
-use apex_core::policy::{Mode, Network, Tty};
+use apex_core::policy::{Flags, Mode, Network, Tty};
 use lexopt::{Arg, Parser};
 use thiserror::Error;
 
@@ -35,13 +35,13 @@ pub struct Options {
     /// `--optional`, in order.
     pub optional: Vec<Layer>,
     /// `--ro`, in order.
-    pub ro: Vec<Bind>,
+    pub ro: Vec<OsString>,
     /// `--rw`, in order.
-    pub rw: Vec<Bind>,
+    pub rw: Vec<OsString>,
     /// `--tmpfs`, in order.
-    pub tmpfs: Vec<Tmpfs>,
+    pub tmpfs: Vec<OsString>,
     /// `--deny`, in order.
-    pub deny: Vec<PathBuf>,
+    pub deny: Vec<OsString>,
     /// `--net`.
     pub net: Option<Network>,
     /// `--env`, in order.
@@ -74,6 +74,49 @@ pub struct Options {
     pub time: Option<String>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
+}
+
+impl Options {
+    /// The part that shapes the policy, for the last step of its merge.
+    pub fn flags(&self) -> Flags {
+        let network = |network| match network {
+            Network::None => "none".to_owned(),
+            Network::Host => "host".to_owned(),
+        };
+        let tty = |tty| match tty {
+            Tty::Auto => "auto".to_owned(),
+            Tty::Yes => "yes".to_owned(),
+            Tty::No => "no".to_owned(),
+        };
+        Flags {
+            ro: self.ro.clone(),
+            rw: self.rw.clone(),
+            tmpfs: self.tmpfs.clone(),
+            deny: self.deny.clone(),
+            net: self.net.map(network),
+            env: self
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect(),
+            pass_env: self.pass_env.clone(),
+            uid: self.uid.map(|id| id.to_string()),
+            gid: self.gid.map(|id| id.to_string()),
+            hostname: self.hostname.clone(),
+            memory: self.memory.clone(),
+            cpu: self.cpu.clone(),
+            tasks: self.tasks.clone(),
+            nofile: self.nofile.clone(),
+            tmp_size: self.tmp_size.clone(),
+            time: self.time.clone(),
+            tty: self.tty.map(tty),
+            optional: self
+                .optional
+                .iter()
+                .map(|layer| layer.name().to_owned())
+                .collect(),
+        }
+    }
 }
 
 /// What to do.
@@ -112,24 +155,6 @@ pub enum Sink {
     Stdout,
     /// A file, replaced when it exists.
     File(PathBuf),
-}
-
-/// `PATH[:DEST]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bind {
-    /// Path on the host, as written: it may be relative.
-    pub path: PathBuf,
-    /// Absolute path inside; `None` is the same place.
-    pub dest: Option<PathBuf>,
-}
-
-/// `DEST[:SIZE]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tmpfs {
-    /// Absolute path inside.
-    pub dest: PathBuf,
-    /// Size, as written.
-    pub size: Option<String>,
 }
 
 /// Why a command line was refused. Each is shown behind `apex-run: ` and ends it with code 125.
@@ -342,10 +367,10 @@ fn set_value(
         Value::Profile => options.profile = Some(text(row, value)?),
         Value::Policy => options.policy = Some(path(row, value)?),
         Value::Optional => options.optional.push(layer(row, &value)?),
-        Value::Ro => options.ro.push(bind(row, value)?),
-        Value::Rw => options.rw.push(bind(row, value)?),
-        Value::Tmpfs => options.tmpfs.push(tmpfs(row, &value)?),
-        Value::Deny => options.deny.push(path(row, value)?),
+        Value::Ro => options.ro.push(path(row, value)?.into()),
+        Value::Rw => options.rw.push(path(row, value)?.into()),
+        Value::Tmpfs => options.tmpfs.push(path(row, value)?.into()),
+        Value::Deny => options.deny.push(path(row, value)?.into()),
         Value::Net => {
             options.net = Some(word(
                 row,
@@ -502,58 +527,6 @@ fn layer(row: &'static Row, value: &OsStr) -> Result<Layer, OptionError> {
     Ok(layer)
 }
 
-/// Splits at the last `:/`, so that a colon elsewhere in a name needs no escape.
-fn bind(row: &'static Row, value: OsString) -> Result<Bind, OptionError> {
-    let bytes = value.as_bytes();
-    let bind = match bytes.windows(2).rposition(|pair| pair == b":/") {
-        None => Bind {
-            path: value.into(),
-            dest: None,
-        },
-        Some(0) => {
-            return Err(bad(
-                row,
-                &value,
-                "names no path before the colon",
-                "write PATH:DEST",
-            ));
-        }
-        Some(at) => Bind {
-            path: os_path(&bytes[..at]),
-            dest: Some(os_path(&bytes[at + 1..])),
-        },
-    };
-    if bind.path.as_os_str().is_empty() {
-        return Err(bad(
-            row,
-            OsStr::new(""),
-            "is empty",
-            "name a file or a directory",
-        ));
-    }
-    Ok(bind)
-}
-
-/// Splits at the last colon when what follows begins with a digit and can be no path.
-fn tmpfs(row: &'static Row, value: &OsStr) -> Result<Tmpfs, OptionError> {
-    let bytes = value.as_bytes();
-    let colon = bytes.iter().rposition(|byte| *byte == b':').filter(|at| {
-        let rest = &bytes[at + 1..];
-        rest.first().is_some_and(u8::is_ascii_digit) && !rest.contains(&b'/')
-    });
-    let dest = os_path(colon.map_or(bytes, |at| &bytes[..at]));
-    if !dest.is_absolute() {
-        return Err(bad(
-            row,
-            value,
-            "is not absolute",
-            "write the path inside from `/`, such as /var/cache:64M",
-        ));
-    }
-    let size = colon.map(|at| String::from_utf8_lossy(&bytes[at + 1..]).into_owned());
-    Ok(Tmpfs { dest, size })
-}
-
 fn variable(row: &'static Row, value: OsString) -> Result<(String, String), OptionError> {
     let text = text(row, value)?;
     match text.split_once('=') {
@@ -627,8 +600,4 @@ fn bad(
 
 fn shown(word: &OsStr) -> String {
     crate::escape::os(word).into_owned()
-}
-
-fn os_path(bytes: &[u8]) -> PathBuf {
-    Path::new(&OsString::from_vec(bytes.to_vec())).to_path_buf()
 }

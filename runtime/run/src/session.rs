@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 use apex_core::explain;
 use apex_core::plan::{Plan, Request};
 use apex_core::planner::{self, PlanError};
-use apex_core::policy::{self, Flags, Inputs, Policy};
+use apex_core::policy::{self, Inputs, Policy};
 use apex_core::receipt::Receipt;
 use apex_core::refusal::{Explanation, Refusal};
 use apex_core::seccomp::{Abi, groups};
 use apex_jail::host::LiveHost;
 use apex_jail::launch::{self, Ending, JailError, Outcome, Payload};
 use apex_run::help;
-use apex_run::options::{Action, Bind, Options, Sink, Tmpfs};
+use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
 
 /// Largest policy file that is read, in bytes.
@@ -43,7 +43,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Does what the words ask for.
 pub fn run(words: impl Iterator<Item = OsString>) -> Result<ExitCode> {
-    let options = Options::parse(words)?;
+    let options = options::parse(words)?;
     launch::close_inherited(&options.fds).context("closing inherited descriptors")?;
     match options.action {
         Action::Help => say(&help::help()),
@@ -126,7 +126,7 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         mode: options.mode,
         profile: options.profile.clone(),
         policy_file: options.policy.clone(),
-        flags: flags(options),
+        flags: options.flags(),
         home,
         cwd: std::env::current_dir().context("looking up the working directory; change to one that exists")?,
         tmpdir: std::env::var_os("TMPDIR").map(PathBuf::from),
@@ -208,54 +208,4 @@ fn group_of(call: &str) -> Option<explain::Group> {
         reason: group.reason.to_owned(),
         modes: policy::modes_allowing(group.name),
     })
-}
-
-/// The rules among the options, as words: a flag and a file have one syntax and one set of messages.
-fn flags(options: &Options) -> Flags {
-    let text = |number: Option<u32>| number.map(|number| number.to_string());
-    Flags {
-        ro: options.ro.iter().map(bind).collect(),
-        rw: options.rw.iter().map(bind).collect(),
-        tmpfs: options.tmpfs.iter().map(tmpfs).collect(),
-        deny: options.deny.iter().map(|path| path.clone().into_os_string()).collect(),
-        net: options.net.map(|net| match net {
-            policy::Network::None => "none".to_owned(),
-            policy::Network::Host => "host".to_owned(),
-        }),
-        env: options.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-        pass_env: options.pass_env.clone(),
-        uid: text(options.uid),
-        gid: text(options.gid),
-        hostname: options.hostname.clone(),
-        memory: options.memory.clone(),
-        cpu: options.cpu.clone(),
-        tasks: options.tasks.clone(),
-        nofile: options.nofile.clone(),
-        tmp_size: options.tmp_size.clone(),
-        time: options.time.clone(),
-        tty: options.tty.map(|tty| match tty {
-            policy::Tty::Auto => "auto".to_owned(),
-            policy::Tty::Yes => "yes".to_owned(),
-            policy::Tty::No => "no".to_owned(),
-        }),
-        optional: options.optional.iter().map(|layer| layer.name().to_owned()).collect(),
-    }
-}
-
-fn bind(bind: &Bind) -> OsString {
-    let mut word = bind.path.clone().into_os_string();
-    if let Some(dest) = &bind.dest {
-        word.push(":");
-        word.push(dest);
-    }
-    word
-}
-
-fn tmpfs(tmpfs: &Tmpfs) -> OsString {
-    let mut word = tmpfs.dest.clone().into_os_string();
-    if let Some(size) = &tmpfs.size {
-        word.push(":");
-        word.push(size);
-    }
-    word
 }

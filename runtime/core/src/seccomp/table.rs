@@ -72,7 +72,9 @@ pub enum TableError {
         origin: String,
     },
     /// A machine without a table.
-    #[error("there is no table of system calls for this machine; Apex has them for x86-64 and arm64")]
+    #[error(
+        "there is no table of system calls for this machine; Apex has them for x86-64 and arm64"
+    )]
     NoArch,
     /// 32-bit programs where Apex has no table of their calls.
     #[error(

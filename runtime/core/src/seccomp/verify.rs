@@ -464,7 +464,7 @@ fn load(offset: u32, at: usize) -> Result<Accumulator, Mismatch> {
     match offset {
         bpf::OFFSET_NR => Ok(Accumulator::Number),
         bpf::OFFSET_ARCH => Ok(Accumulator::Abi),
-        bpf::OFFSET_ARGS..bpf::DATA_SIZE if offset % 4 == 0 => {
+        bpf::OFFSET_ARGS..bpf::DATA_SIZE if offset.is_multiple_of(4) => {
             let word = u8::try_from((offset - bpf::OFFSET_ARGS) / 4).expect("twelve words");
             Ok(Accumulator::Word {
                 word,

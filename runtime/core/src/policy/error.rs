@@ -38,7 +38,7 @@ pub enum PolicyError {
     #[error(
         "{by}: there is no profile `{name}`{} (built in: {}; others are read from {places})",
         did_you_mean(nearest),
-        listed(known)
+        built_in_profiles()
     )]
     UnknownProfile {
         /// Its name.
@@ -47,8 +47,6 @@ pub enum PolicyError {
         by: Origin,
         /// The embedded one with the most similar name.
         nearest: Option<String>,
-        /// The embedded ones.
-        known: Vec<String>,
         /// Where else was looked.
         places: String,
     },
@@ -198,6 +196,10 @@ fn listed(names: &[String]) -> String {
         .map(|name| format!("`{name}`"))
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+fn built_in_profiles() -> String {
+    listed(&super::PROFILES.map(|(name, _)| name.to_owned()))
 }
 
 fn relative_hint(by: &Origin) -> &'static str {

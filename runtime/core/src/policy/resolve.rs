@@ -350,7 +350,6 @@ impl Loader<'_> {
             name: name.to_owned(),
             by: by.clone(),
             nearest: nearest(name, PROFILES.map(|(known, _)| known)),
-            known: PROFILES.map(|(known, _)| known.to_owned()).to_vec(),
             places: if places.is_empty() {
                 "no directory".to_owned()
             } else {

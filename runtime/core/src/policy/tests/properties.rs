@@ -32,41 +32,43 @@ const WORDS: &[(&str, &[&str])] = &[
     ("[syscalls]\ndefault = ", &["deny", "report", "allow"]),
     ("[resources]\nmemory = ", &["1M", "8G", "unlimited"]),
     ("[resources]\ntasks = ", &["1", "100000", "unlimited"]),
-    ("[filesystem]\nproc = ", &["none", "pid", "masked"]),
+    ("[terminal]\ntty = ", &["auto", "no"]),
 ];
 
 fn path_list() -> impl Strategy<Value = String> {
     prop::collection::vec(prop::sample::select(PATHS), 0..3).prop_map(|paths| format!("{paths:?}"))
 }
 
-/// A policy file of random rules, most of which isolation may or may not allow.
+/// A policy file in which at most one kind of rule asks for anything at all: of many that may be refused, one always is.
 fn layer() -> impl Strategy<Value = String> {
-    let filesystem = (
+    let lists = (
         path_list(),
         path_list(),
         path_list(),
         path_list(),
         any::<bool>(),
-        prop::sample::select(vec!["none", "pid", "masked"]),
     );
     let groups = prop::collection::vec(prop::sample::select(GROUPS), 0..3);
-    let layers = prop::collection::btree_map(
+    let layer = (
         prop::sample::select(Layer::ALL.map(Layer::name).to_vec()),
-        prop::sample::select(vec!["required", "required", "optional", "off"]),
-        0..2,
+        prop::sample::select(vec!["required", "optional", "off"]),
     );
-    let network = prop::sample::select(vec!["none", "none", "host"]);
-    let default = prop::sample::select(vec!["deny", "deny", "report", "allow"]);
-    let limit = prop::sample::select(vec!["1", "100000", "unlimited"]);
-    (filesystem, groups, layers, network, default, limit, any::<bool>()).prop_map(
-        |((read, write, exec, deny, inherit, proc), groups, layers, network, default, limit, caps)| {
-            let layers: String = layers.iter().map(|(layer, value)| format!("{layer} = {value:?}\n")).collect();
-            let keep = if caps { "" } else { "\"CAP_NET_RAW\"" };
-            format!(
-                "[filesystem]\ninherit = {inherit}\nread = {read}\nwrite = {write}\nexec = {exec}\ndeny = {deny}\nproc = \"{proc}\"\n\
-                 [network]\naccess = \"{network}\"\n[syscalls]\ndefault = \"{default}\"\nallow = {groups:?}\n\
-                 [capabilities]\nkeep = [{keep}]\n[resources]\nmemory = \"{limit}\"\ntasks = \"{limit}\"\n[layers]\n{layers}"
-            )
+    let word = (0..WORDS.len(), any::<prop::sample::Index>());
+    (0..8_u8, lists, groups, layer, word).prop_map(
+        |(kind, (read, write, exec, deny, inherit), groups, (layer, requirement), (key, word))| {
+            let refusals = format!("[filesystem]\ndeny = {deny}\ninherit = {inherit}\n");
+            let (key, words) = WORDS[key];
+            let asked = match kind {
+                0 => format!("read = {read}\n"),
+                1 => format!("write = {write}\n"),
+                2 => format!("exec = {exec}\n"),
+                3 => format!("read = {read}\nwrite = {write}\nexec = {exec}\n"),
+                4 => format!("[syscalls]\nallow = {groups:?}\n"),
+                5 => format!("[layers]\n{layer} = \"{requirement}\"\n"),
+                6 => "[capabilities]\nkeep = [\"CAP_NET_RAW\"]\n".to_owned(),
+                _ => format!("{key}\"{}\"\n", words[word.index(words.len())]),
+            };
+            format!("{refusals}{asked}")
         },
     )
 }

@@ -136,7 +136,13 @@ pub(super) fn create(plan: &CgroupPlan, parent: &Parent, name: &str) -> Result<G
     require(&wanted, &parent.controllers, || {
         parent.dir.display().to_string()
     })?;
-    let needs_enabling = wanted
+    // A plan without limits is measured all the same, where memory can be had.
+    let used: &[Controller] = if wanted.is_empty() {
+        &[Controller::Memory]
+    } else {
+        &wanted
+    };
+    let needs_enabling = used
         .iter()
         .any(|controller| parent.enable.contains(controller));
     let aside = if needs_enabling {

@@ -28,75 +28,42 @@ pub fn apex_run() -> Result<PathBuf> {
             .with_context(|| format!("APEX_RUN names {}, which cannot be found", given.display()));
     }
     println!("building apex-run (release)");
-    let messages = messages(&[
-        "build",
-        "--release",
-        "--package",
-        "apex-run",
-        "--bin",
-        "apex-run",
-    ])?;
-    let file = messages
-        .iter()
-        .find_map(|message| message["executable"].as_str());
-    Ok(file
-        .context("cargo built apex-run but named no executable")?
-        .into())
+    let messages = messages(&["build", "--release", "--package", "apex-run", "--bin", "apex-run"])?;
+    let file = messages.iter().find_map(|message| message["executable"].as_str());
+    Ok(file.context("cargo built apex-run but named no executable")?.into())
 }
 
 /// Builds every test of the workspace and returns the programs.
 pub fn tests() -> Result<Vec<TestBinary>> {
     println!("building the tests");
     let messages = messages(&["test", "--workspace", "--no-run"])?;
-    let tests = messages
-        .iter()
-        .filter(|message| message["profile"]["test"] == true);
-    tests
-        .filter(|message| message["executable"].is_string())
-        .map(test_binary)
-        .collect()
+    let tests = messages.iter().filter(|message| message["profile"]["test"] == true);
+    tests.filter(|message| message["executable"].is_string()).map(test_binary).collect()
 }
 
 /// Where cargo puts what it builds.
 pub fn target_dir() -> Result<PathBuf> {
-    Ok(metadata()?["target_directory"]
-        .as_str()
-        .context("cargo metadata names no target folder")?
-        .into())
+    Ok(metadata()?["target_directory"].as_str().context("cargo metadata names no target folder")?.into())
 }
 
 /// What cargo knows of the workspace's own packages.
 pub fn metadata() -> Result<Value> {
     let mut command = shell::cargo();
-    let output = command
-        .args(["metadata", "--format-version=1", "--no-deps", "--locked"])
-        .stderr(Stdio::inherit())
-        .output();
+    let output =
+        command.args(["metadata", "--format-version=1", "--no-deps", "--locked"]).stderr(Stdio::inherit()).output();
     let output = output.context("cannot run cargo")?;
     if !output.status.success() {
         bail!("{} failed: {}", shell::line(&command), output.status);
     }
-    serde_json::from_slice(&output.stdout)
-        .context("cargo metadata wrote something that is not JSON")
+    serde_json::from_slice(&output.stdout).context("cargo metadata wrote something that is not JSON")
 }
 
 fn test_binary(message: &Value) -> Result<TestBinary> {
-    let text = |value: &Value| {
-        value
-            .as_str()
-            .map(str::to_owned)
-            .context("a message of cargo lacks a field")
-    };
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("a message of cargo lacks a field");
     let manifest = PathBuf::from(text(&message["manifest_path"])?);
-    let dir = manifest
-        .parent()
-        .context("a manifest lies in no folder")?
-        .to_path_buf();
+    let dir = manifest.parent().context("a manifest lies in no folder")?.to_path_buf();
     let toml: toml::Table = std::fs::read_to_string(&manifest)?.parse()?;
-    let package = toml["package"]["name"]
-        .as_str()
-        .context("a package has no name")?
-        .to_owned();
+    let package = toml["package"]["name"].as_str().context("a package has no name")?.to_owned();
     Ok(TestBinary {
         package,
         target: text(&message["target"]["name"])?,
@@ -108,18 +75,11 @@ fn test_binary(message: &Value) -> Result<TestBinary> {
 /// Runs cargo for its messages; compiler diagnostics still reach the terminal.
 fn messages(args: &[&str]) -> Result<Vec<Value>> {
     let mut command = shell::cargo();
-    command
-        .args(args)
-        .args(["--locked", "--message-format=json-render-diagnostics"]);
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
+    command.args(args).args(["--locked", "--message-format=json-render-diagnostics"]);
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("{} failed: {}", shell::line(&command), output.status);
     }
     let text = String::from_utf8(output.stdout).context("cargo's messages are not UTF-8")?;
-    text.lines()
-        .map(|line| serde_json::from_str(line).context("cargo wrote a line that is not JSON"))
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).context("cargo wrote a line that is not JSON")).collect()
 }

@@ -15,8 +15,7 @@ use crate::{build, setup, shell};
 
 const DECOY: &str = "DECOY-PRIVATE-KEY-4f1c0d";
 /// What the honest part must find in `xtask/demo/orders.csv`.
-const TOTALS: &str =
-    r#"{"east": "2256.50", "north": "1187.85", "south": "1459.65", "west": "1988.00"}"#;
+const TOTALS: &str = r#"{"east": "2256.50", "north": "1187.85", "south": "1459.65", "west": "1988.00"}"#;
 /// The report about refusals can be long; the demo is one screen.
 const WHY_LINES_MAX: usize = 16;
 /// Exit code of apex-run when it could not start the sandbox.
@@ -46,16 +45,10 @@ pub fn run() -> Result<()> {
     // The demo's own look at the listener came in above; everything from here on is the script's.
     let output = scene.play(&apex_run)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    let attempts: Vec<Attempt> = stdout
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
+    let attempts: Vec<Attempt> = stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
 
     let receipt = fs::read_to_string(scene.receipt()).context("apex-run wrote no receipt")?;
-    println!(
-        "\nthe receipt, read back from the kernel\n\n{}\n",
-        receipt.trim_end()
-    );
+    println!("\nthe receipt, read back from the kernel\n\n{}\n", receipt.trim_end());
     let mut wrong: Vec<String> = scene.honest_work(&attempts).into_iter().collect();
     wrong.extend(judge(&crimes, &attempts));
     wrong.extend(scene.evidence(&stdout));
@@ -70,25 +63,16 @@ pub fn run() -> Result<()> {
 /// Prints each attempt beside what the system would have allowed, and returns what got through.
 fn judge(crimes: &[Crime], attempts: &[Attempt]) -> Vec<String> {
     let mut wrong = Vec::new();
-    println!(
-        "{:<24} {:<44} without apex-run",
-        "it tried to", "under apex-run"
-    );
+    println!("{:<24} {:<44} without apex-run", "it tried to", "under apex-run");
     for crime in crimes {
-        let said = match attempts
-            .iter()
-            .find(|attempt| attempt.attempt == crime.name)
-        {
+        let said = match attempts.iter().find(|attempt| attempt.attempt == crime.name) {
             Some(attempt) if attempt.got => {
                 wrong.push(format!("it could {}: {}", crime.title, attempt.said));
                 format!("GOT THROUGH: {}", attempt.said)
             }
             Some(attempt) => format!("refused: {}", attempt.said),
             None => {
-                wrong.push(format!(
-                    "the script never got to {}; its own words are missing",
-                    crime.title
-                ));
+                wrong.push(format!("the script never got to {}; its own words are missing", crime.title));
                 "no answer".to_owned()
             }
         };
@@ -127,10 +111,7 @@ impl Scene {
         fs::create_dir(scene.dir.join(".ssh"))?;
         fs::write(scene.key(), format!("{DECOY}\n"))?;
         for file in ["job.py", "orders.csv"] {
-            fs::copy(
-                shell::root().join("xtask/demo").join(file),
-                scene.dir.join(file),
-            )?;
+            fs::copy(shell::root().join("xtask/demo").join(file), scene.dir.join(file))?;
         }
         Ok(scene)
     }
@@ -154,93 +135,47 @@ impl Scene {
     /// Asks the system what it would have allowed this user.
     fn crimes(&self) -> Result<Vec<Crime>> {
         let key = fs::read_to_string(self.key()).context("cannot read the decoy")?;
-        let _line = TcpStream::connect(self.listener.local_addr()?)
-            .context("the demo's own listener does not answer")?;
-        self.listener
-            .accept()
-            .context("the demo's own listener does not answer")?;
-        let overwrite = if shell::is_root() {
-            "root writes where it likes"
-        } else {
-            "refused as well: not root"
-        };
-        let crime = |name, title, outside| Crime {
-            name,
-            title,
-            outside,
-        };
+        let _line =
+            TcpStream::connect(self.listener.local_addr()?).context("the demo's own listener does not answer")?;
+        self.listener.accept().context("the demo's own listener does not answer")?;
+        let overwrite = if shell::is_root() { "root writes where it likes" } else { "refused as well: not root" };
+        let crime = |name, title, outside| Crime { name, title, outside };
         Ok(vec![
-            crime(
-                "steal",
-                "read a private key",
-                format!("{} bytes read by this demo just now", key.len()),
-            ),
-            crime(
-                "phone",
-                "phone out",
-                "the same port answered this demo just now".to_owned(),
-            ),
+            crime("steal", "read a private key", format!("{} bytes read by this demo just now", key.len())),
+            crime("phone", "phone out", "the same port answered this demo just now".to_owned()),
             crime(
                 "fill",
                 "fill the disk",
-                format!(
-                    "{} free in {}",
-                    free(&self.dir)?,
-                    self.dir.parent().unwrap_or(&self.dir).display()
-                ),
+                format!("{} free in {}", free(&self.dir)?, self.dir.parent().unwrap_or(&self.dir).display()),
             ),
             crime("overwrite", "write into /usr/bin", overwrite.to_owned()),
-            crime(
-                "fork",
-                "fork without end",
-                format!("{} processes allowed", process_limit()?),
-            ),
+            crime("fork", "fork without end", format!("{} processes allowed", process_limit()?)),
         ])
     }
 
     /// Runs the script confined. A user whose machine delegates no cgroup gets the rest of the layers, and is told.
     fn play(&self, apex_run: &Path) -> Result<Output> {
-        let first = self
-            .command(apex_run, false)?
-            .output()
-            .context("cannot run apex-run")?;
+        let first = self.command(apex_run, false)?.output().context("cannot run apex-run")?;
         let stderr = String::from_utf8_lossy(&first.stderr);
         if first.status.code() != Some(APEX_FAILED) {
             return Ok(first);
         }
-        ensure!(
-            !shell::is_root() && stderr.contains("cgroup"),
-            "apex-run could not start the sandbox:\n{stderr}"
-        );
+        ensure!(!shell::is_root() && stderr.contains("cgroup"), "apex-run could not start the sandbox:\n{stderr}");
         println!(
             "\nThis user may make no cgroup here, so `--optional cgroup` is passed: memory and CPU of the whole sandbox go unlimited."
         );
         println!("apex-run says:\n{stderr}");
-        let second = self
-            .command(apex_run, true)?
-            .output()
-            .context("cannot run apex-run")?;
+        let second = self.command(apex_run, true)?.output().context("cannot run apex-run")?;
         let stderr = String::from_utf8_lossy(&second.stderr);
-        ensure!(
-            second.status.code() != Some(APEX_FAILED),
-            "apex-run could not start the sandbox:\n{stderr}"
-        );
+        ensure!(second.status.code() != Some(APEX_FAILED), "apex-run could not start the sandbox:\n{stderr}");
         Ok(second)
     }
 
     fn command(&self, apex_run: &Path, without_cgroup: bool) -> Result<Command> {
         let (job, orders) = (self.dir.join("job.py"), self.dir.join("orders.csv"));
         let mut command = Command::new(apex_run);
-        command
-            .args(["--profile", "python", "--why", "--rw"])
-            .arg(self.out());
-        command
-            .arg("--ro")
-            .arg(&job)
-            .arg("--ro")
-            .arg(&orders)
-            .arg("--receipt")
-            .arg(self.receipt());
+        command.args(["--profile", "python", "--why", "--rw"]).arg(self.out());
+        command.arg("--ro").arg(&job).arg("--ro").arg(&orders).arg("--receipt").arg(self.receipt());
         if without_cgroup {
             command.args(["--optional", "cgroup"]);
         }
@@ -248,19 +183,13 @@ impl Scene {
             .args(["--", "/usr/bin/python3"])
             .args([job, orders, self.out(), self.key()])
             .arg(self.port()?.to_string());
-        println!(
-            "\n$ {}",
-            shell::line(&command).replace(&apex_run.display().to_string(), "apex-run")
-        );
+        println!("\n$ {}", shell::line(&command).replace(&apex_run.display().to_string(), "apex-run"));
         Ok(command)
     }
 
     /// The result must be in the granted folder, and right.
     fn honest_work(&self, attempts: &[Attempt]) -> Option<String> {
-        let said = attempts
-            .iter()
-            .find(|attempt| attempt.attempt == "work")
-            .map_or("nothing", |attempt| &attempt.said);
+        let said = attempts.iter().find(|attempt| attempt.attempt == "work").map_or("nothing", |attempt| &attempt.said);
         println!("its work: {said}\n");
         match fs::read_to_string(self.out().join("totals.json")) {
             Ok(totals) if totals == TOTALS => None,
@@ -292,30 +221,17 @@ impl Drop for Scene {
 
 fn holds_decoy(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .into_iter()
-        .any(|entry| fs::read_to_string(entry.path()).is_ok_and(|text| text.contains(DECOY)))
+    entries.into_iter().any(|entry| fs::read_to_string(entry.path()).is_ok_and(|text| text.contains(DECOY)))
 }
 
 fn free(dir: &Path) -> Result<String> {
     let stat = nix::sys::statvfs::statvfs(dir)
         .with_context(|| format!("cannot ask for the free space of {}", dir.display()))?;
-    Ok(format!(
-        "{} GiB",
-        (stat.blocks_available() * stat.fragment_size()) >> 30
-    ))
+    Ok(format!("{} GiB", (stat.blocks_available() * stat.fragment_size()) >> 30))
 }
 
 fn process_limit() -> Result<String> {
-    let limits =
-        fs::read_to_string("/proc/self/limits").context("cannot read /proc/self/limits")?;
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max processes"))
-        .unwrap_or_default();
-    Ok(line
-        .split_whitespace()
-        .next()
-        .unwrap_or("unknown")
-        .to_owned())
+    let limits = fs::read_to_string("/proc/self/limits").context("cannot read /proc/self/limits")?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max processes")).unwrap_or_default();
+    Ok(line.split_whitespace().next().unwrap_or("unknown").to_owned())
 }

@@ -33,9 +33,7 @@ impl Belongings {
         cgroups(Path::new("/sys/fs/cgroup"), 0, &mut found);
         mounts(&mut found)?;
         named_like_ours(&std::env::temp_dir(), &mut found);
-        for entry in
-            fs::read_dir(scratch).with_context(|| format!("cannot list {}", scratch.display()))?
-        {
+        for entry in fs::read_dir(scratch).with_context(|| format!("cannot list {}", scratch.display()))? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with("tmp-") {
                 named_like_ours(&entry.path(), &mut found);
@@ -74,10 +72,7 @@ fn cgroups(dir: &Path, depth: usize, found: &mut BTreeSet<String>) {
         return;
     };
     // file_type does not follow links: /sys/fs/cgroup may hold `cpu -> cpu,cpuacct`.
-    for entry in entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-    {
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         if entry.file_name().to_string_lossy().starts_with("apex") {
             found.insert(format!("cgroup {}", entry.path().display()));
         }
@@ -88,8 +83,7 @@ fn cgroups(dir: &Path, depth: usize, found: &mut BTreeSet<String>) {
 }
 
 fn mounts(found: &mut BTreeSet<String>) -> Result<()> {
-    let text =
-        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let text = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     for line in text.lines() {
         // proc_pid_mountinfo(5): the fifth field is the mount point, the type follows the separator.
         let place = line.split(' ').nth(4).unwrap_or(line);
@@ -115,11 +109,7 @@ fn names(dir: &Path, what: &str, found: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
-    found.extend(
-        entries
-            .flatten()
-            .map(|entry| format!("{what} {}", entry.path().display())),
-    );
+    found.extend(entries.flatten().map(|entry| format!("{what} {}", entry.path().display())));
 }
 
 fn descendants(found: &mut BTreeSet<String>) -> Result<()> {
@@ -146,14 +136,9 @@ fn descendants(found: &mut BTreeSet<String>) -> Result<()> {
 /// Direct children of a process, of all its threads.
 pub fn children_of(pid: u32) -> Result<Vec<u32>> {
     let mut children = Vec::new();
-    for task in
-        fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the threads of a process")?
-    {
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the threads of a process")? {
         let text = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        children.extend(
-            text.split_whitespace()
-                .filter_map(|pid| pid.parse::<u32>().ok()),
-        );
+        children.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     Ok(children)
 }

@@ -44,14 +44,9 @@ fn dispatch(words: Vec<String>) -> Result<()> {
         ["ratchet"] => check::tighten(),
         ["test"] => test::run(),
         ["bench", table] => bench::run(table, None),
-        ["bench", table, count] => bench::run(
-            table,
-            Some(
-                count
-                    .parse()
-                    .with_context(|| format!("{count} is not a number"))?,
-            ),
-        ),
+        ["bench", table, count] => {
+            bench::run(table, Some(count.parse().with_context(|| format!("{count} is not a number"))?))
+        }
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

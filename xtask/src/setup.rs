@@ -37,46 +37,22 @@ struct Package {
 }
 
 const fn program(name: &'static str, need: Need, program: &'static str) -> Package {
-    Package {
-        name,
-        need,
-        sign: Sign::Program(program),
-    }
+    Package { name, need, sign: Sign::Program(program) }
 }
 
 /// gcc stands first: the signs of the libraries ask it.
 const PACKAGES: &[Package] = &[
     program("gcc", Need::Demo, "gcc"),
-    Package {
-        name: "libc6-dev",
-        need: Need::Demo,
-        sign: Sign::Archive("libc.a", &[]),
-    },
-    Package {
-        name: "libseccomp-dev",
-        need: Need::Demo,
-        sign: Sign::Archive("libseccomp.a", &[]),
-    },
-    Package {
-        name: "python3",
-        need: Need::Demo,
-        sign: Sign::Path("/usr/bin/python3"),
-    },
-    Package {
-        name: "python3-pip",
-        need: Need::Tests,
-        sign: Sign::Path("/usr/lib/python3/dist-packages/pip"),
-    },
+    Package { name: "libc6-dev", need: Need::Demo, sign: Sign::Archive("libc.a", &[]) },
+    Package { name: "libseccomp-dev", need: Need::Demo, sign: Sign::Archive("libseccomp.a", &[]) },
+    Package { name: "python3", need: Need::Demo, sign: Sign::Path("/usr/bin/python3") },
+    Package { name: "python3-pip", need: Need::Tests, sign: Sign::Path("/usr/lib/python3/dist-packages/pip") },
     Package {
         name: "python3-setuptools",
         need: Need::Tests,
         sign: Sign::Path("/usr/lib/python3/dist-packages/setuptools"),
     },
-    Package {
-        name: "python3-wheel",
-        need: Need::Tests,
-        sign: Sign::Path("/usr/lib/python3/dist-packages/wheel"),
-    },
+    Package { name: "python3-wheel", need: Need::Tests, sign: Sign::Path("/usr/lib/python3/dist-packages/wheel") },
     program("make", Need::Tests, "make"),
     program("git", Need::Tests, "git"),
     program("tar", Need::Tests, "tar"),
@@ -88,11 +64,7 @@ const PACKAGES: &[Package] = &[
     program("busybox-static", Need::Tests, "busybox"),
     // Attacks through the 32-bit ABI are 32-bit programs.
     #[cfg(target_arch = "x86_64")]
-    Package {
-        name: "gcc-multilib",
-        need: Need::Tests,
-        sign: Sign::Archive("libc.a", &["-m32"]),
-    },
+    Package { name: "gcc-multilib", need: Need::Tests, sign: Sign::Archive("libc.a", &["-m32"]) },
     program("bubblewrap", Need::Bench, "bwrap"),
     program("firejail", Need::Bench, "firejail"),
     program("crun", Need::Bench, "crun"),
@@ -105,10 +77,7 @@ pub fn ensure(need: Need) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let install = format!(
-        "apt-get install -y --no-install-recommends {}",
-        missing.join(" ")
-    );
+    let install = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
     if !shell::is_root() {
         bail!(
             "missing: {}\nonly root can install them; run this, then the same task again:\n\n    sudo {install}\n",
@@ -123,11 +92,7 @@ pub fn ensure(need: Need) -> Result<()> {
     }
     println!("setup: {install}");
     shell::run(apt_get().arg("update").arg("-qq"))?;
-    shell::run(
-        apt_get()
-            .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(&missing),
-    )?;
+    shell::run(apt_get().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))?;
     let still = self::missing(need);
     if !still.is_empty() {
         bail!(

@@ -35,16 +35,12 @@ pub fn is_root() -> bool {
 /// Where `program` is found in PATH.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 /// Runs a command with our own streams; anything but success is an error.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", line(command)))?;
+    let status = command.status().with_context(|| format!("cannot run {}", line(command)))?;
     check(command, status)
 }
 
@@ -52,11 +48,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 ///
 /// Ends when the child has ended, even when a grandchild still holds the pipe: a leak must be reported, not waited for.
 /// After `limit` the child's process group is killed.
-pub fn stream(
-    command: &mut Command,
-    limit: Duration,
-    mut each: impl FnMut(&str),
-) -> Result<ExitStatus> {
+pub fn stream(command: &mut Command, limit: Duration, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let second = writer.try_clone().context("cannot duplicate a pipe")?;
     let mut child = command
@@ -73,10 +65,7 @@ pub fn stream(
     std::thread::spawn(move || {
         for line in BufReader::new(reader).split(b'\n') {
             let Ok(line) = line else { return };
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 return;
             }
         }
@@ -91,16 +80,10 @@ pub fn stream(
         }
         if Instant::now() > deadline {
             kill_group(&mut child);
-            bail!(
-                "{} did not end within {} s and was killed",
-                line(command),
-                limit.as_secs()
-            );
+            bail!("{} did not end within {} s and was killed", line(command), limit.as_secs());
         }
     }
-    child
-        .wait()
-        .with_context(|| format!("cannot wait for {}", line(command)))
+    child.wait().with_context(|| format!("cannot wait for {}", line(command)))
 }
 
 fn kill_group(child: &mut Child) {
@@ -120,8 +103,5 @@ fn check(command: &Command, status: ExitStatus) -> Result<()> {
 /// The command as a person would type it.
 pub fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }

@@ -35,8 +35,6 @@ pub struct Diagnosis {
 impl Diagnosis {
     /// Whether a sandbox can exist here at all: every foundation that was looked at is there.
     pub fn usable(&self) -> bool {
-        self.findings
-            .iter()
-            .all(|finding| finding.available || !finding.layer.is_some_and(Layer::is_foundation))
+        self.findings.iter().all(|finding| finding.available || !finding.layer.is_some_and(Layer::is_foundation))
     }
 }

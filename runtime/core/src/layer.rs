@@ -78,10 +78,7 @@ impl Layer {
 
     /// Whether a sandbox can exist at all without it: the others stand on these.
     pub const fn is_foundation(self) -> bool {
-        matches!(
-            self,
-            Layer::Userns | Layer::Mountns | Layer::Pidns | Layer::Capabilities | Layer::NoNewPrivs
-        )
+        matches!(self, Layer::Userns | Layer::Mountns | Layer::Pidns | Layer::Capabilities | Layer::NoNewPrivs)
     }
 }
 

@@ -52,22 +52,10 @@ pub struct Proof {
 impl Proof {
     /// Sums up. Passed means: something was refused, nothing went through, and no layer differs from its request.
     pub fn new(mode: Mode, attempts: Vec<Attempted>, layers: Vec<LayerReceipt>) -> Self {
-        let refused = attempts
-            .iter()
-            .any(|attempt| attempt.verdict == Verdict::Refused);
-        let allowed = attempts
-            .iter()
-            .any(|attempt| attempt.verdict == Verdict::Allowed);
-        let mismatch = layers
-            .iter()
-            .any(|layer| matches!(layer.state, State::Mismatch(_)));
-        Proof {
-            version: 1,
-            mode,
-            attempts,
-            layers,
-            passed: refused && !allowed && !mismatch,
-        }
+        let refused = attempts.iter().any(|attempt| attempt.verdict == Verdict::Refused);
+        let allowed = attempts.iter().any(|attempt| attempt.verdict == Verdict::Allowed);
+        let mismatch = layers.iter().any(|layer| matches!(layer.state, State::Mismatch(_)));
+        Proof { version: 1, mode, attempts, layers, passed: refused && !allowed && !mismatch }
     }
 }
 
@@ -78,13 +66,7 @@ mod tests {
 
     fn attempt(verdict: Verdict) -> Attempted {
         let word = || String::from("x");
-        Attempted {
-            layer: Layer::Seccomp,
-            attempt: word(),
-            expected: word(),
-            got: word(),
-            verdict,
-        }
+        Attempted { layer: Layer::Seccomp, attempt: word(), expected: word(), got: word(), verdict }
     }
 
     fn layer(state: State) -> LayerReceipt {
@@ -101,10 +83,7 @@ mod tests {
     #[track_caller]
     fn check(verdicts: &[Verdict], state: State, passed: bool) {
         let attempts = verdicts.iter().cloned().map(attempt).collect();
-        assert_eq!(
-            Proof::new(Mode::Isolation, attempts, vec![layer(state)]).passed,
-            passed
-        );
+        assert_eq!(Proof::new(Mode::Isolation, attempts, vec![layer(state)]).passed, passed);
     }
 
     #[test]
@@ -114,11 +93,7 @@ mod tests {
         check(&[Verdict::Refused, Verdict::Allowed], State::InForce, false);
         check(&[skipped()], State::InForce, false);
         check(&[], State::InForce, false);
-        check(
-            &[Verdict::Refused],
-            State::Mismatch("other".to_owned()),
-            false,
-        );
+        check(&[Verdict::Refused], State::Mismatch("other".to_owned()), false);
         check(&[Verdict::Refused], State::Skipped("no".to_owned()), true);
     }
 }

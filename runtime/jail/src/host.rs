@@ -146,7 +146,8 @@ fn open_path(path: &Path, follow: bool) -> Result<Held, Refusal> {
     let flags = O_PATH | if follow { 0 } else { O_NOFOLLOW };
     let name = c_path(path).map_err(|_| Refusal::Other("its name holds a NUL byte".to_owned()))?;
     // Most paths have no link at all: one call.
-    let fd = match fs::open(fs::cwd(), &name, flags, if follow { resolve::NO_SYMLINKS } else { resolve::NO_MAGICLINKS }) {
+    let fd = match fs::open(fs::cwd(), &name, flags, if follow { resolve::NO_SYMLINKS } else { resolve::NO_MAGICLINKS })
+    {
         Err(Errno::ELOOP) if follow => open_through_links(path),
         other => other.map_err(|errno| refusal(errno, path)),
     }?;
@@ -162,8 +163,12 @@ const LINKS_MAX: usize = 40;
 fn refusal(errno: Errno, path: &Path) -> Refusal {
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => Refusal::Missing,
-        Errno::ELOOP => Refusal::Other("it leads through a link of /proc or in a circle; name the real path".to_owned()),
-        Errno::EACCES => Refusal::Other(format!("you may not look there ({}); choose a path that you can reach", path.display())),
+        Errno::ELOOP => {
+            Refusal::Other("it leads through a link of /proc or in a circle; name the real path".to_owned())
+        }
+        Errno::EACCES => {
+            Refusal::Other(format!("you may not look there ({}); choose a path that you can reach", path.display()))
+        }
         errno => Refusal::Other(format!("it cannot be opened: {}", errno.desc())),
     }
 }
@@ -202,7 +207,8 @@ fn open_through_links(path: &Path) -> Result<OwnedFd, Refusal> {
                 stat.uid
             )));
         }
-        let target = std::fs::read_link(&next).map_err(|error| Refusal::Other(format!("its link cannot be read: {error}")))?;
+        let target =
+            std::fs::read_link(&next).map_err(|error| Refusal::Other(format!("its link cannot be read: {error}")))?;
         if target.is_absolute() {
             at = PathBuf::from("/");
         }

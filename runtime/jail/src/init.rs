@@ -248,5 +248,7 @@ fn pass_on(child: Pid, number: i32) {
 }
 
 fn kept(names: &[String]) -> Option<u64> {
-    names.iter().try_fold(0, |mask, name| name.parse::<Capability>().ok().map(|capability| mask | 1 << capability.index()))
+    names
+        .iter()
+        .try_fold(0, |mask, name| name.parse::<Capability>().ok().map(|capability| mask | 1 << capability.index()))
 }

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use apex_core::plan::{LandlockPlan, LandlockRule};
 use apex_sys::{Errno, fs};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetError, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 
 use crate::host::c_path;
@@ -31,7 +31,8 @@ pub fn ruleset(plan: &LandlockPlan, streams: &[i32]) -> Result<OwnedFd, Failure>
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => continue,
             other => other.map_err(Failure::at(Step::LandlockRules, index))?,
         };
-        let is_dir = fs::stat(place.as_fd(), c"").map_err(Failure::at(Step::LandlockRules, index))?.is(nix::libc::S_IFDIR);
+        let is_dir =
+            fs::stat(place.as_fd(), c"").map_err(Failure::at(Step::LandlockRules, index))?.is(nix::libc::S_IFDIR);
         rules = add(rules, place, rights(rule, abi, is_dir)).map_err(|error| failed(&error, index))?;
     }
     for stream in streams {

@@ -20,7 +20,7 @@ use crate::init::Init;
 use crate::placeholder::Placeholders;
 use crate::readback;
 pub use crate::seal::Payload;
-use crate::seccomp::{self, SeccompError};
+use crate::seccomp::{self, CacheDir, SeccompError};
 use crate::step::{Failure, Step};
 use crate::supervise::{self, Running};
 use crate::trees::{self, Trees};
@@ -120,7 +120,8 @@ pub struct Options<'a> {
 
 /// Closes every descriptor that the caller leaked to us, before anything of our own is opened.
 pub fn close_inherited(keep: &[i32]) -> Result<(), Errno> {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|number| u32::try_from(*number).ok()).filter(|number| *number > 2).collect();
+    let mut keep: Vec<u32> =
+        keep.iter().filter_map(|number| u32::try_from(*number).ok()).filter(|number| *number > 2).collect();
     keep.sort_unstable();
     let mut first = 3;
     for number in keep {
@@ -136,7 +137,8 @@ pub fn close_inherited(keep: &[i32]) -> Result<(), Errno> {
 pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome, JailError> {
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
     check_descriptors(plan).map_err(explain)?;
-    let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, seccomp::CacheDir::find().as_ref())).transpose()?;
+    let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
+    let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
     let cgroup = create_cgroup(plan, host)?;
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     let trees = take_trees(plan, host).map_err(explain)?;
@@ -144,7 +146,10 @@ pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome
     let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
     let pause = options.receipt.is_some();
     let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);
-    match process::clone_into(namespaces(plan), into).map_err(Failure::at(Step::CreateNamespaces, 0)).map_err(explain)? {
+    match process::clone_into(namespaces(plan), into)
+        .map_err(Failure::at(Step::CreateNamespaces, 0))
+        .map_err(explain)?
+    {
         Side::Child => {
             drop(outer);
             let init = Init {
@@ -262,11 +267,8 @@ fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> {
 fn namespaces(plan: &Plan) -> u64 {
     const NEWTIME: i32 = 0x80;
     let mut flags = nix::libc::CLONE_NEWUSER | nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS;
-    let optional = [
-        (Layer::Ipcns, nix::libc::CLONE_NEWIPC),
-        (Layer::Utsns, nix::libc::CLONE_NEWUTS),
-        (Layer::Timens, NEWTIME),
-    ];
+    let optional =
+        [(Layer::Ipcns, nix::libc::CLONE_NEWIPC), (Layer::Utsns, nix::libc::CLONE_NEWUTS), (Layer::Timens, NEWTIME)];
     for (layer, flag) in optional {
         if plan.has(layer) {
             flags |= flag;

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use apex_core::plan::{Kind, Mount, Plan};
-use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::Errno;
+use apex_sys::fs::{self, Stat, resolve};
 
 use crate::host::{Held, LiveHost, c_path};
 use crate::step::{Failure, Step};

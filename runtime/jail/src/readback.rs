@@ -117,7 +117,12 @@ impl View<'_> {
         let theirs = link(&evidence);
         let is_wanted = kind != "net" || self.plan.network == Network::None;
         let requested = if is_wanted { "a namespace of its own" } else { "the host's" };
-        Answer { requested: requested.to_owned(), agrees: is_known(&theirs) && (ours != theirs) == is_wanted, effective: theirs, evidence }
+        Answer {
+            requested: requested.to_owned(),
+            agrees: is_known(&theirs) && (ours != theirs) == is_wanted,
+            effective: theirs,
+            evidence,
+        }
     }
 
     fn userns(&self) -> Answer {
@@ -130,9 +135,17 @@ impl View<'_> {
         let only_one = uid_map.split(' ').count() == 3 && uid_map.ends_with(" 1");
         let not_host = !identity.own_host_ids || outside != identity.caller_uid.to_string();
         Answer {
-            requested: format!("user {} alone, as {}", identity.uid, if identity.own_host_ids { "a host id of its own" } else { "the caller" }),
+            requested: format!(
+                "user {} alone, as {}",
+                identity.uid,
+                if identity.own_host_ids { "a host id of its own" } else { "the caller" }
+            ),
             agrees: base.agrees && only_one && inside == identity.uid.to_string() && not_host,
-            effective: format!("{}, uid map `{uid_map}`, host uid {}", base.effective, uids.split('\t').next().unwrap_or_default()),
+            effective: format!(
+                "{}, uid map `{uid_map}`, host uid {}",
+                base.effective,
+                uids.split('\t').next().unwrap_or_default()
+            ),
             evidence: format!("/proc/{}/uid_map", self.pid),
         }
     }
@@ -156,13 +169,17 @@ impl View<'_> {
         let mut missing = Vec::new();
         for mount in &self.plan.mounts {
             if let Some((place, needs)) = expected(mount)
-                && !mounted.get(&place).is_some_and(|have| needs.iter().all(|need| have.iter().any(|have| have == need)))
+                && !mounted
+                    .get(&place)
+                    .is_some_and(|have| needs.iter().all(|need| have.iter().any(|have| have == need)))
             {
                 missing.push(format!("{place} ({})", needs.join(",")));
             }
         }
-        let writable: Vec<&String> = mounted.iter().filter(|(_, flags)| flags.iter().any(|flag| flag == "rw")).map(|(place, _)| place).collect();
-        let stray: Vec<&str> = writable.iter().filter(|place| !self.may_be_writable(place)).map(|place| place.as_str()).collect();
+        let writable: Vec<&String> =
+            mounted.iter().filter(|(_, flags)| flags.iter().any(|flag| flag == "rw")).map(|(place, _)| place).collect();
+        let stray: Vec<&str> =
+            writable.iter().filter(|place| !self.may_be_writable(place)).map(|place| place.as_str()).collect();
         let mut effective = format!("{} mounts, {} writable", mounted.len(), writable.len());
         if !missing.is_empty() {
             effective += &format!(", not as planned: {}", missing.join(" "));
@@ -179,10 +196,22 @@ impl View<'_> {
     }
 
     fn may_be_writable(&self, place: &str) -> bool {
-        let own = ["/proc", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/pts", "/dev/shm"];
+        let own = [
+            "/proc",
+            "/dev/null",
+            "/dev/zero",
+            "/dev/full",
+            "/dev/random",
+            "/dev/urandom",
+            "/dev/tty",
+            "/dev/pts",
+            "/dev/shm",
+        ];
         own.contains(&place)
             || self.plan.mounts.iter().any(|mount| match mount {
-                Mount::Bind { dest, access: BindAccess::Write, .. } | Mount::Tmpfs { dest, .. } => Path::new(place).starts_with(dest),
+                Mount::Bind { dest, access: BindAccess::Write, .. } | Mount::Tmpfs { dest, .. } => {
+                    Path::new(place).starts_with(dest)
+                }
                 _ => false,
             })
     }
@@ -190,8 +219,14 @@ impl View<'_> {
     fn capabilities(&self) -> Answer {
         let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
         let values: Vec<String> = sets.iter().map(|set| self.status(set)).collect();
-        let agrees = values.iter().all(|value| u64::from_str_radix(value, 16).is_ok_and(|bits| self.plan.capabilities.len() as u32 >= bits.count_ones()));
-        let requested = if self.plan.capabilities.is_empty() { "every set empty".to_owned() } else { self.plan.capabilities.join(" ") };
+        let agrees = values.iter().all(|value| {
+            u64::from_str_radix(value, 16).is_ok_and(|bits| self.plan.capabilities.len() as u32 >= bits.count_ones())
+        });
+        let requested = if self.plan.capabilities.is_empty() {
+            "every set empty".to_owned()
+        } else {
+            self.plan.capabilities.join(" ")
+        };
         let all_zero = values.iter().all(|value| u64::from_str_radix(value, 16) == Ok(0));
         let effective = if all_zero {
             "inheritable, permitted, effective, bounding and ambient all 0".to_owned()
@@ -204,14 +239,20 @@ impl View<'_> {
     fn no_new_privs(&self) -> Answer {
         let effective = self.status("NoNewPrivs");
         let agrees = effective == "1";
-        Answer { requested: "1".to_owned(), effective, evidence: format!("/proc/{}/status NoNewPrivs", self.pid), agrees }
+        Answer {
+            requested: "1".to_owned(),
+            effective,
+            evidence: format!("/proc/{}/status NoNewPrivs", self.pid),
+            agrees,
+        }
     }
 
     fn seccomp(&self) -> Answer {
         let mode = self.status("Seccomp");
         let filters = self.status("Seccomp_filters");
         // Filters that the caller already stood under count too (a container has some).
-        let inherited = status(std::process::id() as Pid).get("Seccomp_filters").and_then(|count| count.parse().ok()).unwrap_or(0);
+        let inherited =
+            status(std::process::id() as Pid).get("Seccomp_filters").and_then(|count| count.parse().ok()).unwrap_or(0);
         let own = filters.parse::<u32>().unwrap_or(0).saturating_sub(inherited);
         let requested = self.plan.seccomp.as_ref().map_or("off".to_owned(), |table| {
             format!("filter: {} groups allowed, {} refused", table.allowed().len(), table.refused().len())
@@ -228,7 +269,12 @@ impl View<'_> {
     /// although both have one user: the sealed process tries that, and its errno is the evidence.
     fn landlock(&self) -> Answer {
         let Some(landlock) = &self.plan.landlock else {
-            return Answer { requested: "off".to_owned(), effective: "off".to_owned(), evidence: String::new(), agrees: true };
+            return Answer {
+                requested: "off".to_owned(),
+                effective: "off".to_owned(),
+                evidence: String::new(),
+                agrees: true,
+            };
         };
         let net = if landlock.tcp_refused { ", TCP refused" } else { "" };
         let scope = if landlock.scoped { ", signals and abstract sockets scoped" } else { "" };
@@ -243,7 +289,12 @@ impl View<'_> {
 
     fn cgroup(&self) -> Answer {
         let (Some(plan), Some(cgroup)) = (&self.plan.cgroup, self.cgroup) else {
-            return Answer { requested: "no limits".to_owned(), effective: "no limits".to_owned(), evidence: String::new(), agrees: true };
+            return Answer {
+                requested: "no limits".to_owned(),
+                effective: "no limits".to_owned(),
+                evidence: String::new(),
+                agrees: true,
+            };
         };
         let mut wanted = Vec::new();
         wanted.extend(plan.memory_bytes.map(|bytes| format!("memory {bytes}")));
@@ -257,7 +308,11 @@ impl View<'_> {
                 let show = |value: Option<u64>| value.map_or("unlimited".to_owned(), |value| value.to_string());
                 let mut limits: Vec<String> =
                     effective.limits.iter().map(|limit| format!("{} {}", limit.resource, show(limit.value))).collect();
-                limits.push(if effective.member { "process inside".to_owned() } else { "process NOT inside".to_owned() });
+                limits.push(if effective.member {
+                    "process inside".to_owned()
+                } else {
+                    "process NOT inside".to_owned()
+                });
                 Answer {
                     requested,
                     effective: format!("{}: {}", effective.version, limits.join(", ")),
@@ -284,7 +339,9 @@ impl View<'_> {
                 .map(|(name, _, shown)| format!("{name} {}", shown.as_deref().unwrap_or("unknown")))
                 .collect::<Vec<_>>()
                 .join(", "),
-            agrees: pairs.iter().all(|(_, value, shown)| shown.as_deref().is_some_and(|shown| shown.parse::<u64>().is_ok_and(|have| have <= *value))),
+            agrees: pairs.iter().all(|(_, value, shown)| {
+                shown.as_deref().is_some_and(|shown| shown.parse::<u64>().is_ok_and(|have| have <= *value))
+            }),
             evidence,
         }
     }
@@ -331,7 +388,9 @@ fn parse_mount(line: &str) -> Option<(String, Vec<String>)> {
 
 /// Blanks and their like are written in octal there.
 fn unescape(word: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")].iter().fold(word.to_owned(), |word, (code, plain)| word.replace(code, plain))
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(word.to_owned(), |word, (code, plain)| word.replace(code, plain))
 }
 
 fn limit_title(name: &str) -> &'static str {

@@ -30,7 +30,8 @@ impl Relay {
         let (input, output) = (fs::borrow(0)?, fs::borrow(1)?);
         terminal::set_nonblocking(master.as_fd())?;
         let raw = terminal::is_terminal(input).then(|| terminal::Raw::enter(input)).transpose()?;
-        let relay = Relay { master, input, output, pending: Vec::new(), input_open: true, master_open: true, _raw: raw };
+        let relay =
+            Relay { master, input, output, pending: Vec::new(), input_open: true, master_open: true, _raw: raw };
         relay.resize()?;
         Ok(relay)
     }

@@ -89,7 +89,8 @@ struct Masks {
 
 impl Root {
     fn create(plan: &Plan, trees: &mut Trees) -> Result<Root, Failure> {
-        let host = plan.mounts.iter().position(|step| matches!(step, Mount::Bind { dest, .. } if dest == Path::new("/")));
+        let host =
+            plan.mounts.iter().position(|step| matches!(step, Mount::Bind { dest, .. } if dest == Path::new("/")));
         let fd = match host {
             Some(index) => trees.give(index).ok_or_else(|| Failure::at(Step::CreateRoot, 0)(Errno::ENOENT))?,
             None => {
@@ -205,9 +206,7 @@ impl Root {
         const FLAGS: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
         let tree = match view {
             ProcView::None => return Ok(()),
-            ProcView::Pid => {
-                mount::new_filesystem(c"proc", &[(c"subset", c"pid"), (c"hidepid", c"invisible")], FLAGS)?
-            }
+            ProcView::Pid => mount::new_filesystem(c"proc", &[(c"subset", c"pid"), (c"hidepid", c"invisible")], FLAGS)?,
             ProcView::Masked => mount::new_filesystem(c"proc", &[(c"hidepid", c"invisible")], FLAGS | attr::RDONLY)?,
         };
         self.attach(&tree, Path::new("/proc"), Kind::Dir)?;
@@ -232,11 +231,8 @@ impl Root {
 
     /// A /dev of its own. Comes before /proc and the masks, which are parked in it.
     fn dev(&mut self, shm_size_bytes: u64) -> Result<(), Errno> {
-        let tree = mount::new_filesystem(
-            c"tmpfs",
-            &[(c"size", c"64k"), (c"mode", c"0755")],
-            attr::NOSUID | attr::NOEXEC,
-        )?;
+        let tree =
+            mount::new_filesystem(c"tmpfs", &[(c"size", c"64k"), (c"mode", c"0755")], attr::NOSUID | attr::NOEXEC)?;
         self.attach(&tree, Path::new("/dev"), Kind::Dir)?;
         let root = self.fd.as_fd();
         for (host, name) in DEVICES {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use apex_core::plan::Plan;
+use apex_core::seccomp::Table;
 use apex_sys::limits::{self, Resource};
 use apex_sys::process::CStrings;
 use apex_sys::signal::{self, Set};
@@ -52,19 +53,24 @@ impl<'a> Seal<'a> {
     /// Turns the plan's words into what the kernel takes.
     pub fn prepare(plan: &'a Plan, socket: &'a End, mask: Set) -> Result<Seal<'a>, Failure> {
         let words = |list: &[std::ffi::OsString]| {
-            list.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>().map_err(|_| Errno::EINVAL)
+            list.iter()
+                .map(|word| CString::new(word.as_bytes()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| Errno::EINVAL)
         };
         let paths = |list: &[std::path::PathBuf]| list.iter().map(|path| c_path(path)).collect::<Result<Vec<_>, _>>();
         let command = &plan.command;
         let exec = Failure::at(Step::Exec, 0);
         let rlimits = plan.rlimits.iter().enumerate().map(|(index, limit)| {
-            resource(limit.name).map(|resource| (resource, limit.value)).ok_or_else(|| Failure::at(Step::SetRlimit, index)(Errno::EINVAL))
+            resource(limit.name)
+                .map(|resource| (resource, limit.value))
+                .ok_or_else(|| Failure::at(Step::SetRlimit, index)(Errno::EINVAL))
         });
         Ok(Seal {
             socket,
             ruleset: None,
             program: None,
-            listen: plan.record,
+            listen: plan.seccomp.as_ref().is_some_and(Table::needs_listener),
             pause: false,
             terminal: None,
             streams_on_terminal: [false; 3],

@@ -190,9 +190,11 @@ impl Failure {
             Step::CloneTree | Step::Idmap | Step::Placeholder | Step::Mount => {
                 plan.mounts.get(self.index).map(|mount| mount_dest(mount).display().to_string())
             }
-            Step::LandlockRules => {
-                plan.landlock.as_ref().and_then(|landlock| landlock.rules.get(self.index)).map(|rule| rule.path.display().to_string())
-            }
+            Step::LandlockRules => plan
+                .landlock
+                .as_ref()
+                .and_then(|landlock| landlock.rules.get(self.index))
+                .map(|rule| rule.path.display().to_string()),
             Step::SetRlimit => plan.rlimits.get(self.index).map(|limit| limit.name.to_owned()),
             Step::EnterWorkdir => plan.command.workdir.last().map(|dir| dir.display().to_string()),
             Step::Exec => plan.command.candidates.first().map(|path| path.display().to_string()),
@@ -218,15 +220,27 @@ impl Failure {
             (Step::Idmap, Errno::EINVAL) => {
                 "its file system cannot translate owners: grant a directory on ext4, xfs, btrfs or tmpfs, or start apex-run as the owner of the files"
             }
-            (Step::CloneTree, Errno::ESTALE) => "the path was replaced while the sandbox was being built; start again when it is at rest",
-            (Step::Mount, Errno::ENOENT) => "its mount point does not exist inside another grant, and Apex creates nothing there: create it on the host",
-            (Step::Mount, Errno::ELOOP) => "the way to the mount point leads over a symbolic link inside another grant; name the real path",
-            (Step::Mount, Errno::EPERM) => "a container with a masked /proc cannot give a fresh one; start it with an unmasked /proc",
-            (Step::Placeholder, _) => "the name does not exist yet and apex-run may not hold it; create the path first, or deny its directory",
+            (Step::CloneTree, Errno::ESTALE) => {
+                "the path was replaced while the sandbox was being built; start again when it is at rest"
+            }
+            (Step::Mount, Errno::ENOENT) => {
+                "its mount point does not exist inside another grant, and Apex creates nothing there: create it on the host"
+            }
+            (Step::Mount, Errno::ELOOP) => {
+                "the way to the mount point leads over a symbolic link inside another grant; name the real path"
+            }
+            (Step::Mount, Errno::EPERM) => {
+                "a container with a masked /proc cannot give a fresh one; start it with an unmasked /proc"
+            }
+            (Step::Placeholder, _) => {
+                "the name does not exist yet and apex-run may not hold it; create the path first, or deny its directory"
+            }
             (Step::CheckDescriptors, Errno::EISDIR) => {
                 "this descriptor is a directory, and with it the command could walk the host's files; pass a file or a pipe"
             }
-            (Step::CheckDescriptors, Errno::EBADF) => "this descriptor is not open; open it in the calling shell, as in `apex-run --fd 3 ... 3<file`",
+            (Step::CheckDescriptors, Errno::EBADF) => {
+                "this descriptor is not open; open it in the calling shell, as in `apex-run --fd 3 ... 3<file`"
+            }
             (Step::Handshake, _) => "the sandbox's init ended early; it may have been killed for memory",
             (Step::Spawn, Errno::EAGAIN) => "the limit on tasks is too low to start the command; raise --tasks",
             (_, Errno::ENOSPC | Errno::EDQUOT) => "make room, or clean up what fills it",

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use apex_core::plan::Plan;
 use apex_core::refusal::{Attempt, Refusal};
+use apex_sys::Errno;
 use apex_sys::process::{self, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
-use apex_sys::Errno;
 
 use crate::cgroup::{self, Cgroup};
 use crate::launch::{Ending, JailError, Outcome};
@@ -149,7 +149,8 @@ pub fn to_the_end(
                 if let Some(sealed) = sealed.take() {
                     sealed(running, pid)?;
                 }
-                running.listener = Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
+                running.listener =
+                    Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
             }
             Event::Report(Report::Ended(ended), _) => break Some(ended),
@@ -168,7 +169,11 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Err
         Interest { fd: signals.as_fd(), write: false, ready: false },
     ];
     let listener_at = interests.len();
-    interests.extend(running.listener.as_ref().map(|listener| Interest { fd: listener.fd(), write: false, ready: false }));
+    interests.extend(running.listener.as_ref().map(|listener| Interest {
+        fd: listener.fd(),
+        write: false,
+        ready: false,
+    }));
     let relay_at = interests.len();
     interests.extend(running.relay.iter().flat_map(Relay::interests));
     signal::poll(&mut interests, timeout)?;
@@ -281,7 +286,8 @@ fn outside_pid(init: Pid, inside: Pid) -> Result<Pid, Errno> {
     let text = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).map_err(|_| Errno::ESRCH)?;
     let is_it = |pid: &Pid| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let own = status.lines().find_map(|line| line.strip_prefix("NSpid:")).and_then(|line| line.split_whitespace().last());
+        let own =
+            status.lines().find_map(|line| line.strip_prefix("NSpid:")).and_then(|line| line.split_whitespace().last());
         own == Some(inside.to_string().as_str())
     };
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_it).ok_or(Errno::ESRCH)

@@ -80,7 +80,9 @@ impl Drop for Scratch {
 fn every_kind_of_table_compiles_to_what_it_says() {
     for arch in [Arch::X86_64, Arch::Aarch64] {
         for default in [SyscallDefault::Deny, SyscallDefault::Report, SyscallDefault::Allow] {
-            for allow in [&[][..], USUAL, &["threads", "namespaces"], &["fs-change", "admin"], &["fs-change", "setuid-bits"]] {
+            for allow in
+                [&[][..], USUAL, &["threads", "namespaces"], &["fs-change", "admin"], &["fs-change", "setuid-bits"]]
+            {
                 for notify in [Notify::default(), Notify::RECORD, Notify { refusals: false, paths: true }] {
                     for compat in [false, true] {
                         if compat && arch == Arch::Aarch64 {
@@ -162,7 +164,8 @@ fn a_planted_program_is_replaced() {
 
 #[test]
 fn the_program_of_another_policy_is_replaced() {
-    let lax = Table::build(&policy(SyscallDefault::Allow, &[], false), Arch::native().unwrap(), Notify::default()).unwrap();
+    let lax =
+        Table::build(&policy(SyscallDefault::Allow, &[], false), Arch::native().unwrap(), Notify::default()).unwrap();
     let other = Scratch::new();
     program(&lax, Some(&other.cache())).unwrap();
     check_never_loaded(|file| assert!(fs::copy(other.file(), file).unwrap() > 0), true);
@@ -235,7 +238,10 @@ fn the_place_of_the_cache_follows_the_environment() {
         CacheDir::locate(euid, env).map(|dir| dir.path().to_owned())
     };
     assert_eq!(locate(0, &[("XDG_RUNTIME_DIR", "/tmp/x")]), Some("/run/apex/seccomp".into()));
-    assert_eq!(locate(7, &[("XDG_RUNTIME_DIR", "/run/user/7"), ("HOME", "/h")]), Some("/run/user/7/apex/seccomp".into()));
+    assert_eq!(
+        locate(7, &[("XDG_RUNTIME_DIR", "/run/user/7"), ("HOME", "/h")]),
+        Some("/run/user/7/apex/seccomp".into())
+    );
     assert_eq!(locate(7, &[("XDG_RUNTIME_DIR", "x"), ("HOME", "/h")]), Some("/h/.cache/apex/seccomp".into()));
     assert_eq!(locate(7, &[("HOME", "")]), None);
 }
@@ -349,7 +355,8 @@ fn recorded_refusals_come_to_the_listener() {
     listener::check_sizes().unwrap();
     let table = isolation(false, Notify::RECORD);
     let filter = program(&table, None).unwrap();
-    let (fd, child) = probe::call_under_listener(filter.filter(), native("ioctl", &[NOBODY_FD, HIGH | 0x5412, 7])).unwrap();
+    let (fd, child) =
+        probe::call_under_listener(filter.filter(), native("ioctl", &[NOBODY_FD, HIGH | 0x5412, 7])).unwrap();
     use std::os::fd::AsFd;
     let notification = listener::receive(fd.as_fd()).unwrap();
     assert_eq!(Abi::from_audit_arch(notification.arch), Some(Arch::native().unwrap().abi()));
@@ -398,7 +405,11 @@ fn changed_programs_are_rejected_or_mean_the_same() {
             }
             accepted += 1;
             for (abi, nr, args) in &inputs {
-                assert_eq!(simulate(&changed, *abi, *nr, args), simulate(&original, *abi, *nr, args), "{at} {change} {abi:#x} {nr}");
+                assert_eq!(
+                    simulate(&changed, *abi, *nr, args),
+                    simulate(&original, *abi, *nr, args),
+                    "{at} {change} {abi:#x} {nr}"
+                );
             }
         }
     }

@@ -14,15 +14,7 @@ pub fn text(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     Cow::Owned(
-        text.chars()
-            .map(|c| {
-                if is_hostile(c) {
-                    c.escape_default().to_string()
-                } else {
-                    c.to_string()
-                }
-            })
-            .collect(),
+        text.chars().map(|c| if is_hostile(c) { c.escape_default().to_string() } else { c.to_string() }).collect(),
     )
 }
 
@@ -65,10 +57,7 @@ mod tests {
     #[test]
     fn plain_words_stay() {
         check(b"/srv/data file", "/srv/data file");
-        check(
-            "/home/jos\u{e9}/\u{1f980}".as_bytes(),
-            "/home/jos\u{e9}/\u{1f980}",
-        );
+        check("/home/jos\u{e9}/\u{1f980}".as_bytes(), "/home/jos\u{e9}/\u{1f980}");
     }
 
     #[test]

@@ -15,8 +15,7 @@ const WIDTH: usize = 100;
 /// Where the explanations begin.
 const INDENT: usize = 24;
 
-const SUMMARY: &str =
-    "run any program in a sandbox that the kernel enforces, and show what is in force";
+const SUMMARY: &str = "run any program in a sandbox that the kernel enforces, and show what is in force";
 const USAGE: &str = "apex-run [OPTIONS] [--] COMMAND [ARGS...]";
 
 /// A worked example: what it is for, and the line.
@@ -45,16 +44,10 @@ const EXIT_CODES: [(&str, &str); 7] = [
     ("N", "the command's own"),
     ("128+N", "signal N ended the command"),
     ("124", "the wall time limit (--time) was reached"),
-    (
-        "125",
-        "apex-run failed and nothing ran, or --prove or --doctor found a fault; the message says what to do",
-    ),
+    ("125", "apex-run failed and nothing ran, or --prove or --doctor found a fault; the message says what to do"),
     ("126", "the command cannot be executed"),
     ("127", "the command was not found inside"),
-    (
-        "137",
-        "the kernel killed it for memory (--memory); the message names the limit",
-    ),
+    ("137", "the kernel killed it for memory (--memory); the message names the limit"),
 ];
 
 /// The text of `--help`.
@@ -84,10 +77,7 @@ pub fn version() -> String {
 
 /// `-h, --help`, `--memory SIZE`.
 fn synopsis(row: &Row) -> String {
-    let short = row
-        .short
-        .map(|letter| format!("-{letter}, "))
-        .unwrap_or_default();
+    let short = row.short.map(|letter| format!("-{letter}, ")).unwrap_or_default();
     match row.kind {
         Kind::Switch(_) => format!("{short}--{}", row.long),
         Kind::Takes { name, .. } => format!("{short}--{} {name}", row.long),
@@ -95,11 +85,7 @@ fn synopsis(row: &Row) -> String {
 }
 
 fn explanation(row: &Row) -> String {
-    if row.repeatable {
-        format!("{} (repeatable)", row.help)
-    } else {
-        row.help.to_owned()
-    }
+    if row.repeatable { format!("{} (repeatable)", row.help) } else { row.help.to_owned() }
 }
 
 fn push_entry(out: &mut String, head: &str, text: &str) {

@@ -94,11 +94,7 @@ impl Options {
             tmpfs: self.tmpfs.clone(),
             deny: self.deny.clone(),
             net: self.net.map(network),
-            env: self
-                .env
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect(),
+            env: self.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
             pass_env: self.pass_env.clone(),
             uid: self.uid.map(|id| id.to_string()),
             gid: self.gid.map(|id| id.to_string()),
@@ -110,11 +106,7 @@ impl Options {
             tmp_size: self.tmp_size.clone(),
             time: self.time.clone(),
             tty: self.tty.map(tty),
-            optional: self
-                .optional
-                .iter()
-                .map(|layer| layer.name().to_owned())
-                .collect(),
+            optional: self.optional.iter().map(|layer| layer.name().to_owned()).collect(),
         }
     }
 }
@@ -164,54 +156,27 @@ pub enum OptionError {
     #[error(
         "unknown option `{given}`; the nearest is `--{nearest}` (put `--` before a command that begins with a dash)"
     )]
-    UnknownNear {
-        given: String,
-        nearest: &'static str,
-    },
+    UnknownNear { given: String, nearest: &'static str },
     #[error(
         "unknown option `{given}`; `apex-run --help` lists all (put `--` before a command that begins with a dash)"
     )]
     Unknown { given: String },
     #[error("--{option} needs a value: --{option} {value}")]
-    MissingValue {
-        option: &'static str,
-        value: &'static str,
-    },
-    #[error(
-        "--{option} needs a value, but `{given}` follows it; write --{option}={given} if that is meant"
-    )]
+    MissingValue { option: &'static str, value: &'static str },
+    #[error("--{option} needs a value, but `{given}` follows it; write --{option}={given} if that is meant")]
     OptionAsValue { option: &'static str, given: String },
     #[error("--{option} takes no value, but `{given}` was given; remove `={given}`")]
     UnwantedValue { option: &'static str, given: String },
     #[error("--{option} was given twice; keep one of them")]
     Twice { option: &'static str },
     #[error("--{option} does not know `{given}`; {remedy}")]
-    UnknownWord {
-        option: &'static str,
-        given: String,
-        remedy: String,
-    },
+    UnknownWord { option: &'static str, given: String, remedy: String },
     #[error("--{option} got `{given}`, which {problem}; {remedy}")]
-    BadValue {
-        option: &'static str,
-        given: String,
-        problem: &'static str,
-        remedy: &'static str,
-    },
-    #[error(
-        "--{first} and --{second} each do something of their own; run them one after the other"
-    )]
-    Conflict {
-        first: &'static str,
-        second: &'static str,
-    },
-    #[error(
-        "--{option} reports on a command that runs, and --{action} runs none; leave one of them out"
-    )]
-    NothingToReport {
-        option: &'static str,
-        action: &'static str,
-    },
+    BadValue { option: &'static str, given: String, problem: &'static str, remedy: &'static str },
+    #[error("--{first} and --{second} each do something of their own; run them one after the other")]
+    Conflict { first: &'static str, second: &'static str },
+    #[error("--{option} reports on a command that runs, and --{action} runs none; leave one of them out")]
+    NothingToReport { option: &'static str, action: &'static str },
     #[error(
         "no command was given; put it behind the options: apex-run --profile shell -- ls -l (or see --help, --doctor)"
     )]
@@ -257,28 +222,17 @@ where
 }
 
 /// The row of the next option; at the first other word the rest becomes the command and `None` ends the options.
-fn next_row(
-    parser: &mut Parser,
-    options: &mut Options,
-) -> Result<Option<&'static Row>, OptionError> {
+fn next_row(parser: &mut Parser, options: &mut Options) -> Result<Option<&'static Row>, OptionError> {
     // `lexopt` fails here only on a value for an option that takes none, which `check_bare` has already ruled out.
-    let row = match parser.next().map_err(|error| OptionError::Unknown {
-        given: error.to_string(),
-    })? {
+    let row = match parser.next().map_err(|error| OptionError::Unknown { given: error.to_string() })? {
         None => return Ok(None),
-        Some(Arg::Long(name)) => TABLE
-            .iter()
-            .find(|row| row.long == name)
-            .ok_or_else(|| unknown(name))?,
-        Some(Arg::Short(letter)) => TABLE
-            .iter()
-            .find(|row| row.short == Some(letter))
-            .ok_or_else(|| unknown_short(letter))?,
+        Some(Arg::Long(name)) => TABLE.iter().find(|row| row.long == name).ok_or_else(|| unknown(name))?,
+        Some(Arg::Short(letter)) => {
+            TABLE.iter().find(|row| row.short == Some(letter)).ok_or_else(|| unknown_short(letter))?
+        }
         Some(Arg::Value(first)) => {
             options.command.push(first);
-            let rest = parser
-                .raw_args()
-                .expect("no value is pending behind a word");
+            let rest = parser.raw_args().expect("no value is pending behind a word");
             options.command.extend(rest);
             return Ok(None);
         }
@@ -304,40 +258,25 @@ fn nearest<'w>(given: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w 
 }
 
 fn unknown_short(letter: char) -> OptionError {
-    OptionError::Unknown {
-        given: format!("-{}", crate::escape::text(letter.encode_utf8(&mut [0; 4]))),
-    }
+    OptionError::Unknown { given: format!("-{}", crate::escape::text(letter.encode_utf8(&mut [0; 4]))) }
 }
 
 fn check_bare(parser: &mut Parser, row: &'static Row) -> Result<(), OptionError> {
     match parser.optional_value() {
         // Behind a short option this is a further one (`-hV`); none of ours can sensibly be followed by another.
-        Some(given) => Err(OptionError::UnwantedValue {
-            option: row.long,
-            given: shown(&given),
-        }),
+        Some(given) => Err(OptionError::UnwantedValue { option: row.long, given: shown(&given) }),
         None => Ok(()),
     }
 }
 
-fn take_value(
-    parser: &mut Parser,
-    row: &'static Row,
-    name: &'static str,
-) -> Result<OsString, OptionError> {
+fn take_value(parser: &mut Parser, row: &'static Row, name: &'static str) -> Result<OsString, OptionError> {
     if let Some(value) = parser.optional_value() {
         return Ok(value);
     }
-    let value = parser.value().map_err(|_| OptionError::MissingValue {
-        option: row.long,
-        value: name,
-    })?;
+    let value = parser.value().map_err(|_| OptionError::MissingValue { option: row.long, value: name })?;
     // `--ro --rw /x` would otherwise grant a path called `--rw` and run `/x`.
     if value.len() > 1 && value.as_bytes().starts_with(b"-") {
-        return Err(OptionError::OptionAsValue {
-            option: row.long,
-            given: shown(&value),
-        });
+        return Err(OptionError::OptionAsValue { option: row.long, given: shown(&value) });
     }
     Ok(value)
 }
@@ -356,12 +295,7 @@ fn set_switch(options: &mut Options, switch: Switch) -> Result<(), OptionError> 
     Ok(())
 }
 
-fn set_value(
-    options: &mut Options,
-    row: &'static Row,
-    option: Value,
-    value: OsString,
-) -> Result<(), OptionError> {
+fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsString) -> Result<(), OptionError> {
     match option {
         Value::Mode => options.mode = Some(word(row, &value, MODES)?),
         Value::Profile => options.profile = Some(text(row, value)?),
@@ -371,28 +305,16 @@ fn set_value(
         Value::Rw => options.rw.push(path(row, value)?.into()),
         Value::Tmpfs => options.tmpfs.push(path(row, value)?.into()),
         Value::Deny => options.deny.push(path(row, value)?.into()),
-        Value::Net => {
-            options.net = Some(word(
-                row,
-                &value,
-                &[("none", Network::None), ("host", Network::Host)],
-            )?)
-        }
+        Value::Net => options.net = Some(word(row, &value, &[("none", Network::None), ("host", Network::Host)])?),
         Value::Env => options.env.push(variable(row, value)?),
-        Value::PassEnv => options
-            .pass_env
-            .push(variable_name(row, text(row, value)?)?),
+        Value::PassEnv => options.pass_env.push(variable_name(row, text(row, value)?)?),
         Value::Workdir => options.workdir = Some(path(row, value)?),
         Value::Uid => options.uid = Some(number(row, &value, 0)?),
         Value::Gid => options.gid = Some(number(row, &value, 0)?),
         Value::Hostname => options.hostname = Some(text(row, value)?),
         Value::Fd => options.fds.push(descriptor(row, &value)?),
         Value::Tty => {
-            options.tty = Some(word(
-                row,
-                &value,
-                &[("auto", Tty::Auto), ("yes", Tty::Yes), ("no", Tty::No)],
-            )?)
+            options.tty = Some(word(row, &value, &[("auto", Tty::Auto), ("yes", Tty::Yes), ("no", Tty::No)])?)
         }
         Value::Memory => options.memory = Some(text(row, value)?),
         Value::Cpu => options.cpu = Some(text(row, value)?),
@@ -403,29 +325,19 @@ fn set_value(
         Value::Receipt if value == "-" => options.receipt = Some(Sink::Stdout),
         Value::Receipt => options.receipt = Some(Sink::File(path(row, value)?)),
         Value::Completions => {
-            let shells = [
-                ("bash", Shell::Bash),
-                ("zsh", Shell::Zsh),
-                ("fish", Shell::Fish),
-            ];
+            let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];
             set_action(options, Action::Completions(word(row, &value, &shells)?))?;
         }
     }
     Ok(())
 }
 
-const MODES: &[(&str, Mode)] = &[
-    ("isolation", Mode::Isolation),
-    ("development", Mode::Development),
-    ("hybrid", Mode::Hybrid),
-];
+const MODES: &[(&str, Mode)] =
+    &[("isolation", Mode::Isolation), ("development", Mode::Development), ("hybrid", Mode::Hybrid)];
 
 fn set_action(options: &mut Options, action: Action) -> Result<(), OptionError> {
     if options.action != Action::Run {
-        return Err(OptionError::Conflict {
-            first: action_name(options.action),
-            second: action_name(action),
-        });
+        return Err(OptionError::Conflict { first: action_name(options.action), second: action_name(action) });
     }
     options.action = action;
     Ok(())
@@ -447,16 +359,10 @@ fn check_whole(options: &Options) -> Result<(), OptionError> {
     if options.action != Action::Run {
         let action = action_name(options.action);
         if options.why {
-            return Err(OptionError::NothingToReport {
-                option: "why",
-                action,
-            });
+            return Err(OptionError::NothingToReport { option: "why", action });
         }
         if options.receipt.is_some() {
-            return Err(OptionError::NothingToReport {
-                option: "receipt",
-                action,
-            });
+            return Err(OptionError::NothingToReport { option: "receipt", action });
         }
     }
     match (options.action, options.command.first()) {
@@ -468,16 +374,9 @@ fn check_whole(options: &Options) -> Result<(), OptionError> {
 
 fn text(row: &'static Row, value: OsString) -> Result<String, OptionError> {
     if value.is_empty() {
-        return Err(bad(
-            row,
-            &value,
-            "is empty",
-            "give a value or leave the option out",
-        ));
+        return Err(bad(row, &value, "is empty", "give a value or leave the option out"));
     }
-    value
-        .into_string()
-        .map_err(|value| bad(row, &value, "is not UTF-8", "write it in UTF-8"))
+    value.into_string().map_err(|value| bad(row, &value, "is not UTF-8", "write it in UTF-8"))
 }
 
 fn path(row: &'static Row, value: OsString) -> Result<PathBuf, OptionError> {
@@ -488,38 +387,24 @@ fn path(row: &'static Row, value: OsString) -> Result<PathBuf, OptionError> {
 }
 
 fn word<T: Copy>(row: &'static Row, value: &OsStr, words: &[(&str, T)]) -> Result<T, OptionError> {
-    words
-        .iter()
-        .find(|(name, _)| value == *name)
-        .map(|(_, meaning)| *meaning)
-        .ok_or_else(|| unknown_word(row, value))
+    words.iter().find(|(name, _)| value == *name).map(|(_, meaning)| *meaning).ok_or_else(|| unknown_word(row, value))
 }
 
 fn unknown_word(row: &'static Row, value: &OsStr) -> OptionError {
     let given = shown(value);
     let words: &[&str] = match &row.kind {
-        Kind::Takes {
-            hint: Hint::Words(words),
-            ..
-        } => words,
+        Kind::Takes { hint: Hint::Words(words), .. } => words,
         Kind::Takes { .. } | Kind::Switch(_) => &[],
     };
     let remedy = match nearest(&given, words.iter().copied()) {
         Some(nearest) => format!("the nearest is `{nearest}` of {}", words.join(", ")),
         None => format!("it is one of {}", words.join(", ")),
     };
-    OptionError::UnknownWord {
-        option: row.long,
-        given,
-        remedy,
-    }
+    OptionError::UnknownWord { option: row.long, given, remedy }
 }
 
 fn layer(row: &'static Row, value: &OsStr) -> Result<Layer, OptionError> {
-    let layer = Layer::ALL
-        .into_iter()
-        .find(|layer| value == layer.name())
-        .ok_or_else(|| unknown_word(row, value))?;
+    let layer = Layer::ALL.into_iter().find(|layer| value == layer.name()).ok_or_else(|| unknown_word(row, value))?;
     if layer.is_foundation() {
         let remedy = "leave it out; `apex-run --doctor` says how this host can give the layer";
         return Err(bad(row, value, "no sandbox can do without", remedy));
@@ -530,12 +415,9 @@ fn layer(row: &'static Row, value: &OsStr) -> Result<Layer, OptionError> {
 fn variable(row: &'static Row, value: OsString) -> Result<(String, String), OptionError> {
     let text = text(row, value)?;
     match text.split_once('=') {
-        Some((name, _)) if name.is_empty() => Err(bad(
-            row,
-            OsStr::new(&text),
-            "has no name before the `=`",
-            "write NAME=VALUE",
-        )),
+        Some((name, _)) if name.is_empty() => {
+            Err(bad(row, OsStr::new(&text), "has no name before the `=`", "write NAME=VALUE"))
+        }
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
         None => {
             let remedy = "write NAME=VALUE, or use --pass-env NAME to pass the caller's value";
@@ -552,50 +434,21 @@ fn variable_name(row: &'static Row, name: String) -> Result<String, OptionError>
     Ok(name)
 }
 
-fn number<T: std::str::FromStr + PartialOrd>(
-    row: &'static Row,
-    value: &OsStr,
-    least: T,
-) -> Result<T, OptionError> {
-    let number = value
-        .to_str()
-        .and_then(|text| text.parse::<T>().ok())
-        .filter(|number| *number >= least);
-    number.ok_or_else(|| {
-        bad(
-            row,
-            value,
-            "is not a number in range",
-            "write a whole number, without a sign",
-        )
-    })
+fn number<T: std::str::FromStr + PartialOrd>(row: &'static Row, value: &OsStr, least: T) -> Result<T, OptionError> {
+    let number = value.to_str().and_then(|text| text.parse::<T>().ok()).filter(|number| *number >= least);
+    number.ok_or_else(|| bad(row, value, "is not a number in range", "write a whole number, without a sign"))
 }
 
 fn descriptor(row: &'static Row, value: &OsStr) -> Result<i32, OptionError> {
     let fd = number(row, value, 0)?;
     if fd < 3 {
-        return Err(bad(
-            row,
-            value,
-            "is passed in any case",
-            "leave the option out",
-        ));
+        return Err(bad(row, value, "is passed in any case", "leave the option out"));
     }
     Ok(fd)
 }
 
-fn bad(
-    row: &'static Row,
-    given: &OsStr,
-    problem: &'static str,
-    remedy: &'static str,
-) -> OptionError {
-    OptionError::BadValue {
-        option: row.long,
-        given: shown(given),
-        problem,
-        remedy,
-    }
+fn bad(row: &'static Row, given: &OsStr, problem: &'static str, remedy: &'static str) -> OptionError {
+    OptionError::BadValue { option: row.long, given: shown(given), problem, remedy }
 }
 
 fn shown(word: &OsStr) -> String {

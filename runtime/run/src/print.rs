@@ -57,9 +57,7 @@ impl Style {
         if json {
             return Style::Json;
         }
-        Style::Text {
-            colour: on_terminal && no_color.is_none_or(|value| value.is_empty()),
-        }
+        Style::Text { colour: on_terminal && no_color.is_none_or(|value| value.is_empty()) }
     }
 }
 
@@ -89,11 +87,7 @@ fn print_json(out: &mut dyn Write, report: Report<'_>) -> io::Result<()> {
     for c in json.chars() {
         if c != '\n' && escape::is_hostile(c) {
             let mut units = [0; 2];
-            safe.extend(
-                c.encode_utf16(&mut units)
-                    .iter()
-                    .map(|unit| format!("\\u{unit:04x}")),
-            );
+            safe.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
         } else {
             safe.push(c);
         }
@@ -131,16 +125,11 @@ fn layers_table(layers: &[LayerReceipt], colour: bool) -> String {
             Cell::new(&layer.evidence),
         ]
     });
-    table::render(
-        ["layer", "requested", "effective", "state", "evidence"],
-        rows,
-        colour,
-    )
+    table::render(["layer", "requested", "effective", "state", "evidence"], rows, colour)
 }
 
 fn layers_sum(layers: &[LayerReceipt]) -> String {
-    let count =
-        |wanted: fn(&State) -> bool| layers.iter().filter(|layer| wanted(&layer.state)).count();
+    let count = |wanted: fn(&State) -> bool| layers.iter().filter(|layer| wanted(&layer.state)).count();
     let mismatches = count(|state| matches!(state, State::Mismatch(_)));
     let mut sum = format!(
         "\nlayers in force: {}, skipped: {}, off: {}",
@@ -167,10 +156,7 @@ fn why_text(explanations: &[Explanation], colour: bool) -> String {
         push_explanation(&mut text, *count, explanation, colour);
     }
     if groups.len() > KINDS_MAX {
-        text.push_str(&format!(
-            "\nand {} more; --json shows all\n",
-            groups.len() - KINDS_MAX
-        ));
+        text.push_str(&format!("\nand {} more; --json shows all\n", groups.len() - KINDS_MAX));
     }
     text
 }
@@ -180,12 +166,10 @@ fn grouped(explanations: &[Explanation]) -> Vec<(u64, &Explanation)> {
     let mut index = std::collections::HashMap::new();
     let mut groups: Vec<(u64, &Explanation)> = Vec::new();
     for explanation in explanations {
-        let at = *index
-            .entry((&explanation.tried, &explanation.because))
-            .or_insert_with(|| {
-                groups.push((0, explanation));
-                groups.len() - 1
-            });
+        let at = *index.entry((&explanation.tried, &explanation.because)).or_insert_with(|| {
+            groups.push((0, explanation));
+            groups.len() - 1
+        });
         groups[at].0 = groups[at].0.saturating_add(explanation.refusal.count);
     }
     groups.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
@@ -194,28 +178,11 @@ fn grouped(explanations: &[Explanation]) -> Vec<(u64, &Explanation)> {
 
 fn push_explanation(text: &mut String, count: u64, explanation: &Explanation, colour: bool) {
     let refusal = &explanation.refusal;
-    let by = if refusal.pid == 0 {
-        refusal.comm.clone()
-    } else {
-        format!("{}, pid {}", refusal.comm, refusal.pid)
-    };
+    let by = if refusal.pid == 0 { refusal.comm.clone() } else { format!("{}, pid {}", refusal.comm, refusal.pid) };
     let tried = format!("{} ({by}: {})", explanation.tried, refusal.outcome);
-    push_field(
-        text,
-        &format!("{count}x"),
-        &tried,
-        Tint::Bad.or_plain(colour),
-    );
-    let layer = explanation
-        .layer
-        .map(|layer| format!(" [{layer}]"))
-        .unwrap_or_default();
-    push_field(
-        text,
-        "because",
-        &format!("{}{layer}", explanation.because),
-        Tint::Plain,
-    );
+    push_field(text, &format!("{count}x"), &tried, Tint::Bad.or_plain(colour));
+    let layer = explanation.layer.map(|layer| format!(" [{layer}]")).unwrap_or_default();
+    push_field(text, "because", &format!("{}{layer}", explanation.because), Tint::Plain);
     if let Some(rule) = &explanation.rule {
         push_field(text, "rule", &rule.to_string(), Tint::Plain);
     }
@@ -228,9 +195,7 @@ fn push_explanation(text: &mut String, count: u64, explanation: &Explanation, co
                 text.push_str(&format!("  {name:>7}  {line}\n"));
             }
         }
-        None if explanation.layer.is_some() => {
-            push_field(text, "change", "none that is safe", Tint::Plain)
-        }
+        None if explanation.layer.is_some() => push_field(text, "change", "none that is safe", Tint::Plain),
         None => {}
     }
     if let Some(caution) = &explanation.caution {
@@ -246,17 +211,12 @@ fn push_field(text: &mut String, name: &str, value: &str, tint: Tint) {
 }
 
 fn proof_text(proof: &Proof, colour: bool) -> String {
-    let mut text = format!(
-        "proof of mode {}: each was attempted inside\n\n",
-        proof.mode.name()
-    );
+    let mut text = format!("proof of mode {}: each was attempted inside\n\n", proof.mode.name());
     let rows = proof.attempts.iter().map(|attempt| {
         let verdict = match &attempt.verdict {
             Verdict::Refused => Cell::tinted("refused", Tint::Good),
             Verdict::Allowed => Cell::tinted("ALLOWED", Tint::Bad),
-            Verdict::NotApplicable(reason) => {
-                Cell::tinted(&format!("not applicable: {reason}"), Tint::Doubtful)
-            }
+            Verdict::NotApplicable(reason) => Cell::tinted(&format!("not applicable: {reason}"), Tint::Doubtful),
         };
         [
             Cell::new(attempt.layer.name()),
@@ -266,21 +226,11 @@ fn proof_text(proof: &Proof, colour: bool) -> String {
             verdict,
         ]
     });
-    text.push_str(&table::render(
-        ["layer", "attempt", "expected", "got", "verdict"],
-        rows,
-        colour,
-    ));
+    text.push_str(&table::render(["layer", "attempt", "expected", "got", "verdict"], rows, colour));
     text.push('\n');
     text.push_str(&layers_table(&proof.layers, colour));
     text.push_str(&layers_sum(&proof.layers));
-    let count = |wanted: fn(&Verdict) -> bool| {
-        proof
-            .attempts
-            .iter()
-            .filter(|attempt| wanted(&attempt.verdict))
-            .count()
-    };
+    let count = |wanted: fn(&Verdict) -> bool| proof.attempts.iter().filter(|attempt| wanted(&attempt.verdict)).count();
     text.push_str(&format!(
         "{}: {} refused, {} allowed, {} not applicable\n",
         if proof.passed { "passed" } else { "FAILED" },
@@ -292,60 +242,26 @@ fn proof_text(proof: &Proof, colour: bool) -> String {
 }
 
 fn doctor_text(diagnosis: &Diagnosis, colour: bool) -> String {
-    let mut text = format!(
-        "kernel {}, user {}\n\n",
-        escape::text(&diagnosis.kernel),
-        diagnosis.uid
-    );
+    let mut text = format!("kernel {}, user {}\n\n", escape::text(&diagnosis.kernel), diagnosis.uid);
     let rows = diagnosis.findings.iter().map(|finding| {
         let layer = finding.layer.map_or("", |layer| layer.name());
-        let available = if finding.available {
-            Cell::tinted("yes", Tint::Good)
-        } else {
-            Cell::tinted("NO", Tint::Bad)
-        };
-        [
-            Cell::new(&finding.facility),
-            Cell::new(layer),
-            available,
-            Cell::new(&finding.detail),
-        ]
+        let available = if finding.available { Cell::tinted("yes", Tint::Good) } else { Cell::tinted("NO", Tint::Bad) };
+        [Cell::new(&finding.facility), Cell::new(layer), available, Cell::new(&finding.detail)]
     });
-    text.push_str(&table::render(
-        ["facility", "layer", "here", "detail"],
-        rows,
-        colour,
-    ));
-    let remedies = diagnosis
-        .findings
-        .iter()
-        .filter(|finding| !finding.available);
-    for (finding, remedy) in
-        remedies.filter_map(|finding| Some((finding, finding.remedy.as_ref()?)))
-    {
+    text.push_str(&table::render(["facility", "layer", "here", "detail"], rows, colour));
+    let remedies = diagnosis.findings.iter().filter(|finding| !finding.available);
+    for (finding, remedy) in remedies.filter_map(|finding| Some((finding, finding.remedy.as_ref()?))) {
         text.push('\n');
-        for line in wrap(
-            &escape::text(&format!("{}: {remedy}", finding.facility)),
-            WIDTH,
-        ) {
+        for line in wrap(&escape::text(&format!("{}: {remedy}", finding.facility)), WIDTH) {
             text.push_str(&line);
             text.push('\n');
         }
     }
-    let missing = diagnosis
-        .findings
-        .iter()
-        .filter(|finding| !finding.available)
-        .count();
+    let missing = diagnosis.findings.iter().filter(|finding| !finding.available).count();
     text.push_str(&match (diagnosis.usable(), missing) {
         (true, 0) => "\neverything is available here\n".to_owned(),
-        (true, _) => format!(
-            "\nsandboxes work here; {missing} missing (--optional LAYER goes on without a layer)\n"
-        ),
-        (false, _) => {
-            "\nno sandbox can be made here: a layer is missing on which the others stand\n"
-                .to_owned()
-        }
+        (true, _) => format!("\nsandboxes work here; {missing} missing (--optional LAYER goes on without a layer)\n"),
+        (false, _) => "\nno sandbox can be made here: a layer is missing on which the others stand\n".to_owned(),
     });
     text
 }

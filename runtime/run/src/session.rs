@@ -68,7 +68,9 @@ fn show_plan(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn todo_doctor() -> Result<ExitCode> { anyhow::bail!("not there yet") }
+fn todo_doctor() -> Result<ExitCode> {
+    anyhow::bail!("not there yet")
+}
 
 fn run_command(options: &Options) -> Result<ExitCode> {
     let host = LiveHost::new();
@@ -79,10 +81,7 @@ fn run_command(options: &Options) -> Result<ExitCode> {
     let outcome = launch::run(
         &plan,
         &host,
-        launch::Options {
-            receipt: if wants_receipt { Some(&mut deliver) } else { None },
-            payload: Payload::Command,
-        },
+        launch::Options { receipt: if wants_receipt { Some(&mut deliver) } else { None }, payload: Payload::Command },
     );
     let outcome = outcome?;
     if options.why {
@@ -107,7 +106,9 @@ fn finish(plan: &Plan, outcome: &Outcome) -> ExitCode {
         }
         Ending::OutOfMemory => {
             let limit = plan.cgroup.as_ref().and_then(|limits| limits.memory_bytes).unwrap_or_default();
-            tell(format!("the kernel ended the command at its memory limit of {limit} bytes; give it more with --memory"));
+            tell(format!(
+                "the kernel ended the command at its memory limit of {limit} bytes; give it more with --memory"
+            ));
             number(code::SIGNAL + 9)
         }
     }
@@ -159,7 +160,9 @@ fn load(path: &Path) -> std::io::Result<Option<String>> {
     use std::io::Read;
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {
@@ -186,7 +189,8 @@ fn write_receipt(options: &Options, receipt: &Receipt, style: Option<Style>) -> 
         Some(Sink::Stdout) => Ok(print::print(&mut std::io::stdout().lock(), Report::Receipt(receipt), style)?),
         Some(Sink::File(path)) => {
             let mut file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
-            print::print(&mut file, Report::Receipt(receipt), style).with_context(|| format!("writing {}", path.display()))
+            print::print(&mut file, Report::Receipt(receipt), style)
+                .with_context(|| format!("writing {}", path.display()))
         }
     }
 }
@@ -202,7 +206,9 @@ fn explain_all(options: &Options, policy: &Policy, plan: &Plan, refusals: &[Refu
 
 /// What explanations say about the group of a call.
 fn group_of(call: &str) -> Option<explain::Group> {
-    let group = [Abi::X86_64, Abi::Aarch64, Abi::I386].into_iter().find_map(|abi| groups::of_call(abi, abi.call_number(call)?))?;
+    let group = [Abi::X86_64, Abi::Aarch64, Abi::I386]
+        .into_iter()
+        .find_map(|abi| groups::of_call(abi, abi.call_number(call)?))?;
     Some(explain::Group {
         name: group.name.to_owned(),
         reason: group.reason.to_owned(),

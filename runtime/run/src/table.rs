@@ -70,14 +70,8 @@ pub enum Section {
 
 impl Section {
     /// Every heading, in the order of the help.
-    pub const ALL: [Section; 6] = [
-        Section::Policy,
-        Section::Files,
-        Section::World,
-        Section::Limits,
-        Section::Insight,
-        Section::General,
-    ];
+    pub const ALL: [Section; 6] =
+        [Section::Policy, Section::Files, Section::World, Section::Limits, Section::Insight, Section::General];
 
     /// The heading.
     pub const fn title(self) -> &'static str {
@@ -141,23 +135,15 @@ pub const MODES: &[&str] = &["isolation", "development", "hybrid"];
 /// Names of the profiles that are embedded. Others come from `/etc/apex` and `~/.config/apex`.
 pub const PROFILES: &[&str] = &["python", "node", "build", "shell", "static"];
 /// Names of the layers that may be optional.
-pub const OPTIONAL_LAYERS: &[&str] = &[
-    "netns", "ipcns", "utsns", "cgroupns", "timens", "seccomp", "landlock", "cgroup", "rlimits",
-];
+pub const OPTIONAL_LAYERS: &[&str] =
+    &["netns", "ipcns", "utsns", "cgroupns", "timens", "seccomp", "landlock", "cgroup", "rlimits"];
 /// Shells for which completions can be printed.
 pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
 const NETWORKS: &[&str] = &["none", "host"];
 const TTYS: &[&str] = &["auto", "yes", "no"];
 
 const fn row(section: Section, long: &'static str, kind: Kind, help: &'static str) -> Row {
-    Row {
-        long,
-        short: None,
-        kind,
-        repeatable: false,
-        section,
-        help,
-    }
+    Row { long, short: None, kind, repeatable: false, section, help }
 }
 
 const fn takes(value: Value, name: &'static str, hint: Hint) -> Kind {
@@ -166,17 +152,11 @@ const fn takes(value: Value, name: &'static str, hint: Hint) -> Kind {
 
 impl Row {
     const fn repeatable(self) -> Row {
-        Row {
-            repeatable: true,
-            ..self
-        }
+        Row { repeatable: true, ..self }
     }
 
     const fn short(self, letter: char) -> Row {
-        Row {
-            short: Some(letter),
-            ..self
-        }
+        Row { short: Some(letter), ..self }
     }
 }
 
@@ -241,13 +221,7 @@ pub static TABLE: &[Row] = &[
         takes(Value::Net, "none|host", Hint::Words(NETWORKS)),
         "an empty network with its own loopback, or the network of the host",
     ),
-    row(
-        Section::World,
-        "env",
-        takes(Value::Env, "K=V", Hint::Nothing),
-        "set a variable inside",
-    )
-    .repeatable(),
+    row(Section::World, "env", takes(Value::Env, "K=V", Hint::Nothing), "set a variable inside").repeatable(),
     row(
         Section::World,
         "pass-env",
@@ -261,24 +235,9 @@ pub static TABLE: &[Row] = &[
         takes(Value::Workdir, "DIR", Hint::Directory),
         "working directory inside (default: the caller's where it is visible)",
     ),
-    row(
-        Section::World,
-        "uid",
-        takes(Value::Uid, "ID", Hint::Nothing),
-        "user id inside",
-    ),
-    row(
-        Section::World,
-        "gid",
-        takes(Value::Gid, "ID", Hint::Nothing),
-        "group id inside",
-    ),
-    row(
-        Section::World,
-        "hostname",
-        takes(Value::Hostname, "NAME", Hint::Nothing),
-        "host name inside",
-    ),
+    row(Section::World, "uid", takes(Value::Uid, "ID", Hint::Nothing), "user id inside"),
+    row(Section::World, "gid", takes(Value::Gid, "ID", Hint::Nothing), "group id inside"),
+    row(Section::World, "hostname", takes(Value::Hostname, "NAME", Hint::Nothing), "host name inside"),
     row(
         Section::World,
         "fd",
@@ -304,18 +263,8 @@ pub static TABLE: &[Row] = &[
         takes(Value::Cpu, "PERCENT", Hint::Nothing),
         "CPU time, in percent of one core (200 is two cores)",
     ),
-    row(
-        Section::Limits,
-        "tasks",
-        takes(Value::Tasks, "N", Hint::Nothing),
-        "processes and threads at once",
-    ),
-    row(
-        Section::Limits,
-        "nofile",
-        takes(Value::Nofile, "N", Hint::Nothing),
-        "open descriptors of one process",
-    ),
+    row(Section::Limits, "tasks", takes(Value::Tasks, "N", Hint::Nothing), "processes and threads at once"),
+    row(Section::Limits, "nofile", takes(Value::Nofile, "N", Hint::Nothing), "open descriptors of one process"),
     row(
         Section::Limits,
         "tmp-size",
@@ -358,32 +307,15 @@ pub static TABLE: &[Row] = &[
         Kind::Switch(Switch::Doctor),
         "tell which layers this host and user can have; needs no command",
     ),
-    row(
-        Section::Insight,
-        "json",
-        Kind::Switch(Switch::Json),
-        "JSON instead of text for each of these",
-    ),
+    row(Section::Insight, "json", Kind::Switch(Switch::Json), "JSON instead of text for each of these"),
     row(
         Section::General,
         "completions",
         takes(Value::Completions, "SHELL", Hint::Words(SHELLS)),
         "print completions for bash, zsh or fish",
     ),
-    row(
-        Section::General,
-        "help",
-        Kind::Switch(Switch::Help),
-        "print this text",
-    )
-    .short('h'),
-    row(
-        Section::General,
-        "version",
-        Kind::Switch(Switch::Version),
-        "print the version",
-    )
-    .short('V'),
+    row(Section::General, "help", Kind::Switch(Switch::Help), "print this text").short('h'),
+    row(Section::General, "version", Kind::Switch(Switch::Version), "print the version").short('V'),
 ];
 
 #[cfg(test)]
@@ -394,21 +326,13 @@ mod tests {
     #[test]
     fn names_are_unique() {
         for (index, row) in TABLE.iter().enumerate() {
-            assert!(
-                !TABLE[..index].iter().any(|other| other.long == row.long),
-                "--{}",
-                row.long
-            );
+            assert!(!TABLE[..index].iter().any(|other| other.long == row.long), "--{}", row.long);
         }
     }
 
     #[test]
     fn optional_layers_are_those_that_are_no_foundation() {
-        let mut expected: Vec<_> = Layer::ALL
-            .iter()
-            .filter(|layer| !layer.is_foundation())
-            .map(|l| l.name())
-            .collect();
+        let mut expected: Vec<_> = Layer::ALL.iter().filter(|layer| !layer.is_foundation()).map(|l| l.name()).collect();
         let mut listed = OPTIONAL_LAYERS.to_vec();
         expected.sort_unstable();
         listed.sort_unstable();
@@ -418,11 +342,7 @@ mod tests {
     #[test]
     fn help_has_no_full_stop_and_is_ascii() {
         for row in TABLE {
-            assert!(
-                !row.help.ends_with('.') && row.help.is_ascii(),
-                "--{}",
-                row.long
-            );
+            assert!(!row.help.ends_with('.') && row.help.is_ascii(), "--{}", row.long);
         }
     }
 }

@@ -8,19 +8,13 @@ use apex_run::options::Shell;
 
 #[track_caller]
 fn check_file(path: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        committed == text,
-        "{} is stale: run the tests once with UPDATE_SNAPSHOTS=1",
-        path.display()
-    );
+    assert!(committed == text, "{} is stale: run the tests once with UPDATE_SNAPSHOTS=1", path.display());
 }
 
 #[test]
@@ -37,18 +31,9 @@ fn man_page_is_as_committed() {
 
 #[test]
 fn completions_are_as_committed() {
-    check_file(
-        "docs/reference/completions/apex-run.bash",
-        &help::completions(Shell::Bash),
-    );
-    check_file(
-        "docs/reference/completions/_apex-run",
-        &help::completions(Shell::Zsh),
-    );
-    check_file(
-        "docs/reference/completions/apex-run.fish",
-        &help::completions(Shell::Fish),
-    );
+    check_file("docs/reference/completions/apex-run.bash", &help::completions(Shell::Bash));
+    check_file("docs/reference/completions/_apex-run", &help::completions(Shell::Zsh));
+    check_file("docs/reference/completions/apex-run.fish", &help::completions(Shell::Fish));
 }
 
 /// Bash is on every machine that the project's tests run on; the other shells are checked where they are.
@@ -59,15 +44,9 @@ fn shells_accept_their_completions() {
         (Shell::Zsh, "zsh", "_apex-run"),
         (Shell::Fish, "fish", "apex-run.fish"),
     ] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../docs/reference/completions")
-            .join(file);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/completions").join(file);
         match Command::new(program).arg("-n").arg(&path).output() {
-            Ok(output) => assert!(
-                output.status.success(),
-                "{shell:?}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            ),
+            Ok(output) => assert!(output.status.success(), "{shell:?}: {}", String::from_utf8_lossy(&output.stderr)),
             Err(error) => println!("skipped {shell:?}: {program}: {error}"),
         }
     }
@@ -80,16 +59,8 @@ fn bash_completes_options_and_their_values() {
             "{}\nCOMP_WORDS=(apex-run {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _apex_run; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
             help::completions(Shell::Bash)
         );
-        let output = Command::new("bash")
-            .args(["--norc", "-c", &script])
-            .output()
-            .ok()?;
-        Some(
-            String::from_utf8_lossy(&output.stdout)
-                .lines()
-                .map(str::to_owned)
-                .collect(),
-        )
+        let output = Command::new("bash").args(["--norc", "-c", &script]).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
     };
     let Some(modes) = complete("--mode ''") else {
         println!("skipped: there is no bash");
@@ -99,9 +70,5 @@ fn bash_completes_options_and_their_values() {
     assert_eq!(complete("--mem").unwrap(), ["--memory"]);
     assert_eq!(complete("--why --net h").unwrap(), ["host"]);
     // Behind the command nothing is ours.
-    assert!(
-        !complete("--ro /x ls --mem")
-            .unwrap()
-            .contains(&"--memory".to_owned())
-    );
+    assert!(!complete("--ro /x ls --mem").unwrap().contains(&"--memory".to_owned()));
 }

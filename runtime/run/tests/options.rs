@@ -14,18 +14,11 @@ fn check(args: &[&str], expected: Options) {
 
 #[track_caller]
 fn check_error(args: &[&str], expected: &str) {
-    assert_eq!(
-        parse(args).expect_err("it must be refused").to_string(),
-        expected,
-        "{args:?}"
-    );
+    assert_eq!(parse(args).expect_err("it must be refused").to_string(), expected, "{args:?}");
 }
 
 fn run(command: &[&str]) -> Options {
-    Options {
-        command: command.iter().map(OsString::from).collect(),
-        ..Options::default()
-    }
+    Options { command: command.iter().map(OsString::from).collect(), ..Options::default() }
 }
 
 #[test]
@@ -37,10 +30,7 @@ fn the_command_starts_at_the_first_other_word() {
     check(&["--", "--", "x"], run(&["--", "x"]));
     check(
         &["--mode", "hybrid", "ls", "--mode", "x"],
-        Options {
-            mode: Some(Mode::Hybrid),
-            ..run(&["ls", "--mode", "x"])
-        },
+        Options { mode: Some(Mode::Hybrid), ..run(&["ls", "--mode", "x"]) },
     );
 }
 
@@ -48,19 +38,7 @@ fn the_command_starts_at_the_first_other_word() {
 fn repeated_values_keep_their_order() {
     let words = |words: &[&str]| words.iter().map(OsString::from).collect();
     check(
-        &[
-            "--ro",
-            "/b",
-            "--ro=/a:/x",
-            "--rw",
-            "rel",
-            "--deny",
-            "/k",
-            "--deny=/j",
-            "--tmpfs",
-            "/t:8M",
-            "true",
-        ],
+        &["--ro", "/b", "--ro=/a:/x", "--rw", "rel", "--deny", "/k", "--deny=/j", "--tmpfs", "/t:8M", "true"],
         Options {
             ro: words(&["/b", "/a:/x"]),
             rw: words(&["rel"]),
@@ -73,16 +51,8 @@ fn repeated_values_keep_their_order() {
 
 #[test]
 fn what_shapes_the_policy_reaches_its_flags() {
-    let args = [
-        "--ro=/a:/x",
-        "--net=host",
-        "--env=A=b=c",
-        "--uid=7",
-        "--tty=no",
-        "--optional=cgroup",
-        "--time=9s",
-        "x",
-    ];
+    let args =
+        ["--ro=/a:/x", "--net=host", "--env=A=b=c", "--uid=7", "--tty=no", "--optional=cgroup", "--time=9s", "x"];
     let flags = parse(args).unwrap().flags();
     let expected = Flags {
         ro: vec!["/a:/x".into()],
@@ -133,39 +103,15 @@ fn every_other_option_lands_in_its_field() {
 
 #[test]
 fn actions() {
-    let action = |action| Options {
-        action,
-        ..Options::default()
-    };
-    check(
-        &["--plan", "true"],
-        Options {
-            action: Action::Plan,
-            ..run(&["true"])
-        },
-    );
+    let action = |action| Options { action, ..Options::default() };
+    check(&["--plan", "true"], Options { action: Action::Plan, ..run(&["true"]) });
     check(&["--prove"], action(Action::Prove));
-    check(
-        &["--doctor", "--json"],
-        Options {
-            json: true,
-            ..action(Action::Doctor)
-        },
-    );
-    check(
-        &["--completions", "zsh"],
-        action(Action::Completions(Shell::Zsh)),
-    );
+    check(&["--doctor", "--json"], Options { json: true, ..action(Action::Doctor) });
+    check(&["--completions", "zsh"], action(Action::Completions(Shell::Zsh)));
     check(&["-V"], action(Action::Version));
     check(&["--help", "--nonsense"], action(Action::Help));
     check(&["--plan", "-h"], action(Action::Help));
-    check(
-        &["--receipt", "r.json", "true"],
-        Options {
-            receipt: Some(Sink::File("r.json".into())),
-            ..run(&["true"])
-        },
-    );
+    check(&["--receipt", "r.json", "true"], Options { receipt: Some(Sink::File("r.json".into())), ..run(&["true"]) });
 }
 
 #[test]
@@ -178,63 +124,37 @@ fn paths_need_not_be_text() {
 #[test]
 fn unknown_words_name_the_nearest() {
     let dash = "(put `--` before a command that begins with a dash)";
-    check_error(
-        &["--memroy", "1G", "x"],
-        &format!("unknown option `--memroy`; the nearest is `--memory` {dash}"),
-    );
-    check_error(
-        &["--qqq", "x"],
-        &format!("unknown option `--qqq`; `apex-run --help` lists all {dash}"),
-    );
-    check_error(
-        &["-x", "y"],
-        &format!("unknown option `-x`; `apex-run --help` lists all {dash}"),
-    );
+    check_error(&["--memroy", "1G", "x"], &format!("unknown option `--memroy`; the nearest is `--memory` {dash}"));
+    check_error(&["--qqq", "x"], &format!("unknown option `--qqq`; `apex-run --help` lists all {dash}"));
+    check_error(&["-x", "y"], &format!("unknown option `-x`; `apex-run --help` lists all {dash}"));
     check_error(
         &["--mode", "isolated", "x"],
         "--mode does not know `isolated`; the nearest is `isolation` of isolation, development, hybrid",
     );
-    check_error(
-        &["--net", "bridge", "x"],
-        "--net does not know `bridge`; it is one of none, host",
-    );
+    check_error(&["--net", "bridge", "x"], "--net does not know `bridge`; it is one of none, host");
 }
 
 #[test]
 fn a_missing_value_is_noticed() {
     check_error(&["--memory"], "--memory needs a value: --memory SIZE");
-    check_error(
-        &["--ro", "--rw", "/x"],
-        "--ro needs a value, but `--rw` follows it; write --ro=--rw if that is meant",
-    );
-    check_error(
-        &["--mode", "--", "x"],
-        "--mode needs a value, but `--` follows it; write --mode=-- if that is meant",
-    );
-    check_error(
-        &["--plan=yes", "x"],
-        "--plan takes no value, but `yes` was given; remove `=yes`",
-    );
+    check_error(&["--ro", "--rw", "/x"], "--ro needs a value, but `--rw` follows it; write --ro=--rw if that is meant");
+    check_error(&["--mode", "--", "x"], "--mode needs a value, but `--` follows it; write --mode=-- if that is meant");
+    check_error(&["--plan=yes", "x"], "--plan takes no value, but `yes` was given; remove `=yes`");
 }
 
 #[test]
 fn a_missing_command_says_what_to_do_next() {
-    let expected = "no command was given; put it behind the options: apex-run --profile shell -- ls -l (or see --help, --doctor)";
+    let expected =
+        "no command was given; put it behind the options: apex-run --profile shell -- ls -l (or see --help, --doctor)";
     check_error(&[], expected);
     check_error(&["--mode", "isolation", "--"], expected);
     check_error(&["--plan"], expected);
-    check_error(
-        &["--", ""],
-        "the command is an empty word; put the name or the path of a program there",
-    );
+    check_error(&["--", ""], "the command is an empty word; put the name or the path of a program there");
 }
 
 #[test]
 fn contradictions_are_refused() {
-    check_error(
-        &["--mode=hybrid", "--mode=hybrid", "x"],
-        "--mode was given twice; keep one of them",
-    );
+    check_error(&["--mode=hybrid", "--mode=hybrid", "x"], "--mode was given twice; keep one of them");
     check_error(
         &["--plan", "--prove", "x"],
         "--plan and --prove each do something of their own; run them one after the other",
@@ -255,18 +175,12 @@ fn bad_values_are_refused() {
         &["--pass-env", "A=b", "x"],
         "--pass-env got `A=b`, which holds a `=`; write the name alone, or use --env NAME=VALUE to set it",
     );
-    check_error(
-        &["--fd", "2", "x"],
-        "--fd got `2`, which is passed in any case; leave the option out",
-    );
+    check_error(&["--fd", "2", "x"], "--fd got `2`, which is passed in any case; leave the option out");
     check_error(
         &["--uid", "root", "x"],
         "--uid got `root`, which is not a number in range; write a whole number, without a sign",
     );
-    check_error(
-        &["--ro", "", "x"],
-        "--ro got ``, which is empty; name a file or a directory",
-    );
+    check_error(&["--ro", "", "x"], "--ro got ``, which is empty; name a file or a directory");
     check_error(
         &["--optional", "userns", "x"],
         "--optional got `userns`, which no sandbox can do without; leave it out; `apex-run --doctor` says how this host can give the layer",

@@ -26,10 +26,7 @@ fn printed(report: Report<'_>, style: Style) -> String {
 fn check(name: &str, report: Report<'_>) {
     let text = printed(report, PLAIN);
     for line in text.lines() {
-        assert!(
-            line.chars().count() <= 100 || line.starts_with("   change"),
-            "too wide: {line}"
-        );
+        assert!(line.chars().count() <= 100 || line.starts_with("   change"), "too wide: {line}");
     }
     check_file(&format!("{name}.txt"), &text);
     check_file(&format!("{name}.json"), &printed(report, Style::Json));
@@ -37,25 +34,16 @@ fn check(name: &str, report: Report<'_>) {
 
 #[track_caller]
 fn check_file(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/snapshots")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(name);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(&path, text).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        committed == text,
-        "{} differs; UPDATE_SNAPSHOTS=1 rewrites it. Now:\n{text}",
-        path.display()
-    );
+    assert!(committed == text, "{} differs; UPDATE_SNAPSHOTS=1 rewrites it. Now:\n{text}", path.display());
 }
 
 fn origin(line: u32) -> Origin {
-    Origin {
-        source: "modes/isolation.toml".to_owned(),
-        line,
-    }
+    Origin { source: "modes/isolation.toml".to_owned(), line }
 }
 
 fn mounts() -> Vec<Mount> {
@@ -70,10 +58,7 @@ fn mounts() -> Vec<Mount> {
             reason: "programs and libraries".to_owned(),
             origin: origin(12),
         },
-        Mount::Symlink {
-            dest: "/bin".into(),
-            target: "usr/bin".into(),
-        },
+        Mount::Symlink { dest: "/bin".into(), target: "usr/bin".into() },
         Mount::Bind {
             source: "/home/jo/projects/a rather long name of a directory/out".into(),
             dest: "/out".into(),
@@ -84,30 +69,12 @@ fn mounts() -> Vec<Mount> {
             reason: "asked for on the command line".to_owned(),
             origin: Origin::flag("--rw"),
         },
-        Mount::Dir {
-            dest: "/run".into(),
-        },
-        Mount::File {
-            dest: "/etc/passwd".into(),
-            content: "user:x:1000:1000::/:/bin/sh\n".to_owned(),
-        },
-        Mount::Tmpfs {
-            dest: "/tmp".into(),
-            size_bytes: 64 << 20,
-            exec: false,
-            origin: origin(30),
-        },
-        Mount::Proc {
-            view: ProcView::Pid,
-        },
-        Mount::Dev {
-            shm_size_bytes: 16 << 20,
-        },
-        Mount::Hide {
-            dest: "/usr/src".into(),
-            kind: Kind::Dir,
-            origin: origin(40),
-        },
+        Mount::Dir { dest: "/run".into() },
+        Mount::File { dest: "/etc/passwd".into(), content: "user:x:1000:1000::/:/bin/sh\n".to_owned() },
+        Mount::Tmpfs { dest: "/tmp".into(), size_bytes: 64 << 20, exec: false, origin: origin(30) },
+        Mount::Proc { view: ProcView::Pid },
+        Mount::Dev { shm_size_bytes: 16 << 20 },
+        Mount::Hide { dest: "/usr/src".into(), kind: Kind::Dir, origin: origin(40) },
         Mount::Deny {
             dest: "/out/.git".into(),
             source: "/home/jo/out/.git".into(),
@@ -119,10 +86,7 @@ fn mounts() -> Vec<Mount> {
 }
 
 fn plan() -> Plan {
-    let mut layers: BTreeMap<_, _> = Layer::ALL
-        .into_iter()
-        .map(|layer| (layer, Requirement::Required))
-        .collect();
+    let mut layers: BTreeMap<_, _> = Layer::ALL.into_iter().map(|layer| (layer, Requirement::Required)).collect();
     layers.insert(Layer::Timens, Requirement::Off);
     layers.insert(Layer::Cgroupns, Requirement::Optional);
     Plan {
@@ -130,10 +94,7 @@ fn plan() -> Plan {
         mode: Mode::Isolation,
         sources: vec!["modes/isolation.toml".to_owned(), "flags".to_owned()],
         layers,
-        skipped: BTreeMap::from([(
-            Layer::Cgroupns,
-            "the kernel has no cgroup namespaces".to_owned(),
-        )]),
+        skipped: BTreeMap::from([(Layer::Cgroupns, "the kernel has no cgroup namespaces".to_owned())]),
         cgroup: Some(CgroupPlan {
             memory_bytes: Some(512 << 20),
             swap_bytes: Some(0),
@@ -150,16 +111,7 @@ fn plan() -> Plan {
         },
         network: Network::None,
         mounts: mounts(),
-        rlimits: vec![
-            Rlimit {
-                name: "nofile",
-                value: 1024,
-            },
-            Rlimit {
-                name: "core",
-                value: 0,
-            },
-        ],
+        rlimits: vec![Rlimit { name: "nofile", value: 1024 }, Rlimit { name: "core", value: 0 }],
         capabilities: vec![],
         landlock: Some(LandlockPlan {
             abi: 7,
@@ -201,17 +153,9 @@ fn layer(layer: Layer, effective: &str, state: State) -> LayerReceipt {
 
 fn layers() -> Vec<LayerReceipt> {
     vec![
-        layer(
-            Layer::Cgroup,
-            "none",
-            State::Skipped("no cgroup of this user is delegated".to_owned()),
-        ),
+        layer(Layer::Cgroup, "none", State::Skipped("no cgroup of this user is delegated".to_owned())),
         layer(Layer::Timens, "host", State::Off),
-        layer(
-            Layer::Seccomp,
-            "Seccomp: 2, 1 filter, and a probing call was answered with EPERM",
-            State::InForce,
-        ),
+        layer(Layer::Seccomp, "Seccomp: 2, 1 filter, and a probing call was answered with EPERM", State::InForce),
     ]
 }
 
@@ -263,11 +207,7 @@ fn explanations() {
     let also_often = explanation(OsStr::new("/opt/often"), "sh", 2);
     let keyring = Explanation {
         refusal: Refusal {
-            attempt: Attempt::Syscall {
-                name: "keyctl".to_owned(),
-                abi: "x86_64".to_owned(),
-                args: [0; 6],
-            },
+            attempt: Attempt::Syscall { name: "keyctl".to_owned(), abi: "x86_64".to_owned(), args: [0; 6] },
             comm: "job".to_owned(),
             pid: 0,
             count: 3,
@@ -280,24 +220,15 @@ fn explanations() {
         change: Some("--policy FILE, with in FILE:\n[syscalls]\nallow = [\"keyring\"]".to_owned()),
         caution: Some("it opens every call of the group".to_owned()),
     };
-    let none = Explanation {
-        change: None,
-        caution: Some("x ".repeat(80)),
-        ..explanation(OsStr::new("/etc/shadow"), "sh", 1)
-    };
-    check(
-        "why",
-        Report::Why(&[rare, often, also_often, keyring, none]),
-    );
+    let none =
+        Explanation { change: None, caution: Some("x ".repeat(80)), ..explanation(OsStr::new("/etc/shadow"), "sh", 1) };
+    check("why", Report::Why(&[rare, often, also_often, keyring, none]));
 }
 
 #[test]
 fn a_run_without_refusals_is_quiet() {
     assert_eq!(printed(Report::Why(&[]), PLAIN), "nothing was refused\n");
-    assert_eq!(
-        printed(Report::Why(&[]), Style::Json),
-        "{\n  \"why\": []\n}\n"
-    );
+    assert_eq!(printed(Report::Why(&[]), Style::Json), "{\n  \"why\": []\n}\n");
 }
 
 #[test]
@@ -310,29 +241,11 @@ fn proofs() {
         verdict,
     };
     let attempts = vec![
-        attempt(
-            Layer::Seccomp,
-            "bpf(BPF_PROG_LOAD)",
-            "EPERM",
-            Verdict::Refused,
-        ),
-        attempt(
-            Layer::Netns,
-            "connect to 192.0.2.1:80",
-            "success",
-            Verdict::Allowed,
-        ),
-        attempt(
-            Layer::Landlock,
-            "bind TCP port 80",
-            "-",
-            Verdict::NotApplicable("the policy grants it".to_owned()),
-        ),
+        attempt(Layer::Seccomp, "bpf(BPF_PROG_LOAD)", "EPERM", Verdict::Refused),
+        attempt(Layer::Netns, "connect to 192.0.2.1:80", "success", Verdict::Allowed),
+        attempt(Layer::Landlock, "bind TCP port 80", "-", Verdict::NotApplicable("the policy grants it".to_owned())),
     ];
-    check(
-        "proof",
-        Report::Proof(&Proof::new(Mode::Hybrid, attempts, layers())),
-    );
+    check("proof", Report::Proof(&Proof::new(Mode::Hybrid, attempts, layers())));
 }
 
 #[test]
@@ -346,32 +259,16 @@ fn diagnoses() {
     };
     let findings = vec![
         finding(Some(Layer::Userns), "userns", true, "made one", None),
-        finding(
-            None,
-            "new mount API",
-            true,
-            "open_tree(2), mount_setattr(2)",
-            None,
-        ),
+        finding(None, "new mount API", true, "open_tree(2), mount_setattr(2)", None),
         finding(
             Some(Layer::Cgroup),
             "delegated cgroup",
             false,
             "no user manager of systemd answers on the bus",
-            Some(
-                "log in through systemd (loginctl enable-linger USER), or start with --optional cgroup",
-            ),
+            Some("log in through systemd (loginctl enable-linger USER), or start with --optional cgroup"),
         ),
     ];
-    check(
-        "doctor",
-        Report::Doctor(&Diagnosis {
-            version: 1,
-            kernel: "6.18.0".to_owned(),
-            uid: 1000,
-            findings,
-        }),
-    );
+    check("doctor", Report::Doctor(&Diagnosis { version: 1, kernel: "6.18.0".to_owned(), uid: 1000, findings }));
 }
 
 #[test]
@@ -383,27 +280,17 @@ fn a_sandbox_cannot_write_to_the_terminal_through_a_name() {
         let raw = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
         assert!(!text.contains(raw), "{text:?}");
     }
-    let json: serde_json::Value =
-        serde_json::from_str(&printed(Report::Why(&hostile), Style::Json)).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&printed(Report::Why(&hostile), Style::Json)).unwrap();
     assert_eq!(json["why"][0]["comm"], "\u{1b}[31mx\r\n");
 }
 
 #[test]
 fn colour_needs_a_terminal_and_consent() {
     assert_eq!(Style::new(false, true, None), Style::Text { colour: true });
-    assert_eq!(
-        Style::new(false, true, Some(OsStr::new(""))),
-        Style::Text { colour: true }
-    );
+    assert_eq!(Style::new(false, true, Some(OsStr::new(""))), Style::Text { colour: true });
     assert_eq!(Style::new(false, true, Some(OsStr::new("1"))), PLAIN);
     assert_eq!(Style::new(false, false, None), PLAIN);
     assert_eq!(Style::new(true, true, None), Style::Json);
-    let coloured = printed(
-        Report::Why(&[explanation(OsStr::new("/x"), "sh", 1)]),
-        Style::Text { colour: true },
-    );
-    assert!(
-        coloured.contains("\u{1b}[32m--ro '/x'\u{1b}[0m"),
-        "{coloured:?}"
-    );
+    let coloured = printed(Report::Why(&[explanation(OsStr::new("/x"), "sh", 1)]), Style::Text { colour: true });
+    assert!(coloured.contains("\u{1b}[32m--ro '/x'\u{1b}[0m"), "{coloured:?}");
 }

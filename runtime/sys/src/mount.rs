@@ -48,14 +48,7 @@ pub fn attach(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &CStr) -> Result<
     let flags = if path.is_empty() { FROM_EMPTY | TO_EMPTY } else { FROM_EMPTY };
     // SAFETY: both paths are NUL-terminated and outlive the call.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            dir.as_raw_fd(),
-            path.as_ptr(),
-            flags,
-        )
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), c"".as_ptr(), dir.as_raw_fd(), path.as_ptr(), flags)
     })
     .map(drop)
 }
@@ -67,8 +60,7 @@ pub fn set_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> Result
 
 /// Translates the owners of files of a detached tree through `userns` (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
 pub fn set_idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<(), Errno> {
-    let attributes =
-        MountAttr { attr_set: attr::IDMAP, userns_fd: userns.as_raw_fd() as u64, ..MountAttr::default() };
+    let attributes = MountAttr { attr_set: attr::IDMAP, userns_fd: userns.as_raw_fd() as u64, ..MountAttr::default() };
     mount_setattr(tree, attributes, false)
 }
 

@@ -55,8 +55,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) ->
         }
     }
     // SAFETY: `header` points to `iov` and `control`, which outlive the call.
-    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) } as libc::c_long)
-        .map(drop)
+    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) } as libc::c_long).map(drop)
 }
 
 /// Receives a message and at most one descriptor (recvmsg(2)). Zero bytes mean that the peer is gone.

@@ -40,10 +40,7 @@ const NOT_LOADED: i64 = i64::MIN;
 /// Too many calls, no child, a filter that does not load, or a child that a call killed.
 pub fn try_calls(program: &[Filter], calls: &[Call]) -> io::Result<Vec<i64>> {
     if calls.len() > CALLS_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "more calls than one probe takes",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "more calls than one probe takes"));
     }
     let (mut reader, writer) = io::pipe()?;
     // SAFETY: between fork and _exit the child makes raw system calls on memory of its own stack and allocates nothing.
@@ -60,18 +57,12 @@ pub fn try_calls(program: &[Filter], calls: &[Call]) -> io::Result<Vec<i64>> {
     // SAFETY: `status` is writable, and `pid` is our child, which nothing else reaps.
     Errno::result(unsafe { libc::waitpid(pid, &mut status, 0) })?;
     read?;
-    let answers: Vec<i64> = bytes
-        .chunks_exact(8)
-        .map(|answer| i64::from_ne_bytes(answer.try_into().expect("chunks of eight")))
-        .collect();
+    let answers: Vec<i64> =
+        bytes.chunks_exact(8).map(|answer| i64::from_ne_bytes(answer.try_into().expect("chunks of eight"))).collect();
     match answers.as_slice() {
-        [NOT_LOADED, errno] => Err(io::Error::from_raw_os_error(
-            i32::try_from(*errno).unwrap_or(0),
-        )),
+        [NOT_LOADED, errno] => Err(io::Error::from_raw_os_error(i32::try_from(*errno).unwrap_or(0))),
         _ if answers.len() == calls.len() => Ok(answers),
-        _ => Err(io::Error::other(format!(
-            "the probing child ended with wait status {status:#x} before it answered"
-        ))),
+        _ => Err(io::Error::other(format!("the probing child ended with wait status {status:#x} before it answered"))),
     }
 }
 
@@ -113,11 +104,7 @@ fn native(call: &Call) -> i64 {
     let [a, b, c, d, e, f] = call.args;
     // SAFETY: the child is a copy that ends right after; whatever the call does to its memory, nobody else uses it.
     let result = unsafe { libc::syscall(i64::from(call.nr), a, b, c, d, e, f) };
-    if result == -1 {
-        -i64::from(Errno::last_raw())
-    } else {
-        result
-    }
+    if result == -1 { -i64::from(Errno::last_raw()) } else { result }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -166,13 +153,10 @@ pub fn call_under_listener(program: &[Filter], call: Call) -> io::Result<(OwnedF
     reader.read_exact(&mut bytes)?;
     let raw = i64::from_ne_bytes(bytes);
     if raw < 0 {
-        return Err(io::Error::from_raw_os_error(
-            i32::try_from(-raw).unwrap_or(0),
-        ));
+        return Err(io::Error::from_raw_os_error(i32::try_from(-raw).unwrap_or(0)));
     }
     // SAFETY: the child made this descriptor in the shared table and gave it up.
-    let listener =
-        unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).expect("a descriptor has 32 bits")) };
+    let listener = unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).expect("a descriptor has 32 bits")) };
     Ok((listener, pid))
 }
 

@@ -55,14 +55,7 @@ pub fn load(program: &[Filter], listener: bool) -> Result<Option<OwnedFd>, Errno
 fn set_filter(flags: libc::c_ulong, program: &libc::sock_fprog) -> Result<RawFd, Errno> {
     let program: *const libc::sock_fprog = program;
     // SAFETY: `program` points to a sock_fprog whose `filter` holds `len` instructions; the kernel copies both before it returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags,
-            program,
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program) };
     Errno::result(result).map(|raw| RawFd::try_from(raw).unwrap_or(-1))
 }
 
@@ -134,11 +127,10 @@ pub fn check_sizes() -> Result<(), Errno> {
     let mut sizes = Sizes::default();
     let place: *mut Sizes = &mut sizes;
     // SAFETY: `place` points to a writable struct seccomp_notif_sizes that outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, place) };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, place) };
     Errno::result(result)?;
-    let fits = usize::from(sizes.notif) <= size_of::<Notification>()
-        && usize::from(sizes.response) <= size_of::<Response>();
+    let fits =
+        usize::from(sizes.notif) <= size_of::<Notification>() && usize::from(sizes.response) <= size_of::<Response>();
     if fits { Ok(()) } else { Err(Errno::EPROTO) }
 }
 
@@ -169,24 +161,9 @@ pub fn receive(listener: BorrowedFd<'_>) -> Result<Notification, Errno> {
 /// ENOENT when the caller is gone or the notification was answered.
 pub fn send(listener: BorrowedFd<'_>, id: u64, reply: Reply) -> Result<(), Errno> {
     let mut response = match reply {
-        Reply::Refuse(errno) => Response {
-            id,
-            val: 0,
-            error: -errno,
-            flags: 0,
-        },
-        Reply::Return(val) => Response {
-            id,
-            val,
-            error: 0,
-            flags: 0,
-        },
-        Reply::Continue => Response {
-            id,
-            val: 0,
-            error: 0,
-            flags: NOTIF_FLAG_CONTINUE,
-        },
+        Reply::Refuse(errno) => Response { id, val: 0, error: -errno, flags: 0 },
+        Reply::Return(val) => Response { id, val, error: 0, flags: 0 },
+        Reply::Continue => Response { id, val: 0, error: 0, flags: NOTIF_FLAG_CONTINUE },
     };
     // SAFETY: `response` is an initialised struct seccomp_notif_resp that outlives the call.
     unsafe { ioctl::notif_send(listener.as_raw_fd(), &mut response) }?;
@@ -205,22 +182,13 @@ pub fn id_valid(listener: BorrowedFd<'_>, id: u64) -> bool {
 ///
 /// # Errors
 /// ENOENT when the caller is gone, EMFILE when its table is full; the notification then still waits for an answer.
-pub fn add_fd_and_reply(
-    listener: BorrowedFd<'_>,
-    id: u64,
-    fd: BorrowedFd<'_>,
-    cloexec: bool,
-) -> Result<i32, Errno> {
+pub fn add_fd_and_reply(listener: BorrowedFd<'_>, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> Result<i32, Errno> {
     let request = AddFd {
         id,
         flags: ADDFD_FLAG_SEND,
         srcfd: u32::try_from(fd.as_raw_fd()).map_err(|_| Errno::EBADF)?,
         newfd: 0,
-        newfd_flags: if cloexec {
-            libc::O_CLOEXEC.unsigned_abs()
-        } else {
-            0
-        },
+        newfd_flags: if cloexec { libc::O_CLOEXEC.unsigned_abs() } else { 0 },
     };
     // SAFETY: `request` is an initialised struct seccomp_notif_addfd that outlives the call.
     unsafe { ioctl::notif_addfd(listener.as_raw_fd(), &request) }

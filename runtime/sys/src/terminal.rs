@@ -53,11 +53,13 @@ impl<'a> Raw<'a> {
         check(unsafe { libc::tcgetattr(fd.as_raw_fd(), &raw mut saved) }.into())?;
         let mut raw = saved;
         // SAFETY: `raw` is a valid termios and outlives both calls.
-        check(unsafe {
-            libc::cfmakeraw(&raw mut raw);
-            libc::tcsetattr(fd.as_raw_fd(), libc::TCSADRAIN, &raw const raw)
-        }
-        .into())?;
+        check(
+            unsafe {
+                libc::cfmakeraw(&raw mut raw);
+                libc::tcsetattr(fd.as_raw_fd(), libc::TCSADRAIN, &raw const raw)
+            }
+            .into(),
+        )?;
         Ok(Raw { fd, saved })
     }
 }
@@ -74,5 +76,6 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: no pointers.
     let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }.into())?;
     // SAFETY: no pointers.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags as libc::c_int | libc::O_NONBLOCK) }.into()).map(drop)
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags as libc::c_int | libc::O_NONBLOCK) }.into())
+        .map(drop)
 }

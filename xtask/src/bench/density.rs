@@ -60,13 +60,8 @@ fn measure(bench: &Bench, count: usize) -> Result<Outcome> {
 
     let taken_kb = available_before_kb.saturating_sub(available_kb()?);
     let cgroup_kb = cgroup_memory_kb(Path::new("/sys/fs/cgroup"));
-    let sandboxes: Vec<Sandbox> = held
-        .0
-        .iter()
-        .map(|child| look(child.id()))
-        .collect::<Result<_>>()?;
-    let median =
-        |of: fn(&Sandbox) -> f64| percentile(&sandboxes.iter().map(of).collect::<Vec<_>>(), 50);
+    let sandboxes: Vec<Sandbox> = held.0.iter().map(|child| look(child.id())).collect::<Result<_>>()?;
+    let median = |of: fn(&Sandbox) -> f64| percentile(&sandboxes.iter().map(of).collect::<Vec<_>>(), 50);
 
     let begin = Instant::now();
     held.end()?;
@@ -89,41 +84,15 @@ fn measure(bench: &Bench, count: usize) -> Result<Outcome> {
 impl Outcome {
     fn print(&self) {
         let rate = |seconds: f64| self.count as f64 / seconds;
-        println!(
-            "{} sandboxes at once, each with a static program that waits\n",
-            self.count
-        );
-        println!(
-            "started in   {:>9.2} s    {:>6.0} a second",
-            self.start_s,
-            rate(self.start_s)
-        );
-        println!(
-            "ended in     {:>9.2} s    {:>6.0} a second",
-            self.end_s,
-            rate(self.end_s)
-        );
-        println!(
-            "all gone in  {:>9.2} s    cgroups, mounts, processes and files",
-            self.all_gone_s
-        );
-        println!(
-            "processes    {:>9.0}      a sandbox: apex-run, its init, the program",
-            self.processes
-        );
-        println!(
-            "apex-run     {:>9.0} kB   PSS, median",
-            self.launcher_pss_kb
-        );
+        println!("{} sandboxes at once, each with a static program that waits\n", self.count);
+        println!("started in   {:>9.2} s    {:>6.0} a second", self.start_s, rate(self.start_s));
+        println!("ended in     {:>9.2} s    {:>6.0} a second", self.end_s, rate(self.end_s));
+        println!("all gone in  {:>9.2} s    cgroups, mounts, processes and files", self.all_gone_s);
+        println!("processes    {:>9.0}      a sandbox: apex-run, its init, the program", self.processes);
+        println!("apex-run     {:>9.0} kB   PSS, median", self.launcher_pss_kb);
         println!("init         {:>9.0} kB   PSS, median", self.init_pss_kb);
-        println!(
-            "cgroup       {:>9.0} kB   a sandbox, as the memory controller counts",
-            self.cgroup_kb
-        );
-        println!(
-            "the machine  {:>9.0} kB   a sandbox less available",
-            self.machine_kb
-        );
+        println!("cgroup       {:>9.0} kB   a sandbox, as the memory controller counts", self.cgroup_kb);
+        println!("the machine  {:>9.0} kB   a sandbox less available", self.machine_kb);
         for thing in &self.left {
             println!("LEFT BEHIND: {thing}");
         }
@@ -134,21 +103,9 @@ impl Outcome {
         let helpers = self.processes - 2.0;
         let own_kb = Some(self.init_pss_kb).filter(|kb| kb.is_finite());
         let targets = targets(&[
-            Target {
-                what: "helper processes of a sandbox",
-                value: Some(helpers),
-                at_most: 1.0,
-            },
-            Target {
-                what: "PSS of the helper, kB",
-                value: own_kb,
-                at_most: 80.0,
-            },
-            Target {
-                what: "things left behind",
-                value: Some(self.left.len() as f64),
-                at_most: 0.0,
-            },
+            Target { what: "helper processes of a sandbox", value: Some(helpers), at_most: 1.0 },
+            Target { what: "PSS of the helper, kB", value: own_kb, at_most: 80.0 },
+            Target { what: "things left behind", value: Some(self.left.len() as f64), at_most: 0.0 },
         ]);
         json!({
             "sandboxes": self.count, "start_s": self.start_s, "end_s": self.end_s, "all_gone_s": self.all_gone_s,
@@ -169,14 +126,8 @@ impl Held {
         let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
         for _sandbox in 0..count {
             let mut command = Command::new(&bench.apex_run);
-            command
-                .arg("--ro")
-                .arg(bench.work.payload())
-                .arg("--")
-                .arg(bench.work.program("pause"));
-            command
-                .stdin(Stdio::null())
-                .stdout(writer.try_clone().context("cannot duplicate a pipe")?);
+            command.arg("--ro").arg(bench.work.payload()).arg("--").arg(bench.work.program("pause"));
+            command.stdin(Stdio::null()).stdout(writer.try_clone().context("cannot duplicate a pipe")?);
             self.0.push(command.spawn().context("cannot run apex-run")?);
         }
         // When one fails, the pipe still has other writers and would block forever: so it is read by a thread.
@@ -205,10 +156,7 @@ impl Held {
             // Asked only when nothing happens: a thousand questions after each start would be part of the measurement.
             for child in &mut self.0 {
                 let status = child.try_wait().context("cannot ask for a sandbox")?;
-                ensure!(
-                    status.is_none(),
-                    "a sandbox ended by itself: {status:?}; its words are above"
-                );
+                ensure!(status.is_none(), "a sandbox ended by itself: {status:?}; its words are above");
             }
         }
         Ok(())
@@ -217,21 +165,12 @@ impl Held {
     /// Asks each to end, then waits for all.
     fn end(&mut self) -> Result<()> {
         for child in &self.0 {
-            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)
-                .context("cannot end a sandbox")?;
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).context("cannot end a sandbox")?;
         }
         let deadline = Instant::now() + PATIENCE;
         for child in &mut self.0 {
-            while child
-                .try_wait()
-                .context("cannot wait for a sandbox")?
-                .is_none()
-            {
-                ensure!(
-                    Instant::now() < deadline,
-                    "a sandbox did not end on SIGTERM within {} s",
-                    PATIENCE.as_secs()
-                );
+            while child.try_wait().context("cannot wait for a sandbox")?.is_none() {
+                ensure!(Instant::now() < deadline, "a sandbox did not end on SIGTERM within {} s", PATIENCE.as_secs());
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -258,26 +197,19 @@ fn look(launcher: u32) -> Result<Sandbox> {
         at += 1;
     }
     let init = processes.get(1).map_or(f64::NAN, |pid| pss_kb(*pid));
-    Ok(Sandbox {
-        launcher_pss_kb: pss_kb(launcher),
-        init_pss_kb: init,
-        processes: processes.len(),
-    })
+    Ok(Sandbox { launcher_pss_kb: pss_kb(launcher), init_pss_kb: init, processes: processes.len() })
 }
 
 /// Its share of memory, proc_pid_smaps(5); NaN where the kernel does not tell us.
 fn pss_kb(pid: u32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or(f64::NAN)
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(f64::NAN)
 }
 
 fn available_kb() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .context("/proc/meminfo does not say what is available")
 }
@@ -285,25 +217,16 @@ fn available_kb() -> Result<u64> {
 /// What the memory controller counts for all cgroups of ours.
 fn cgroup_memory_kb(dir: &Path) -> f64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let dirs = entries
-        .into_iter()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let dirs = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let one = |dir: &Path| {
-        let file = ["memory.usage_in_bytes", "memory.current"]
-            .iter()
-            .find_map(|name| fs::read_to_string(dir.join(name)).ok());
-        file.and_then(|text| text.trim().parse::<f64>().ok())
-            .unwrap_or(0.0)
-            / 1024.0
+        let file =
+            ["memory.usage_in_bytes", "memory.current"].iter().find_map(|name| fs::read_to_string(dir.join(name)).ok());
+        file.and_then(|text| text.trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
     };
     // The controller counts children with their parent, so there is no need to look beneath one of ours.
     // From a positive zero: the sum of nothing is -0.0.
     dirs.fold(0.0, |sum, entry| {
         let is_ours = entry.file_name().to_string_lossy().starts_with("apex");
-        sum + if is_ours {
-            one(&entry.path())
-        } else {
-            cgroup_memory_kb(&entry.path())
-        }
+        sum + if is_ours { one(&entry.path()) } else { cgroup_memory_kb(&entry.path()) }
     })
 }

@@ -42,20 +42,14 @@ impl Source {
 
     /// Nanoseconds of processor time since boot.
     fn busy_ns(self) -> Result<u64> {
-        let read =
-            |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+        let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
         match self {
-            Source::Cpuacct => read(CPUACCT)?
-                .trim()
-                .parse()
-                .with_context(|| format!("{CPUACCT} holds no number")),
+            Source::Cpuacct => read(CPUACCT)?.trim().parse().with_context(|| format!("{CPUACCT} holds no number")),
             Source::Schedstat => {
                 // "cpuN" and nine fields, of which the seventh is the time spent running.
                 let text = read(SCHEDSTAT)?;
                 let lines = text.lines().filter(|line| line.starts_with("cpu"));
-                Ok(lines
-                    .filter_map(|line| line.split_whitespace().nth(7)?.parse::<u64>().ok())
-                    .sum())
+                Ok(lines.filter_map(|line| line.split_whitespace().nth(7)?.parse::<u64>().ok()).sum())
             }
             Source::Stat => {
                 let text = read("/proc/stat")?;
@@ -67,11 +61,7 @@ impl Source {
                     .filter_map(|field| field.parse().ok())
                     .collect();
                 // user nice system idle iowait irq softirq steal: all but the two idle ones and what others stole.
-                Ok([0, 1, 2, 5, 6]
-                    .iter()
-                    .filter_map(|at| fields.get(*at))
-                    .sum::<u64>()
-                    * TICK_NS)
+                Ok([0, 1, 2, 5, 6].iter().filter_map(|at| fields.get(*at)).sum::<u64>() * TICK_NS)
             }
         }
     }
@@ -108,10 +98,7 @@ pub fn metered(source: Source, work: impl FnOnce() -> Result<()>) -> Result<Stre
     work()?;
     std::thread::sleep(SETTLE);
     let wall_ns = begin.elapsed().as_nanos() as f64;
-    Ok(Stretch {
-        busy_ns: source.busy_ns()?.saturating_sub(from) as f64,
-        wall_ns,
-    })
+    Ok(Stretch { busy_ns: source.busy_ns()?.saturating_sub(from) as f64, wall_ns })
 }
 
 /// Meters the machine doing nothing of ours.
@@ -127,10 +114,7 @@ pub fn percentile(samples: &[f64], percent: usize) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().saturating_sub(1);
-    sorted
-        .get((last * percent + 50) / 100)
-        .copied()
-        .unwrap_or(f64::NAN)
+    sorted.get((last * percent + 50) / 100).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -146,14 +130,8 @@ mod tests {
 
     #[test]
     fn the_idle_share_is_taken_off() {
-        let idle = Stretch {
-            busy_ns: 10.0,
-            wall_ns: 100.0,
-        };
-        let busy = Stretch {
-            busy_ns: 1e6 + 10.0,
-            wall_ns: 100.0,
-        };
+        let idle = Stretch { busy_ns: 10.0, wall_ns: 100.0 };
+        let busy = Stretch { busy_ns: 1e6 + 10.0, wall_ns: 100.0 };
         assert!((busy.above_ms(idle) - 1.0).abs() < 1e-9);
     }
 }

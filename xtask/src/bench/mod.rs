@@ -32,10 +32,7 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
         other => bail!("no such table: {other}; there are start, steady, density and all"),
     };
     setup::ensure(setup::Need::Bench)?;
-    let bench = Bench {
-        apex_run: build::apex_run()?,
-        work: Workdir::new()?,
-    };
+    let bench = Bench { apex_run: build::apex_run()?, work: Workdir::new()? };
     for table in tables {
         let before = Machine::look()?;
         println!("\n=== {table}: {}", before.line());
@@ -46,10 +43,7 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
         };
         let after = Machine::look()?;
         println!("load when it ended: {}", after.load);
-        write(
-            table,
-            &json!({ "table": table, "before": before.json(), "after": after.json(), "result": result }),
-        )?;
+        write(table, &json!({ "table": table, "before": before.json(), "after": after.json(), "result": result }))?;
     }
     Ok(())
 }
@@ -64,29 +58,17 @@ struct Machine {
 
 impl Machine {
     fn look() -> Result<Self> {
-        let read =
-            |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+        let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
         Ok(Machine {
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
-            load: read("/proc/loadavg")?
-                .split(' ')
-                .take(3)
-                .collect::<Vec<_>>()
-                .join(" "),
-            user: if shell::is_root() {
-                "root"
-            } else {
-                "an unprivileged user"
-            },
+            load: read("/proc/loadavg")?.split(' ').take(3).collect::<Vec<_>>().join(" "),
+            user: if shell::is_root() { "root" } else { "an unprivileged user" },
         })
     }
 
     fn line(&self) -> String {
-        format!(
-            "Linux {}, {} processors, as {}, load {}",
-            self.kernel, self.processors, self.user, self.load
-        )
+        format!("Linux {}, {} processors, as {}, load {}", self.kernel, self.processors, self.user, self.load)
     }
 
     fn json(&self) -> Value {
@@ -105,12 +87,7 @@ struct Target {
 fn targets(list: &[Target]) -> Value {
     println!();
     let mut out = Vec::new();
-    for Target {
-        what,
-        value,
-        at_most,
-    } in list
-    {
+    for Target { what, value, at_most } in list {
         let (shown, verdict) = match value {
             Some(value) if value <= at_most => (format!("{value:.2}"), "ok"),
             Some(value) => (format!("{value:.2}"), "SHORT"),

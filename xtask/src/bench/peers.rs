@@ -39,9 +39,8 @@ impl Contender {
 
     /// Gives `command` the standard streams of this contender.
     pub fn streams(&self, command: &mut Command) -> Result<()> {
-        let stdin = self.stdin.as_ref().map(|path| {
-            File::open(path).with_context(|| format!("cannot open {}", path.display()))
-        });
+        let stdin =
+            self.stdin.as_ref().map(|path| File::open(path).with_context(|| format!("cannot open {}", path.display())));
         command
             .stdin(stdin.transpose()?.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::null())
@@ -51,20 +50,12 @@ impl Contender {
 
     /// Runs it once; `Err` holds what stood in the way here, for the table.
     fn attempt(&self) -> Result<(), String> {
-        let output = self
-            .command(0)
-            .map_err(|error| format!("{error:#}"))?
-            .stderr(Stdio::piped())
-            .output();
+        let output = self.command(0).map_err(|error| format!("{error:#}"))?.stderr(Stdio::piped()).output();
         match output {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => {
                 let text = String::from_utf8_lossy(&output.stderr);
-                Err(format!(
-                    "{}: {}",
-                    output.status,
-                    text.lines().next().unwrap_or("no word on standard error")
-                ))
+                Err(format!("{}: {}", output.status, text.lines().next().unwrap_or("no word on standard error")))
             }
             Err(error) => Err(error.to_string()),
         }
@@ -74,12 +65,7 @@ impl Contender {
 /// Everything that starts `true` here. Who cannot is named with the reason.
 pub fn find(bench: &Bench) -> Result<Vec<Contender>> {
     let payload = bench.work.program("true");
-    let mut all = vec![
-        plain(&payload),
-        apex(bench, &payload),
-        bwrap(bench, &payload)?,
-        firejail(&payload),
-    ];
+    let mut all = vec![plain(&payload), apex(bench, &payload), bwrap(bench, &payload)?, firejail(&payload)];
     for engine in ["crun", "runc"] {
         all.push(engine_in_private_mounts(bench, engine, &payload)?);
     }
@@ -94,11 +80,7 @@ pub fn find(bench: &Bench) -> Result<Vec<Contender>> {
 }
 
 fn contender(name: &'static str, argv: Vec<OsString>) -> Contender {
-    Contender {
-        name,
-        argv,
-        stdin: None,
-    }
+    Contender { name, argv, stdin: None }
 }
 
 fn words(words: &[&str]) -> Vec<OsString> {
@@ -110,95 +92,39 @@ fn plain(payload: &Path) -> Contender {
 }
 
 fn apex(bench: &Bench, payload: &Path) -> Contender {
-    let mut argv = vec![
-        bench.apex_run.clone().into_os_string(),
-        "--ro".into(),
-        bench.work.payload().into(),
-        "--".into(),
-    ];
+    let mut argv =
+        vec![bench.apex_run.clone().into_os_string(), "--ro".into(), bench.work.payload().into(), "--".into()];
     argv.push(payload.into());
     contender(APEX, argv)
 }
 
 fn bwrap(bench: &Bench, payload: &Path) -> Result<Contender> {
     let filter = bench.work.path().join("filter.bpf");
-    fs::write(&filter, filter::program())
-        .with_context(|| format!("cannot write {}", filter.display()))?;
-    let mut argv = words(&[
-        "bwrap",
-        "--unshare-user",
-        "--unshare-pid",
-        "--unshare-net",
-        "--unshare-ipc",
-        "--unshare-uts",
-    ]);
-    argv.extend(words(&[
-        "--unshare-cgroup",
-        "--uid",
-        "1000",
-        "--gid",
-        "1000",
-        "--hostname",
-        "sandbox",
-        "--clearenv",
-    ]));
-    argv.extend(words(&[
-        "--die-with-parent",
-        "--new-session",
-        "--cap-drop",
-        "ALL",
-        "--ro-bind",
-        "/usr",
-        "/usr",
-    ]));
-    for (target, link) in [
-        ("usr/bin", "/bin"),
-        ("usr/sbin", "/sbin"),
-        ("usr/lib", "/lib"),
-        ("usr/lib64", "/lib64"),
-    ] {
+    fs::write(&filter, filter::program()).with_context(|| format!("cannot write {}", filter.display()))?;
+    let mut argv =
+        words(&["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
+    argv.extend(words(&["--unshare-cgroup", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--clearenv"]));
+    argv.extend(words(&["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr"]));
+    for (target, link) in [("usr/bin", "/bin"), ("usr/sbin", "/sbin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64")] {
         argv.extend(words(&["--symlink", target, link]));
     }
-    argv.extend(words(&[
-        "--tmpfs",
-        "/tmp",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--ro-bind",
-    ]));
+    argv.extend(words(&["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", "--ro-bind"]));
     argv.extend([bench.work.payload().into(), bench.work.payload().into()]);
     argv.extend(words(&["--remount-ro", "/", "--seccomp", "0", "--"]));
     argv.push(payload.into());
-    Ok(Contender {
-        name: BWRAP,
-        argv,
-        stdin: Some(filter),
-    })
+    Ok(Contender { name: BWRAP, argv, stdin: Some(filter) })
 }
 
 fn firejail(payload: &Path) -> Contender {
-    let mut argv = words(&[
-        "firejail",
-        "--quiet",
-        "--noprofile",
-        "--net=none",
-        "--private-dev",
-        "--caps.drop=all",
-        "--seccomp",
-    ]);
+    let mut argv =
+        words(&["firejail", "--quiet", "--noprofile", "--net=none", "--private-dev", "--caps.drop=all", "--seccomp"]);
     argv.extend(words(&["--nonewprivs", "--ipc-namespace", "--"]));
     argv.push(payload.into());
     contender("firejail", argv)
 }
 
 /// crun and runc refuse a host with both cgroup versions unless the second is out of sight.
-fn engine_in_private_mounts(
-    bench: &Bench,
-    engine: &'static str,
-    payload: &Path,
-) -> Result<Contender> {
+fn engine_in_private_mounts(bench: &Bench, engine: &'static str, payload: &Path) -> Result<Contender> {
     let bundle = bench.work.path().join(engine);
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&rootfs).with_context(|| format!("cannot make {}", rootfs.display()))?;

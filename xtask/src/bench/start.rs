@@ -44,12 +44,7 @@ pub fn run(bench: &Bench, launches: usize) -> Result<Value> {
     let contenders = peers::find(bench)?;
     let mut rows: Vec<Row> = contenders
         .iter()
-        .map(|who| Row {
-            name: who.name,
-            wall_ms: Vec::new(),
-            busy: Stretch::default(),
-            syscalls: None,
-        })
+        .map(|who| Row { name: who.name, wall_ms: Vec::new(), busy: Stretch::default(), syscalls: None })
         .collect();
     let mut idle = Stretch::default();
     let mut serial = 1;
@@ -57,9 +52,7 @@ pub fn run(bench: &Bench, launches: usize) -> Result<Value> {
         idle.add(meter::idle(source)?);
         for (contender, row) in contenders.iter().zip(&mut rows) {
             let batch = BATCH.min(launches - row.wall_ms.len());
-            let stretch = meter::metered(source, || {
-                launch(contender, batch, &mut serial, &mut row.wall_ms)
-            })?;
+            let stretch = meter::metered(source, || launch(contender, batch, &mut serial, &mut row.wall_ms))?;
             row.busy.add(stretch);
         }
     }
@@ -72,32 +65,19 @@ pub fn run(bench: &Bench, launches: usize) -> Result<Value> {
         idle.share() * 100.0
     );
     if idle.share() > IDLE_SHARE_MAX {
-        println!(
-            "the machine is busy with other things: processor times below mean nothing, wall times little\n"
-        );
+        println!("the machine is busy with other things: processor times below mean nothing, wall times little\n");
     }
     Ok(report(&rows, idle))
 }
 
-fn launch(
-    contender: &Contender,
-    batch: usize,
-    serial: &mut usize,
-    wall_ms: &mut Vec<f64>,
-) -> Result<()> {
+fn launch(contender: &Contender, batch: usize, serial: &mut usize, wall_ms: &mut Vec<f64>) -> Result<()> {
     for _launch in 0..batch {
         let mut command = contender.command(*serial)?;
         *serial += 1;
         let begin = Instant::now();
-        let status = command
-            .status()
-            .with_context(|| format!("cannot run {}", contender.name))?;
+        let status = command.status().with_context(|| format!("cannot run {}", contender.name))?;
         wall_ms.push(begin.elapsed().as_secs_f64() * 1e3);
-        ensure!(
-            status.success(),
-            "{} failed in the middle of the run: {status}",
-            contender.name
-        );
+        ensure!(status.success(), "{} failed in the middle of the run: {status}", contender.name);
     }
     Ok(())
 }
@@ -110,11 +90,7 @@ fn count_syscalls(bench: &Bench, contender: &Contender, serial: usize) -> Result
     let summary = bench.work.path().join("strace");
     let traced = contender.command(serial)?;
     let mut strace = Command::new("strace");
-    strace
-        .args(["-f", "-c", "-o"])
-        .arg(&summary)
-        .arg(traced.get_program())
-        .args(traced.get_args());
+    strace.args(["-f", "-c", "-o"]).arg(&summary).arg(traced.get_program()).args(traced.get_args());
     contender.streams(&mut strace)?;
     if !strace.status().context("cannot run strace")?.success() {
         // A setuid program may refuse to be traced.
@@ -134,15 +110,11 @@ fn report(rows: &[Row], idle: Stretch) -> Value {
     );
     let mut out = BTreeMap::new();
     for row in rows {
-        let ratio =
-            |value: f64, of: fn(&Row, Stretch) -> f64| bwrap.map(|bwrap| value / of(bwrap, idle));
+        let ratio = |value: f64, of: fn(&Row, Stretch) -> f64| bwrap.map(|bwrap| value / of(bwrap, idle));
         let wall_ratio = ratio(row.p(10), |row, _| row.p(10));
         let cpu_ratio = ratio(row.cpu_ms(idle), Row::cpu_ms);
-        let shown =
-            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-        let syscalls = row
-            .syscalls
-            .map_or("-".to_owned(), |count| count.to_string());
+        let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
+        let syscalls = row.syscalls.map_or("-".to_owned(), |count| count.to_string());
         println!(
             "{:<12} {:>8.2} {:>8.2} {:>8.2} {:>9.2} {:>10} {:>9} {syscalls:>9}",
             row.name,
@@ -166,11 +138,7 @@ fn report(rows: &[Row], idle: Stretch) -> Value {
             value: quiet.map(|(a, b)| a.cpu_ms(idle) / b.cpu_ms(idle)),
             at_most: 0.6,
         },
-        Target {
-            what: "wall time p10, to bubblewrap's",
-            value: both.map(|(a, b)| a.p(10) / b.p(10)),
-            at_most: 0.5,
-        },
+        Target { what: "wall time p10, to bubblewrap's", value: both.map(|(a, b)| a.p(10) / b.p(10)), at_most: 0.5 },
         Target {
             what: "system calls of all processes",
             value: apex.and_then(|row| row.syscalls).map(|count| count as f64),

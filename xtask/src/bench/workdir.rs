@@ -24,15 +24,9 @@ impl Workdir {
         fs::create_dir(work.payload())?;
         fs::write(work.payload().join("file"), "some bytes to read\n")?;
         for program in ["true", "pause", "ops"] {
-            let source = shell::root()
-                .join("xtask/bench")
-                .join(format!("{program}.c"));
+            let source = shell::root().join("xtask/bench").join(format!("{program}.c"));
             let mut gcc = Command::new("gcc");
-            shell::run(
-                gcc.args(["-O2", "-static", "-o"])
-                    .arg(work.program(program))
-                    .arg(source),
-            )?;
+            shell::run(gcc.args(["-O2", "-static", "-o"]).arg(work.program(program)).arg(source))?;
         }
         Ok(work)
     }

@@ -16,27 +16,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("apex-wasm", &["apex-core"]),
     ("apex-devtools", &["apex-core", "apex-sys"]),
     ("apex-api", &["apex-core"]),
-    (
-        "apexd",
-        &[
-            "apex-core",
-            "apex-jail",
-            "apex-probe",
-            "apex-devtools",
-            "apex-api",
-        ],
-    ),
+    ("apexd", &["apex-core", "apex-jail", "apex-probe", "apex-devtools", "apex-api"]),
     ("apex", &["apex-core", "apex-jail", "apex-api"]),
     ("apex-oci", &["apex-core", "apex-sys", "apex-jail"]),
-    (
-        "containerd-shim-apex-v2",
-        &["apex-core", "apex-sys", "apex-jail"],
-    ),
+    ("containerd-shim-apex-v2", &["apex-core", "apex-sys", "apex-jail"]),
     // Not part of the product: the tests may look into the libraries; xtask must build before what it installs is there.
-    (
-        "apex-tests",
-        &["apex-core", "apex-sys", "apex-jail", "apex-run"],
-    ),
+    ("apex-tests", &["apex-core", "apex-sys", "apex-jail", "apex-run"]),
     ("xtask", &[]),
 ];
 
@@ -45,9 +30,7 @@ const HEAVY: &[(&str, &str)] = &[("aya", "apex-probe"), ("wasmtime", "apex-wasm"
 
 pub fn check() -> Result<Vec<Complaint>> {
     let metadata = build::metadata()?;
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     Ok(packages.iter().flat_map(package).collect())
 }
 
@@ -61,24 +44,16 @@ fn package(package: &Value) -> Vec<Complaint> {
     let dependencies = package["dependencies"].as_array().into_iter().flatten();
     // Test-only edges into the shared harness would turn around the arrows just as well: they count too.
     let names = dependencies.filter_map(|dependency| dependency["name"].as_str());
-    names
-        .filter_map(|dependency| refuse(name, allowed, dependency))
-        .collect()
+    names.filter_map(|dependency| refuse(name, allowed, dependency)).collect()
 }
 
 fn refuse(name: &str, allowed: &[&str], dependency: &str) -> Option<Complaint> {
     let is_ours = EDGES.iter().any(|(known, _)| *known == dependency);
     if is_ours && !allowed.contains(&dependency) {
-        return Some(format!(
-            "{name} depends on {dependency}, which the design does not draw"
-        ));
+        return Some(format!("{name} depends on {dependency}, which the design does not draw"));
     }
-    let keeper = HEAVY
-        .iter()
-        .find(|(heavy, keeper)| dependency.starts_with(heavy) && *keeper != name);
-    keeper.map(|(heavy, keeper)| {
-        format!("{name} depends on {dependency}; only {keeper} may name {heavy}")
-    })
+    let keeper = HEAVY.iter().find(|(heavy, keeper)| dependency.starts_with(heavy) && *keeper != name);
+    keeper.map(|(heavy, keeper)| format!("{name} depends on {dependency}; only {keeper} may name {heavy}"))
 }
 
 #[cfg(test)]
@@ -87,11 +62,7 @@ mod tests {
 
     fn check(name: &str, dependency: &str, complains: bool) {
         let value = serde_json::json!({ "name": name, "dependencies": [{ "name": dependency }] });
-        assert_eq!(
-            !package(&value).is_empty(),
-            complains,
-            "{name} -> {dependency}"
-        );
+        assert_eq!(!package(&value).is_empty(), complains, "{name} -> {dependency}");
     }
 
     #[test]

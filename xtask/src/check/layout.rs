@@ -18,15 +18,11 @@ const HOUSE: &[&str] = &[
 
 pub fn check(root: &Path) -> Result<Vec<Complaint>> {
     let mut complaints = Vec::new();
-    for entry in
-        std::fs::read_dir(root).with_context(|| format!("cannot list {}", root.display()))?
-    {
+    for entry in std::fs::read_dir(root).with_context(|| format!("cannot list {}", root.display()))? {
         let name = entry?.file_name();
         if !HOUSE.iter().any(|known| name == *known) {
             let name = name.to_string_lossy();
-            complaints.push(format!(
-                "{name} does not belong in the root folder; put it where it is used"
-            ));
+            complaints.push(format!("{name} does not belong in the root folder; put it where it is used"));
         }
     }
     complaints.sort();

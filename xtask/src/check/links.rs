@@ -12,10 +12,7 @@ pub fn check(root: &Path) -> Result<Vec<Complaint>> {
         let dir = document.parent().unwrap_or(root);
         for (line, target) in targets(&read(&document)?) {
             if !dir.join(&target).exists() {
-                complaints.push(format!(
-                    "{}:{line}: the link to {target} leads nowhere",
-                    relative(root, &document)
-                ));
+                complaints.push(format!("{}:{line}: the link to {target} leads nowhere", relative(root, &document)));
             }
         }
     }
@@ -35,8 +32,7 @@ fn targets(text: &str) -> Vec<(usize, String)> {
         }
         for part in line.split("](").skip(1) {
             let target = part.split([')', '#', ' ']).next().unwrap_or_default();
-            let is_elsewhere =
-                target.is_empty() || target.contains("://") || target.starts_with("mailto:");
+            let is_elsewhere = target.is_empty() || target.contains("://") || target.starts_with("mailto:");
             if !is_elsewhere {
                 found.push((number + 1, target.to_owned()));
             }
@@ -52,9 +48,6 @@ mod tests {
     #[test]
     fn only_links_to_files_are_followed() {
         let text = "see [a](docs/a.md#part) and [b](https://example.org)\n```\n[c](no)\n```\n[d](#here) [e](e.md)";
-        assert_eq!(
-            targets(text),
-            [(1, "docs/a.md".to_owned()), (5, "e.md".to_owned())]
-        );
+        assert_eq!(targets(text), [(1, "docs/a.md".to_owned()), (5, "e.md".to_owned())]);
     }
 }

@@ -28,16 +28,7 @@ pub fn run() -> Result<()> {
     complaints.extend(links::check(&root)?);
     complaints.extend(policies::check(&root)?);
     complaints.extend(tool(&["fmt", "--all", "--check"]));
-    complaints.extend(tool(&[
-        "clippy",
-        "--quiet",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ]));
+    complaints.extend(tool(&["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]));
     for complaint in &complaints {
         eprintln!("check: {complaint}");
     }
@@ -55,9 +46,7 @@ pub fn tighten() -> Result<()> {
 }
 
 fn tool(args: &[&str]) -> Option<Complaint> {
-    shell::run(shell::cargo().args(args))
-        .err()
-        .map(|error| format!("{error:#}"))
+    shell::run(shell::cargo().args(args)).err().map(|error| format!("{error:#}"))
 }
 
 /// Every Rust source of the workspace.
@@ -70,13 +59,9 @@ fn files(root: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![root.to_path_buf()];
     while let Some(dir) = dirs.pop() {
-        for entry in
-            std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?
-        {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
             let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
-            let is_foreign = [".git", "target", "node_modules"]
-                .iter()
-                .any(|name| path.ends_with(name));
+            let is_foreign = [".git", "target", "node_modules"].iter().any(|name| path.ends_with(name));
             if kind.is_dir() && !is_foreign {
                 dirs.push(path);
             } else if kind.is_file() && path.extension().is_some_and(|ending| ending == extension) {

@@ -16,11 +16,7 @@ pub fn check(root: &Path) -> Result<Vec<Complaint>> {
     for file in files(&dir, "toml")? {
         let name = relative(root, &file);
         let table: Table = read(&file)?.parse().with_context(|| format!("in {name}"))?;
-        complaints.extend(
-            unreasoned(&table)
-                .into_iter()
-                .map(|what| format!("{name}: {what} gives no reason")),
-        );
+        complaints.extend(unreasoned(&table).into_iter().map(|what| format!("{name}: {what} gives no reason")));
     }
     Ok(complaints)
 }
@@ -29,29 +25,17 @@ fn unreasoned(table: &Table) -> Vec<String> {
     let mut found = Vec::new();
     let files = table.get("filesystem").and_then(Value::as_table);
     for key in GRANTS {
-        for grant in files
-            .and_then(|files| files.get(*key))
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for grant in files.and_then(|files| files.get(*key)).and_then(Value::as_array).into_iter().flatten() {
             if !has_reason(grant) {
-                found.push(format!(
-                    "filesystem.{key} {}",
-                    grant.get("path").unwrap_or(grant)
-                ));
+                found.push(format!("filesystem.{key} {}", grant.get("path").unwrap_or(grant)));
             }
         }
     }
     // policies/syscalls.toml: a table or an array of groups.
     match table.get("group").or_else(|| table.get("groups")) {
         Some(Value::Table(groups)) => {
-            found.extend(
-                groups
-                    .iter()
-                    .filter(|(_, group)| !has_reason(group))
-                    .map(|(name, _)| format!("group {name}")),
-            );
+            found
+                .extend(groups.iter().filter(|(_, group)| !has_reason(group)).map(|(name, _)| format!("group {name}")));
         }
         Some(Value::Array(groups)) => {
             let bare = groups.iter().filter(|group| !has_reason(group));
@@ -64,9 +48,7 @@ fn unreasoned(table: &Table) -> Vec<String> {
 
 fn has_reason(value: &Value) -> bool {
     let reason = value.get("reason").or_else(|| value.get("why"));
-    reason
-        .and_then(Value::as_str)
-        .is_some_and(|reason| !reason.trim().is_empty())
+    reason.and_then(Value::as_str).is_some_and(|reason| !reason.trim().is_empty())
 }
 
 #[cfg(test)]
@@ -85,13 +67,6 @@ mod tests {
         "#
         .parse()
         .expect("valid TOML");
-        assert_eq!(
-            unreasoned(&table),
-            [
-                "filesystem.read \"/etc\"",
-                "filesystem.read \"/opt\"",
-                "group odd"
-            ]
-        );
+        assert_eq!(unreasoned(&table), ["filesystem.read \"/etc\"", "filesystem.read \"/opt\"", "group odd"]);
     }
 }

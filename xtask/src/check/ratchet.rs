@@ -58,15 +58,9 @@ fn measure(root: &Path, sources: &[PathBuf]) -> Result<Long> {
         if lines > FILE_LINES_MAX {
             found.files.insert(name.to_string(), lines);
         }
-        for function in source::functions(&text)
-            .into_iter()
-            .filter(|function| function.lines > FUNCTION_LINES_MAX)
-        {
+        for function in source::functions(&text).into_iter().filter(|function| function.lines > FUNCTION_LINES_MAX) {
             // Methods of one name in one file share an entry: the longest counts.
-            let entry = found
-                .functions
-                .entry(format!("{name}::{}", function.name))
-                .or_default();
+            let entry = found.functions.entry(format!("{name}::{}", function.name)).or_default();
             *entry = function.lines.max(*entry);
         }
     }
@@ -75,14 +69,13 @@ fn measure(root: &Path, sources: &[PathBuf]) -> Result<Long> {
 
 fn compare(found: &Long, listed: &Long) -> Vec<Complaint> {
     let mut complaints = grown(found, listed);
-    for (found, listed) in [
-        (&found.files, &listed.files),
-        (&found.functions, &listed.functions),
-    ] {
+    for (found, listed) in [(&found.files, &listed.files), (&found.functions, &listed.functions)] {
         for (name, allowed) in listed {
             let now = found.get(name).copied();
             if now.is_none_or(|now| now < *allowed) {
-                complaints.push(format!("{name} has shrunk below {allowed} lines: well done; run `cargo xtask ratchet` to keep it so"));
+                complaints.push(format!(
+                    "{name} has shrunk below {allowed} lines: well done; run `cargo xtask ratchet` to keep it so"
+                ));
             }
         }
     }
@@ -90,20 +83,16 @@ fn compare(found: &Long, listed: &Long) -> Vec<Complaint> {
 }
 
 fn grown(found: &Long, listed: &Long) -> Vec<Complaint> {
-    let pairs = [
-        (&found.files, &listed.files, FILE_LINES_MAX),
-        (&found.functions, &listed.functions, FUNCTION_LINES_MAX),
-    ];
+    let pairs =
+        [(&found.files, &listed.files, FILE_LINES_MAX), (&found.functions, &listed.functions, FUNCTION_LINES_MAX)];
     let mut complaints = Vec::new();
     for (found, listed, guide) in pairs {
         for (name, now) in found {
             match listed.get(name) {
-                None => complaints.push(format!(
-                    "{name} has {now} lines, the guide says {guide}: split it"
-                )),
-                Some(allowed) if now > allowed => complaints.push(format!(
-                    "{name} grew from {allowed} to {now} lines; it may only shrink"
-                )),
+                None => complaints.push(format!("{name} has {now} lines, the guide says {guide}: split it")),
+                Some(allowed) if now > allowed => {
+                    complaints.push(format!("{name} grew from {allowed} to {now} lines; it may only shrink"))
+                }
                 Some(_) => {}
             }
         }
@@ -117,21 +106,11 @@ mod tests {
 
     fn check(now: usize, listed: Option<usize>, says: &str) {
         let long = |lines: Option<usize>| Long {
-            files: lines
-                .map(|lines| ("a.rs".to_owned(), lines))
-                .into_iter()
-                .collect(),
+            files: lines.map(|lines| ("a.rs".to_owned(), lines)).into_iter().collect(),
             ..Long::default()
         };
         let complaints = compare(&long(Some(now)), &long(listed)).join("\n");
-        assert!(
-            if says.is_empty() {
-                complaints.is_empty()
-            } else {
-                complaints.contains(says)
-            },
-            "{complaints}"
-        );
+        assert!(if says.is_empty() { complaints.is_empty() } else { complaints.contains(says) }, "{complaints}");
     }
 
     #[test]

@@ -19,10 +19,7 @@ pub fn stray_unsafe(root: &Path, sources: &[PathBuf]) -> Result<Vec<Complaint>> 
         }
         for (number, line) in bare(&read(source)?).lines().enumerate() {
             if words(line).any(|(_, word)| word == "unsafe") {
-                complaints.push(format!(
-                    "{name}:{}: unsafe belongs in runtime/sys",
-                    number + 1
-                ));
+                complaints.push(format!("{name}:{}: unsafe belongs in runtime/sys", number + 1));
             }
         }
     }
@@ -50,10 +47,7 @@ pub fn functions(text: &str) -> Vec<Function> {
             continue;
         }
         if let Some(end) = body_end(&bare, *after) {
-            found.push(Function {
-                name: (*name).to_owned(),
-                lines: bare[start..end].matches('\n').count() + 1,
-            });
+            found.push(Function { name: (*name).to_owned(), lines: bare[start..end].matches('\n').count() + 1 });
         }
     }
     found
@@ -83,9 +77,7 @@ fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let start = at + text[at..].find(is_word)?;
-        at = text[start..]
-            .find(|c| !is_word(c))
-            .map_or(text.len(), |length| start + length);
+        at = text[start..].find(|c| !is_word(c)).map_or(text.len(), |length| start + length);
         Some((start, &text[start..at]))
     })
 }
@@ -98,18 +90,12 @@ fn bare(text: &str) -> String {
         let length = opaque(rest).unwrap_or(0);
         if length == 0 {
             // A word is taken whole, so that the `r` of `for` begins no raw string.
-            let length = words(rest)
-                .next()
-                .filter(|(start, _)| *start == 0)
-                .map_or(first.len_utf8(), |(_, word)| word.len());
+            let length =
+                words(rest).next().filter(|(start, _)| *start == 0).map_or(first.len_utf8(), |(_, word)| word.len());
             out.push_str(&rest[..length]);
             rest = &rest[length..];
         } else {
-            out.extend(
-                rest[..length]
-                    .chars()
-                    .map(|c| if c == '\n' { '\n' } else { ' ' }),
-            );
+            out.extend(rest[..length].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
             rest = &rest[length..];
         }
     }
@@ -124,21 +110,14 @@ fn opaque(text: &str) -> Option<usize> {
     if text.starts_with("/*") {
         return Some(block_comment(text));
     }
-    let unprefixed = text
-        .strip_prefix('b')
-        .or_else(|| text.strip_prefix('c'))
-        .unwrap_or(text);
+    let unprefixed = text.strip_prefix('b').or_else(|| text.strip_prefix('c')).unwrap_or(text);
     let prefix = text.len() - unprefixed.len();
     if let Some(raw) = unprefixed.strip_prefix('r') {
         let hashes = raw.len() - raw.trim_start_matches('#').len();
         if raw[hashes..].starts_with('"') {
             let end = format!("\"{}", "#".repeat(hashes));
             let body = prefix + 1 + hashes + 1;
-            return Some(
-                text[body..]
-                    .find(&end)
-                    .map_or(text.len(), |at| body + at + end.len()),
-            );
+            return Some(text[body..].find(&end).map_or(text.len(), |at| body + at + end.len()));
         }
         return None;
     }
@@ -149,11 +128,7 @@ fn opaque(text: &str) -> Option<usize> {
         // 'a' and '\n' are characters; 'a without a closing quote is a lifetime.
         let mut inner = inner.chars();
         let (first, second) = (inner.next()?, inner.next());
-        return if first == '\\' || second == Some('\'') {
-            Some(prefix + quoted(unprefixed, '\'')?)
-        } else {
-            None
-        };
+        return if first == '\\' || second == Some('\'') { Some(prefix + quoted(unprefixed, '\'')?) } else { None };
     }
     None
 }
@@ -196,14 +171,8 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &[(&str, usize)]) {
-        let found: Vec<_> = functions(text)
-            .into_iter()
-            .map(|function| (function.name, function.lines))
-            .collect();
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|(name, lines)| ((*name).to_owned(), *lines))
-            .collect();
+        let found: Vec<_> = functions(text).into_iter().map(|function| (function.name, function.lines)).collect();
+        let expected: Vec<_> = expected.iter().map(|(name, lines)| ((*name).to_owned(), *lines)).collect();
         assert_eq!(found, expected, "{text}");
     }
 
@@ -211,30 +180,18 @@ mod tests {
     fn functions_are_measured_from_fn_to_the_closing_brace() {
         check("fn a() {\n    b();\n}\n", &[("a", 3)]);
         check("fn a(x: [u8; 4]) {}\nfn b();\n", &[("a", 1)]);
-        check(
-            "type T = fn(u8) -> u8;\nfn a() { let f: fn() = b; }",
-            &[("a", 1)],
-        );
+        check("type T = fn(u8) -> u8;\nfn a() { let f: fn() = b; }", &[("a", 1)]);
     }
 
     #[test]
     fn braces_in_literals_and_comments_do_not_count() {
-        check(
-            "fn a() { let s = \"}\\\"}\"; // }\n /* } /* } */ */ let c = '}'; let r = r#\"}\"}\"#;\n}",
-            &[("a", 3)],
-        );
-        check(
-            "fn a<'x>(s: &'x str) { let q = '\\''; let b = b'{'; }",
-            &[("a", 1)],
-        );
+        check("fn a() { let s = \"}\\\"}\"; // }\n /* } /* } */ */ let c = '}'; let r = r#\"}\"}\"#;\n}", &[("a", 3)]);
+        check("fn a<'x>(s: &'x str) { let q = '\\''; let b = b'{'; }", &[("a", 1)]);
     }
 
     #[test]
     fn unsafe_in_a_comment_or_a_name_is_not_unsafe() {
-        assert!(
-            !words(&bare("// unsafe\nlet s = \"unsafe\"; not_unsafe();"))
-                .any(|(_, word)| word == "unsafe")
-        );
+        assert!(!words(&bare("// unsafe\nlet s = \"unsafe\"; not_unsafe();")).any(|(_, word)| word == "unsafe"));
         assert!(words(&bare("for x in y { unsafe { z() } }")).any(|(_, word)| word == "unsafe"));
     }
 }

@@ -33,11 +33,7 @@ pub fn run() -> Result<()> {
     let scratch = user::Scratch::new()?;
     let before = Belongings::look(scratch.path())?;
 
-    let class = if shell::is_root() {
-        Class::Root
-    } else {
-        Class::User
-    };
+    let class = if shell::is_root() { Class::Root } else { Class::User };
     let mut total = Tally::new(class);
     heading(&format!("every test, as {class}"));
     workspace(&apex_run, &scratch, &mut total)?;
@@ -77,14 +73,7 @@ fn workspace(apex_run: &Path, scratch: &user::Scratch, tally: &mut Tally) -> Res
 fn runners() -> Vec<(Runner, Command)> {
     if shell::on_path("cargo-nextest").is_none() {
         let mut command = shell::cargo();
-        command.args([
-            "test",
-            "--workspace",
-            "--locked",
-            "--no-fail-fast",
-            "--",
-            "--show-output",
-        ]);
+        command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"]);
         return vec![(Runner::Libtest, command)];
     }
     let mut nextest = shell::cargo();
@@ -112,15 +101,9 @@ fn close(tallies: &[Tally], left: usize, surprises: usize) -> Result<()> {
     // Whatever fails the run counts as a failure in the closing line: nobody should read "0 failed" above an error.
     let failed = sum(|tally| tally.failed) + left + surprises;
     println!();
-    println!(
-        "{} passed, {failed} failed, {} skipped",
-        sum(|tally| tally.passed()),
-        sum(|tally| tally.skipped())
-    );
+    println!("{} passed, {failed} failed, {} skipped", sum(|tally| tally.passed()), sum(|tally| tally.skipped()));
     if failed > 0 {
-        bail!(
-            "{failed} things are wrong: tests that failed, unexpected skips, or leftovers, each named above"
-        );
+        bail!("{failed} things are wrong: tests that failed, unexpected skips, or leftovers, each named above");
     }
     Ok(())
 }

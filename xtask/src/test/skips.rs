@@ -54,24 +54,15 @@ impl Expected {
 
 /// Reports both directions and returns how many skips were not expected.
 pub fn compare(tallies: &[Tally], file: &Path) -> Result<usize> {
-    let text =
-        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let expected: Expectations =
-        toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let expected: Expectations = toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
     let mut surprises = 0;
     for tally in tallies {
         for skip in &tally.skips {
-            let is_known = expected
-                .skip
-                .iter()
-                .any(|known| known.covers(tally.class, skip));
+            let is_known = expected.skip.iter().any(|known| known.covers(tally.class, skip));
             println!(
                 "{} as {}: {}: {}",
-                if is_known {
-                    "skipped"
-                } else {
-                    "UNEXPECTED SKIP"
-                },
+                if is_known { "skipped" } else { "UNEXPECTED SKIP" },
                 tally.class,
                 skip.name,
                 skip.reason
@@ -85,20 +76,9 @@ pub fn compare(tallies: &[Tally], file: &Path) -> Result<usize> {
             );
             surprises += tally.ignored;
         }
-        for known in expected
-            .skip
-            .iter()
-            .filter(|known| known.class == tally.class)
-        {
-            if !tally
-                .skips
-                .iter()
-                .any(|skip| known.covers(tally.class, skip))
-            {
-                println!(
-                    "expected skip did not happen as {}: {} ({})",
-                    tally.class, known.name, known.reason
-                );
+        for known in expected.skip.iter().filter(|known| known.class == tally.class) {
+            if !tally.skips.iter().any(|skip| known.covers(tally.class, skip)) {
+                println!("expected skip did not happen as {}: {} ({})", tally.class, known.name, known.reason);
             }
         }
     }

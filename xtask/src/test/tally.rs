@@ -45,15 +45,7 @@ pub struct Tally {
 impl Tally {
     /// An empty count.
     pub fn new(class: Class) -> Self {
-        Tally {
-            class,
-            ran_well: 0,
-            failed: 0,
-            ignored: 0,
-            skips: Vec::new(),
-            failures: Vec::new(),
-            failed_before: 0,
-        }
+        Tally { class, ran_well: 0, failed: 0, ignored: 0, skips: Vec::new(), failures: Vec::new(), failed_before: 0 }
     }
 
     /// Tests that ran and passed.
@@ -83,17 +75,14 @@ impl Tally {
             self.add(counts);
         }
         // nextest names a failure where it happens and again at the end.
-        self.failures
-            .extend(failure.filter(|name| !self.failures.contains(name)));
+        self.failures.extend(failure.filter(|name| !self.failures.contains(name)));
     }
 
     /// Notes how a runner ended. One that fails without having counted a failure must not look green.
     pub fn ended(&mut self, runner: &str, status: ExitStatus) {
         if !status.success() && self.failed == self.failed_before {
             self.failed += 1;
-            self.failures.push(format!(
-                "{runner}: {status}, although it reported no failed test"
-            ));
+            self.failures.push(format!("{runner}: {status}, although it reported no failed test"));
         }
         self.failed_before = self.failed;
     }
@@ -120,10 +109,7 @@ impl Tally {
 fn skip(rest: &str) -> Option<Skip> {
     let (name, reason) = rest.split_once(": ")?;
     let is_name = !name.is_empty() && !name.contains(' ');
-    is_name.then(|| Skip {
-        name: name.to_owned(),
-        reason: reason.to_owned(),
-    })
+    is_name.then(|| Skip { name: name.to_owned(), reason: reason.to_owned() })
 }
 
 /// `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s`
@@ -147,8 +133,7 @@ fn libtest_failure(line: &str) -> Option<String> {
 /// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `TIMEOUT`, `SIGABRT` and other signals
 fn nextest_failure(line: &str) -> Option<String> {
     let (word, rest) = line.split_once(" [")?;
-    let is_failure =
-        word == "FAIL" || word == "TIMEOUT" || word == "XFAIL" || word.starts_with("SIG");
+    let is_failure = word == "FAIL" || word == "TIMEOUT" || word == "XFAIL" || word.starts_with("SIG");
     let (_, name) = rest.split_once("] ")?;
     is_failure.then(|| name.trim_start().to_owned())
 }
@@ -160,11 +145,7 @@ mod tests {
     fn check(runner: Runner, lines: &str, passed: usize, failed: usize, skipped: usize) -> Tally {
         let mut tally = Tally::new(Class::User);
         lines.lines().for_each(|line| tally.read(runner, line));
-        assert_eq!(
-            (tally.passed(), tally.failed, tally.skipped()),
-            (passed, failed, skipped),
-            "{lines}"
-        );
+        assert_eq!((tally.passed(), tally.failed, tally.skipped()), (passed, failed, skipped), "{lines}");
         tally
     }
 
@@ -207,19 +188,13 @@ mod tests {
             0,
             1,
         );
-        assert_eq!(
-            tally.skips[0].reason,
-            "no cgroup delegation: ask the administrator"
-        );
+        assert_eq!(tally.skips[0].reason, "no cgroup delegation: ask the administrator");
     }
 
     #[test]
     fn a_runner_that_dies_without_a_word_fails_the_run() {
         let mut tally = check(Runner::Libtest, "", 0, 0, 0);
-        tally.ended(
-            "cargo test",
-            std::os::unix::process::ExitStatusExt::from_raw(0x100),
-        );
+        tally.ended("cargo test", std::os::unix::process::ExitStatusExt::from_raw(0x100));
         assert_eq!(tally.failed, 1);
     }
 }

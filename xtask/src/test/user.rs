@@ -64,16 +64,10 @@ impl Drop for Scratch {
 /// Runs the test programs as the unprivileged user.
 pub fn run(apex_run: &Path, binaries: &[TestBinary], scratch: &Scratch) -> Result<Tally> {
     let uid = free_uid()?;
-    super::heading(&format!(
-        "the tests of {}, as uid {uid}",
-        PACKAGES.join(", ")
-    ));
+    super::heading(&format!("the tests of {}, as uid {uid}", PACKAGES.join(", ")));
     let stage = Stage::new(apex_run, scratch, uid)?;
     let mut tally = Tally::new(Class::User);
-    for binary in binaries
-        .iter()
-        .filter(|binary| PACKAGES.contains(&binary.package.as_str()))
-    {
+    for binary in binaries.iter().filter(|binary| PACKAGES.contains(&binary.package.as_str())) {
         println!("\n--- {} {}", binary.package, binary.target);
         let mut command = stage.command(binary)?;
         let status = shell::stream(&mut command, LIMIT, |line| {
@@ -94,11 +88,7 @@ pub fn run(apex_run: &Path, binaries: &[TestBinary], scratch: &Scratch) -> Resul
 
 fn free_uid() -> Result<u32> {
     let passwd = fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
-    let is_taken = |uid: u32| {
-        passwd
-            .lines()
-            .any(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()))
-    };
+    let is_taken = |uid: u32| passwd.lines().any(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()));
     std::iter::once(UID)
         .chain(UID_OTHERWISE)
         .find(|uid| !is_taken(*uid))
@@ -128,44 +118,20 @@ impl Stage {
         };
         let (home, tmp) = (own("home")?, own("tmp-user")?);
         let staged = bin.join("apex-run");
-        fs::copy(apex_run, &staged)
-            .with_context(|| format!("cannot copy {}", apex_run.display()))?;
-        Ok(Stage {
-            uid,
-            repo,
-            bin,
-            home,
-            tmp,
-            apex_run: staged,
-        })
+        fs::copy(apex_run, &staged).with_context(|| format!("cannot copy {}", apex_run.display()))?;
+        Ok(Stage { uid, repo, bin, home, tmp, apex_run: staged })
     }
 
     fn command(&self, binary: &TestBinary) -> Result<Command> {
-        let name = binary
-            .file
-            .file_name()
-            .context("a test program has no name")?;
+        let name = binary.file.file_name().context("a test program has no name")?;
         let file = self.bin.join(name);
-        fs::copy(&binary.file, &file)
-            .with_context(|| format!("cannot copy {}", binary.file.display()))?;
+        fs::copy(&binary.file, &file).with_context(|| format!("cannot copy {}", binary.file.display()))?;
         let root = shell::root();
-        let dir = self.repo.join(
-            binary
-                .dir
-                .strip_prefix(&root)
-                .context("a package lies outside the repository")?,
-        );
+        let dir = self.repo.join(binary.dir.strip_prefix(&root).context("a package lies outside the repository")?);
         let mut command = Command::new(file);
         command.arg("--show-output").env_clear().current_dir(&dir);
-        command
-            .env("PATH", PATH)
-            .env("HOME", &self.home)
-            .env("TMPDIR", &self.tmp)
-            .env("LANG", "C.UTF-8");
-        command
-            .env("CARGO_MANIFEST_DIR", &dir)
-            .env("APEX_REPO", &self.repo)
-            .env("APEX_RUN", &self.apex_run);
+        command.env("PATH", PATH).env("HOME", &self.home).env("TMPDIR", &self.tmp).env("LANG", "C.UTF-8");
+        command.env("CARGO_MANIFEST_DIR", &dir).env("APEX_REPO", &self.repo).env("APEX_RUN", &self.apex_run);
         command.env("RUST_BACKTRACE", "1");
         // Setting the uid as root also drops every supplementary group.
         command.gid(self.uid).uid(self.uid);
@@ -180,19 +146,15 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            let is_built = [".git", "target", "node_modules"]
-                .iter()
-                .any(|name| entry.file_name() == *name);
+            let is_built = [".git", "target", "node_modules"].iter().any(|name| entry.file_name() == *name);
             if !is_built {
-                fs::create_dir(&target)
-                    .with_context(|| format!("cannot make {}", target.display()))?;
+                fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
                 copy_tree(&source, &target)?;
             }
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
         } else if kind.is_file() {
-            fs::copy(&source, &target)
-                .with_context(|| format!("cannot copy {}", source.display()))?;
+            fs::copy(&source, &target).with_context(|| format!("cannot copy {}", source.display()))?;
         }
     }
     Ok(())

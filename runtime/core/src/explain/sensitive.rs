@@ -7,9 +7,7 @@ pub(super) fn reason(path: &Path) -> Option<&'static str> {
     if let Some((_, why)) = SYSTEM.iter().find(|(place, _)| path.starts_with(place)) {
         return Some(why);
     }
-    if SYSTEM
-        .iter()
-        .any(|(place, _)| Path::new(place).starts_with(path))
+    if SYSTEM.iter().any(|(place, _)| Path::new(place).starts_with(path))
         || WIDE.iter().any(|wide| path == Path::new(wide))
     {
         return Some("secrets of the host lie beneath it");
@@ -20,27 +18,21 @@ pub(super) fn reason(path: &Path) -> Option<&'static str> {
     if is_public(path) {
         return None;
     }
-    names(path)
-        .find_map(|name| HOME.iter().find(|(secret, _)| *secret == name))
-        .map(|(_, why)| *why)
+    names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
 }
 
 /// The same for a socket whose other end commands the host.
 pub(super) fn socket(path: &Path) -> Option<&'static str> {
-    names(path)
-        .any(|name| SOCKETS.contains(&name))
-        .then_some("whoever talks to this socket commands the host")
+    names(path).any(|name| SOCKETS.contains(&name)).then_some("whoever talks to this socket commands the host")
 }
 
 fn names(path: &Path) -> impl Iterator<Item = &str> {
-    path.components()
-        .filter_map(|part| part.as_os_str().to_str())
+    path.components().filter_map(|part| part.as_os_str().to_str())
 }
 
 /// `/home` and `/home/NAME`.
 fn is_home(path: &Path) -> bool {
-    path.strip_prefix("/home")
-        .is_ok_and(|rest| rest.components().count() <= 1)
+    path.strip_prefix("/home").is_ok_and(|rest| rest.components().count() <= 1)
 }
 
 /// Parts of `~/.ssh` that hold no secret.
@@ -64,39 +56,21 @@ const SYSTEM: &[(&str, &str)] = &[
     ("/proc/keys", "it lists the host's keys"),
     ("/sys/kernel", "it steers the kernel of the host"),
     ("/sys/fs/bpf", "it holds the kernel programs of the host"),
-    (
-        "/sys/fs/cgroup",
-        "it holds the limits, those of this sandbox included",
-    ),
+    ("/sys/fs/cgroup", "it holds the limits, those of this sandbox included"),
     ("/dev/mem", "it is the host's memory"),
     ("/dev/kmem", "it is the host's memory"),
     ("/dev/port", "it is the host's hardware"),
     ("/dev/kmsg", "it is the kernel's log"),
     ("/boot", "it holds the kernel that the host starts"),
-    (
-        "/run/dbus",
-        "services on the system bus act for the whole host",
-    ),
-    (
-        "/run/systemd",
-        "services of the host are steered through it",
-    ),
-    (
-        "/var/run/dbus",
-        "services on the system bus act for the whole host",
-    ),
+    ("/run/dbus", "services on the system bus act for the whole host"),
+    ("/run/systemd", "services of the host are steered through it"),
+    ("/var/run/dbus", "services on the system bus act for the whole host"),
 ];
 
 /// Directories that are granted piece by piece.
 const WIDE: &[&str] = &["/var/run", "/var", "/proc", "/run/user"];
 
-const SOCKETS: &[&str] = &[
-    "docker.sock",
-    "containerd.sock",
-    "podman.sock",
-    "crio.sock",
-    "libvirt-sock",
-];
+const SOCKETS: &[&str] = &["docker.sock", "containerd.sock", "podman.sock", "crio.sock", "libvirt-sock"];
 
 const HOME: &[(&str, &str)] = &[
     (".ssh", "it holds private keys"),
@@ -112,14 +86,8 @@ const HOME: &[(&str, &str)] = &[
     (".pypirc", "it holds upload credentials"),
     (".password-store", "it holds passwords"),
     (".mozilla", "it holds sessions and passwords of a browser"),
-    (
-        ".bash_history",
-        "it holds what was typed, passwords included",
-    ),
-    (
-        ".zsh_history",
-        "it holds what was typed, passwords included",
-    ),
+    (".bash_history", "it holds what was typed, passwords included"),
+    (".zsh_history", "it holds what was typed, passwords included"),
 ];
 
 #[cfg(test)]

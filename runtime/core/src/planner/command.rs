@@ -72,7 +72,8 @@ pub(super) fn finish(
         }
         None => {
             let home = variable(&env, "HOME").map(PathBuf::from);
-            let mut wanted: Vec<PathBuf> = [Some(host.cwd()), home].into_iter().flatten().filter(|dir| mounts.has(dir)).collect();
+            let mut wanted: Vec<PathBuf> =
+                [Some(host.cwd()), home].into_iter().flatten().filter(|dir| mounts.has(dir)).collect();
             wanted.truncate(1);
             wanted.push(PathBuf::from("/"));
             wanted

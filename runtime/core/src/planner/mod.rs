@@ -25,7 +25,9 @@ const UNPRIVILEGED_ID: u32 = 1000;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
     /// A granted path does not exist.
-    #[error("{path}: granted by {origin}, but it does not exist; create it, correct the rule, or mark it `optional = true`")]
+    #[error(
+        "{path}: granted by {origin}, but it does not exist; create it, correct the rule, or mark it `optional = true`"
+    )]
     MissingPath {
         /// The path.
         path: String,
@@ -63,7 +65,9 @@ pub enum PlanError {
         remedy: String,
     },
     /// The command is nowhere (exit 127).
-    #[error("{name}: command not found in PATH ({path}); give its full path, or grant the directory that holds it with --ro")]
+    #[error(
+        "{name}: command not found in PATH ({path}); give its full path, or grant the directory that holds it with --ro"
+    )]
     CommandNotFound {
         /// Its name.
         name: String,
@@ -77,7 +81,9 @@ pub enum PlanError {
     #[error(transparent)]
     Syscalls(#[from] seccomp::TableError),
     /// The working directory asked for is not in the sandbox.
-    #[error("{path}: working directory is not in the sandbox; grant it with --ro or --rw, or choose another with --workdir")]
+    #[error(
+        "{path}: working directory is not in the sandbox; grant it with --ro or --rw, or choose another with --workdir"
+    )]
     WorkdirNotGranted {
         /// The path.
         path: String,

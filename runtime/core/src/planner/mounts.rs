@@ -138,14 +138,14 @@ impl<'a> Mounts<'a> {
     /// Whether something stands at this path inside.
     pub(super) fn has(&self, path: &Path) -> bool {
         self.list.iter().any(|mount| match mount {
-            Mount::Bind { source, dest, .. } => {
-                path.strip_prefix(dest).is_ok_and(|rest| {
-                    rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
-                })
-            }
+            Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
+                rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
+            }),
             Mount::Symlink { dest, .. } => dest == path,
             Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
-            Mount::File { .. } | Mount::Proc { .. } | Mount::Dev { .. } | Mount::Hide { .. } | Mount::Deny { .. } => false,
+            Mount::File { .. } | Mount::Proc { .. } | Mount::Dev { .. } | Mount::Hide { .. } | Mount::Deny { .. } => {
+                false
+            }
         }) || builtin_dirs().iter().any(|dir| dir == path)
     }
 
@@ -169,7 +169,8 @@ impl<'a> Mounts<'a> {
     fn add_accounts(&mut self, identity: &crate::plan::IdentityPlan) {
         let (uid, gid) = (identity.uid, identity.gid);
         let user = |name: &str, id: u32| (id != uid).then(|| format!("{name}:x:{id}:{id}::/:/usr/sbin/nologin\n"));
-        let passwd = [user("root", 0), Some(format!("sandbox:x:{uid}:{gid}:sandbox:/tmp:/bin/sh\n")), user("nobody", 65534)];
+        let passwd =
+            [user("root", 0), Some(format!("sandbox:x:{uid}:{gid}:sandbox:/tmp:/bin/sh\n")), user("nobody", 65534)];
         let group = |name: &str, id: u32| (id != gid).then(|| format!("{name}:x:{id}:\n"));
         let groups = [group("root", 0), Some(format!("sandbox:x:{gid}:\n")), group("nogroup", 65534)];
         for (file, lines) in [("/etc/passwd", passwd), ("/etc/group", groups)] {
@@ -270,7 +271,9 @@ impl<'a> Mounts<'a> {
 fn gives(mount: &Mount, (path, dest, access, exec): (&Path, &Path, BindAccess, bool)) -> bool {
     let Mount::Bind { source, dest: have_dest, access: have, exec: have_exec, .. } = mount else { return false };
     let (Ok(rest), Ok(have_rest)) = (path.strip_prefix(source), dest.strip_prefix(have_dest)) else { return false };
-    rest == have_rest && (*have == access || access == BindAccess::Read && rest.as_os_str().is_empty()) && *have_exec == exec
+    rest == have_rest
+        && (*have == access || access == BindAccess::Read && rest.as_os_str().is_empty())
+        && *have_exec == exec
 }
 
 /// The place of a mount inside.

@@ -105,7 +105,11 @@ fn bind_dir(mount: &Mount) -> Option<&Path> {
 fn place<'a>(dest: &'a Path, kind: Kind, access: BindAccess, binds: &[&Path]) -> &'a Path {
     let parent = dest.parent().unwrap_or(dest);
     let is_own = parent != Path::new("/") && !binds.iter().any(|bind| covers(bind, parent));
-    if is_own && access == BindAccess::Read && (kind == Kind::File || parent == Path::new("/etc")) { parent } else { dest }
+    if is_own && access == BindAccess::Read && (kind == Kind::File || parent == Path::new("/etc")) {
+        parent
+    } else {
+        dest
+    }
 }
 
 fn is_executable_at(mount: &Mount, path: &Path) -> bool {

@@ -79,12 +79,9 @@ impl Ceiling {
             self.syscalls_default = other.syscalls_default;
         }
         self.compat &= other.compat;
-        self.capabilities
-            .retain(|name| other.capabilities.contains(name));
-        self.optional_layers
-            .retain(|layer| other.optional_layers.contains(layer));
-        self.off_layers
-            .retain(|layer| other.off_layers.contains(layer));
+        self.capabilities.retain(|name| other.capabilities.contains(name));
+        self.optional_layers.retain(|layer| other.optional_layers.contains(layer));
+        self.off_layers.retain(|layer| other.off_layers.contains(layer));
         unite(&mut self.syscalls_forbidden, other.syscalls_forbidden);
         unite(&mut self.grant_forbidden, other.grant_forbidden);
         unite(&mut self.write_forbidden, other.write_forbidden);
@@ -95,23 +92,13 @@ impl Ceiling {
     /// Finds the first rule of `draft` that asks for more.
     pub fn check(&self, mode: Mode, draft: &Draft) -> Result<(), PolicyError> {
         let refuse = |at: &Origin, asked: String, limit: String| {
-            Err(PolicyError::Ceiling {
-                at: at.clone(),
-                asked,
-                limit,
-                mode,
-                ceiling: self.source.clone(),
-            })
+            Err(PolicyError::Ceiling { at: at.clone(), asked, limit, mode, ceiling: self.source.clone() })
         };
         if let Some(rule) = &draft.network
             && rule.value == Network::Host
             && self.network == Network::None
         {
-            return refuse(
-                &rule.origin,
-                "the network of the host".to_owned(),
-                "no network can be given".to_owned(),
-            );
+            return refuse(&rule.origin, "the network of the host".to_owned(), "no network can be given".to_owned());
         }
         if let Some(rule) = &draft.syscalls_default
             && width(rule.value) > width(self.syscalls_default)
@@ -144,11 +131,7 @@ impl Ceiling {
         }
         for rule in &draft.capabilities {
             if !self.capabilities.contains(&rule.value) {
-                return refuse(
-                    &rule.origin,
-                    format!("capability {}", rule.value),
-                    "it cannot be kept".to_owned(),
-                );
+                return refuse(&rule.origin, format!("capability {}", rule.value), "it cannot be kept".to_owned());
             }
         }
         self.check_paths(draft, &refuse)?;
@@ -166,9 +149,7 @@ impl Ceiling {
         });
         let exec = draft.exec.iter().map(|grant| (Access::Read, grant));
         for (access, grant) in binds.chain(exec) {
-            let Grant {
-                path, dest, origin, ..
-            } = grant;
+            let Grant { path, dest, origin, .. } = grant;
             for name in [path, dest] {
                 if let Some(forbidden) = overlap(&self.grant_forbidden, name) {
                     return refuse(origin, shown(name), limit(name, forbidden, "granted"));
@@ -227,17 +208,11 @@ impl Ceiling {
                 Requirement::Off => ("off", self.off_layers.contains(layer)),
             };
             if layer.is_foundation() {
-                return Err(PolicyError::Foundation {
-                    at: at.clone(),
-                    layer: *layer,
-                    asked,
-                });
+                return Err(PolicyError::Foundation { at: at.clone(), layer: *layer, asked });
             }
             if !allowed {
                 let limit = match rule.value {
-                    Requirement::Optional => {
-                        "a file cannot do that (`--optional` on the command line can)"
-                    }
+                    Requirement::Optional => "a file cannot do that (`--optional` on the command line can)",
                     Requirement::Required | Requirement::Off => "it cannot be turned off",
                 };
                 return refuse(at, format!("layer {layer} to be {asked}"), limit.to_owned());
@@ -253,12 +228,7 @@ pub(super) fn check_table(
     lines: &Lines,
     span: &std::ops::Range<usize>,
 ) -> Result<(), PolicyError> {
-    for path in table
-        .grant_forbidden
-        .iter()
-        .chain(&table.write_forbidden)
-        .flatten()
-    {
+    for path in table.grant_forbidden.iter().chain(&table.write_forbidden).flatten() {
         if !path.is_absolute() || path::normalise(path).as_os_str() != path.as_os_str() {
             let message = format!(
                 "path `{}` in [ceiling] is not absolute and plain; write it without `.`, `..` or variables",
@@ -288,19 +258,13 @@ fn limit(path: &Path, forbidden: &Path, verb: &str) -> String {
     if path.starts_with(forbidden) {
         format!("nothing of {} can be {verb}", shown(forbidden))
     } else {
-        format!(
-            "it contains {}, of which nothing can be {verb}",
-            shown(forbidden)
-        )
+        format!("it contains {}, of which nothing can be {verb}", shown(forbidden))
     }
 }
 
 /// The forbidden path that `path` is, lies beneath or contains.
 fn overlap<'a>(forbidden: &'a [PathBuf], path: &Path) -> Option<&'a Path> {
-    forbidden
-        .iter()
-        .map(PathBuf::as_path)
-        .find(|other| path.starts_with(other) || other.starts_with(path))
+    forbidden.iter().map(PathBuf::as_path).find(|other| path.starts_with(other) || other.starts_with(path))
 }
 
 fn unite<T: PartialEq>(list: &mut Vec<T>, more: Vec<T>) {

@@ -59,11 +59,7 @@ pub enum PolicyError {
         message: String,
     },
     /// A key that does not exist there.
-    #[error(
-        "{at}: unknown key `{key}`{} (accepted here: {})",
-        did_you_mean(nearest),
-        listed(accepted)
-    )]
+    #[error("{at}: unknown key `{key}`{} (accepted here: {})", did_you_mean(nearest), listed(accepted))]
     UnknownKey {
         /// Where.
         at: Origin,
@@ -75,11 +71,7 @@ pub enum PolicyError {
         accepted: Vec<String>,
     },
     /// A word that is not one of a fixed set.
-    #[error(
-        "{at}: unknown value `{value}`{} (accepted here: {})",
-        did_you_mean(nearest),
-        listed(accepted)
-    )]
+    #[error("{at}: unknown value `{value}`{} (accepted here: {})", did_you_mean(nearest), listed(accepted))]
     UnknownWord {
         /// Where.
         at: Origin,
@@ -144,9 +136,7 @@ pub enum PolicyError {
         ceiling: String,
     },
     /// A layer that every sandbox stands on is not required.
-    #[error(
-        "{at}: layer {layer} cannot be {asked}: no sandbox exists without it, in any mode; remove the rule"
-    )]
+    #[error("{at}: layer {layer} cannot be {asked}: no sandbox exists without it, in any mode; remove the rule")]
     Foundation {
         /// The rule.
         at: Origin,
@@ -159,10 +149,7 @@ pub enum PolicyError {
 
 impl PolicyError {
     pub(super) fn value(at: &Origin, message: impl fmt::Display) -> Self {
-        PolicyError::Value {
-            at: at.clone(),
-            message: message.to_string(),
-        }
+        PolicyError::Value { at: at.clone(), message: message.to_string() }
     }
 }
 
@@ -181,21 +168,14 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|name| format!(", did you mean `{name}`?"))
-        .unwrap_or_default()
+    nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
 }
 
 fn listed(names: &[String]) -> String {
     if names.is_empty() {
         return "nothing".to_owned();
     }
-    names
-        .iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn built_in_profiles() -> String {
@@ -203,18 +183,12 @@ fn built_in_profiles() -> String {
 }
 
 fn relative_hint(by: &Origin) -> &'static str {
-    if by.line == 0 {
-        ""
-    } else {
-        " (a relative one starts at the directory of this file)"
-    }
+    if by.line == 0 { "" } else { " (a relative one starts at the directory of this file)" }
 }
 
 fn remedy(mode: Mode) -> &'static str {
     match mode {
-        Mode::Isolation => {
-            "remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)"
-        }
+        Mode::Isolation => "remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
         Mode::Hybrid => "remove the rule or take a wider mode (`--mode development`)",
         Mode::Development => "remove the rule; no mode is wider",
     }

@@ -77,10 +77,7 @@ pub struct FilesystemTable {
     #[cfg_attr(feature = "schema", schemars(with = "Vec<super::schema::PathOrTable>"))]
     pub deny: Vec<Spanned<Entry<PathTable>>>,
     /// Private memory-backed directories.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Vec<super::schema::TmpfsOrTable>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<super::schema::TmpfsOrTable>"))]
     pub tmpfs: Vec<Spanned<Entry<TmpfsTable>>>,
     /// How much of /proc.
     #[cfg_attr(feature = "schema", schemars(with = "Option<ProcView>"))]
@@ -132,46 +129,25 @@ pub struct CapabilitiesTable {
 #[serde(deny_unknown_fields, default, expecting = "the table `[resources]`")]
 pub struct ResourcesTable {
     /// Memory of the whole sandbox.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::SizeOrNumber>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::SizeOrNumber>"))]
     pub memory: Option<Spanned<Bytes<1>>>,
     /// Swap on top of it.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::SizeOrNumber>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::SizeOrNumber>"))]
     pub swap: Option<Spanned<Bytes<0>>>,
     /// Percent of one core.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::NumberOrUnlimited>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::NumberOrUnlimited>"))]
     pub cpu: Option<Spanned<Percent>>,
     /// Processes and threads.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::NumberOrUnlimited>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::NumberOrUnlimited>"))]
     pub tasks: Option<Spanned<Count>>,
     /// Open descriptors of one process.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::NumberOrUnlimited>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::NumberOrUnlimited>"))]
     pub open_files: Option<Spanned<Count>>,
     /// Largest file.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::SizeOrNumber>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::SizeOrNumber>"))]
     pub file_size: Option<Spanned<Bytes<0>>>,
     /// Size of each tmpfs that names none.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::SizeOrNumber>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::SizeOrNumber>"))]
     pub tmp_size: Option<Spanned<FiniteBytes>>,
     /// Life of the sandbox.
     #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::Time>"))]
@@ -274,12 +250,7 @@ pub(super) struct Lines {
 
 impl Lines {
     pub fn new(source: String, text: &str) -> Self {
-        let newlines = text
-            .bytes()
-            .enumerate()
-            .filter(|(_, byte)| *byte == b'\n')
-            .map(|(at, _)| at)
-            .collect();
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
         Lines { source, newlines }
     }
 
@@ -293,24 +264,15 @@ impl Lines {
 
     /// Where the piece of text at `span` stands.
     pub fn origin(&self, span: &Range<usize>) -> Origin {
-        let before = self
-            .newlines
-            .partition_point(|newline| *newline < span.start);
-        Origin {
-            source: self.source.clone(),
-            line: u32::try_from(before + 1).unwrap_or(u32::MAX),
-        }
+        let before = self.newlines.partition_point(|newline| *newline < span.start);
+        Origin { source: self.source.clone(), line: u32::try_from(before + 1).unwrap_or(u32::MAX) }
     }
 }
 
 /// Reads one file.
 pub(super) fn parse(text: &str, lines: &Lines) -> Result<File, PolicyError> {
     if text.len() > FILE_SIZE_MAX {
-        return Err(PolicyError::TooLarge {
-            file: lines.source.clone(),
-            bytes: text.len(),
-            max: FILE_SIZE_MAX,
-        });
+        return Err(PolicyError::TooLarge { file: lines.source.clone(), bytes: text.len(), max: FILE_SIZE_MAX });
     }
     let deserializer = toml::Deserializer::parse(text).map_err(|error| PolicyError::Syntax {
         at: lines.origin(&error.span().unwrap_or(0..0)),
@@ -326,51 +288,26 @@ fn shape_error(error: &toml::de::Error, lines: &Lines) -> PolicyError {
     let message = error.message();
     if let Some((key, accepted)) = unknown_name(message, "unknown field ") {
         let nearest = nearest(&key, accepted.iter().map(String::as_str));
-        return PolicyError::UnknownKey {
-            at,
-            key,
-            nearest,
-            accepted,
-        };
+        return PolicyError::UnknownKey { at, key, nearest, accepted };
     }
     if let Some((value, accepted)) = unknown_name(message, "unknown variant ") {
         let nearest = nearest(&value, accepted.iter().map(String::as_str));
-        return PolicyError::UnknownWord {
-            at,
-            value,
-            nearest,
-            accepted,
-        };
+        return PolicyError::UnknownWord { at, value, nearest, accepted };
     }
     // The words of TOML and of this format instead of those of serde.
     const WORDS: [(&str, &str); 4] = [
         ("expected a sequence", "expected a list in `[ ]`"),
         ("expected a map", "expected a table"),
         ("expected u32", "expected an id from 0 to 4294967294"),
-        (
-            "wanted string or table",
-            "not a text, expected one of the words that this key takes, in quotes",
-        ),
+        ("wanted string or table", "not a text, expected one of the words that this key takes, in quotes"),
     ];
-    let message = WORDS.iter().fold(message.to_owned(), |text, (from, to)| {
-        text.replace(from, to)
-    });
+    let message = WORDS.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to));
     PolicyError::Value { at, message }
 }
 
 /// Splits "unknown field `x`, expected one of `a`, `b`" into the name and what is accepted.
 fn unknown_name(message: &str, start: &str) -> Option<(String, Vec<String>)> {
-    let (name, rest) = message
-        .strip_prefix(start)?
-        .strip_prefix('`')?
-        .split_once("`, expected ")?;
+    let (name, rest) = message.strip_prefix(start)?.strip_prefix('`')?.split_once("`, expected ")?;
     // Names stand between backticks: every second piece.
-    Some((
-        name.to_owned(),
-        rest.split('`')
-            .skip(1)
-            .step_by(2)
-            .map(str::to_owned)
-            .collect(),
-    ))
+    Some((name.to_owned(), rest.split('`').skip(1).step_by(2).map(str::to_owned).collect()))
 }

@@ -64,11 +64,7 @@ impl Flags {
         *self == Flags::default()
     }
 
-    pub(super) fn apply(
-        &self,
-        draft: &mut Draft,
-        context: &Context<'_>,
-    ) -> Result<(), PolicyError> {
+    pub(super) fn apply(&self, draft: &mut Draft, context: &Context<'_>) -> Result<(), PolicyError> {
         self.apply_paths(draft, context)?;
         self.apply_limits(draft)?;
         if let Some(text) = &self.net {
@@ -79,9 +75,9 @@ impl Flags {
         }
         for text in &self.env {
             let at = Origin::flag("--env");
-            let (name, value) = text.split_once('=').ok_or_else(|| {
-                PolicyError::value(&at, format!("`{text}` has no `=`; write NAME=VALUE"))
-            })?;
+            let (name, value) = text
+                .split_once('=')
+                .ok_or_else(|| PolicyError::value(&at, format!("`{text}` has no `=`; write NAME=VALUE")))?;
             draft.set_env(name, value, &at)?;
         }
         for name in &self.pass_env {
@@ -98,10 +94,8 @@ impl Flags {
         }
         for name in &self.optional {
             let at = Origin::flag(OPTIONAL);
-            let layer = Layer::ALL
-                .into_iter()
-                .find(|layer| layer.name() == name)
-                .ok_or_else(|| PolicyError::UnknownWord {
+            let layer =
+                Layer::ALL.into_iter().find(|layer| layer.name() == name).ok_or_else(|| PolicyError::UnknownWord {
                     nearest: nearest(name, Layer::ALL.map(Layer::name)),
                     at: at.clone(),
                     value: name.clone(),
@@ -111,22 +105,13 @@ impl Flags {
                         .map(|layer| layer.name().to_owned())
                         .collect(),
                 })?;
-            draft.layers.insert(
-                layer,
-                Rule {
-                    value: Requirement::Optional,
-                    origin: at,
-                },
-            );
+            draft.layers.insert(layer, Rule { value: Requirement::Optional, origin: at });
         }
         Ok(())
     }
 
     fn apply_paths(&self, draft: &mut Draft, context: &Context<'_>) -> Result<(), PolicyError> {
-        for (flag, access, texts) in [
-            ("--ro", Access::Read, &self.ro),
-            ("--rw", Access::Write, &self.rw),
-        ] {
+        for (flag, access, texts) in [("--ro", Access::Read, &self.ro), ("--rw", Access::Write, &self.rw)] {
             for text in texts {
                 let grant = path_and_dest(flag, text, context)?;
                 draft.add_exec(grant.clone())?;
@@ -136,19 +121,12 @@ impl Flags {
         for text in &self.tmpfs {
             let at = Origin::flag("--tmpfs");
             let (dest, size) = split(text);
-            let size = size
-                .map(|size| amount::<FiniteBytes>("--tmpfs", &size.to_string_lossy()))
-                .transpose()?;
+            let size = size.map(|size| amount::<FiniteBytes>("--tmpfs", &size.to_string_lossy())).transpose()?;
             let dest = absolute("--tmpfs", Path::new(dest))?;
-            draft.add_tmpfs(TmpfsGrant {
-                dest,
-                size_bytes: size.map(|size| size.value.0),
-                origin: at,
-            })?;
+            draft.add_tmpfs(TmpfsGrant { dest, size_bytes: size.map(|size| size.value.0), origin: at })?;
         }
         for text in &self.deny {
-            let path =
-                non_empty("--deny", text).map(|text| path::in_flag(Path::new(text), context))?;
+            let path = non_empty("--deny", text).map(|text| path::in_flag(Path::new(text), context))?;
             draft.add_deny(flag_grant("--deny", path.clone(), path))?;
         }
         Ok(())
@@ -185,19 +163,12 @@ fn amount<T: Amount>(flag: &str, text: &str) -> Result<Rule<T>, PolicyError> {
     let origin = Origin::flag(flag);
     match T::from_text(text) {
         Some(value) => Ok(Rule { value, origin }),
-        None => Err(PolicyError::value(
-            &origin,
-            format!("`{text}` is not accepted, expected {}", T::ACCEPTED),
-        )),
+        None => Err(PolicyError::value(&origin, format!("`{text}` is not accepted, expected {}", T::ACCEPTED))),
     }
 }
 
 /// One word of a fixed set, read by the same rules as in files.
-fn word<'a, T: Deserialize<'a>>(
-    flag: &str,
-    text: &'a str,
-    accepted: &[&str],
-) -> Result<Rule<T>, PolicyError> {
+fn word<'a, T: Deserialize<'a>>(flag: &str, text: &'a str, accepted: &[&str]) -> Result<Rule<T>, PolicyError> {
     let deserializer: StrDeserializer<'a, WordError> = text.into_deserializer();
     let origin = Origin::flag(flag);
     match T::deserialize(deserializer) {
@@ -214,13 +185,7 @@ fn word<'a, T: Deserialize<'a>>(
 fn draft_id(flag: &str, text: &str) -> Result<u32, PolicyError> {
     let at = Origin::flag(flag);
     let id = text.parse().map_err(|_| {
-        PolicyError::value(
-            &at,
-            format!(
-                "`{text}` is not an id; write a number from 0 to {}",
-                super::merge::ID_MAX
-            ),
-        )
+        PolicyError::value(&at, format!("`{text}` is not an id; write a number from 0 to {}", super::merge::ID_MAX))
     })?;
     super::merge::checked_id(id, &at)
 }
@@ -229,10 +194,7 @@ fn draft_id(flag: &str, text: &str) -> Result<u32, PolicyError> {
 fn split(text: &OsStr) -> (&OsStr, Option<&OsStr>) {
     let bytes = text.as_bytes();
     match bytes.iter().rposition(|byte| *byte == b':') {
-        Some(at) => (
-            OsStr::from_bytes(&bytes[..at]),
-            Some(OsStr::from_bytes(&bytes[at + 1..])),
-        ),
+        Some(at) => (OsStr::from_bytes(&bytes[..at]), Some(OsStr::from_bytes(&bytes[at + 1..]))),
         None => (text, None),
     }
 }
@@ -259,20 +221,15 @@ fn flag_grant(flag: &str, path: PathBuf, dest: PathBuf) -> Grant {
 
 fn non_empty<'a>(flag: &str, text: &'a OsStr) -> Result<&'a OsStr, PolicyError> {
     if text.is_empty() {
-        return Err(PolicyError::value(
-            &Origin::flag(flag),
-            "an empty path; name the file or directory that is meant",
-        ));
+        return Err(PolicyError::value(&Origin::flag(flag), "an empty path; name the file or directory that is meant"));
     }
     Ok(text)
 }
 
 fn absolute(flag: &str, dest: &Path) -> Result<PathBuf, PolicyError> {
     if !dest.is_absolute() {
-        let message = format!(
-            "`{}` is not a path inside the sandbox; write an absolute one after the last `:`",
-            dest.display()
-        );
+        let message =
+            format!("`{}` is not a path inside the sandbox; write an absolute one after the last `:`", dest.display());
         return Err(PolicyError::value(&Origin::flag(flag), message));
     }
     Ok(path::normalise(dest))

@@ -12,8 +12,8 @@ use super::file::{File, FilesystemTable, ResourcesTable};
 use super::source::Source;
 use super::value::{Entry, TmpfsTable};
 use super::{
-    Environment, Filesystem, Grant, Identity, Mode, Network, Origin, Policy, ProcView, Resources,
-    SyscallDefault, Syscalls, TmpfsGrant, Tty,
+    Environment, Filesystem, Grant, Identity, Mode, Network, Origin, Policy, ProcView, Resources, SyscallDefault,
+    Syscalls, TmpfsGrant, Tty,
 };
 use crate::layer::{Layer, Requirement};
 
@@ -35,10 +35,7 @@ pub(super) struct Rule<T> {
 
 impl<T> Rule<T> {
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Rule<U> {
-        Rule {
-            value: change(self.value),
-            origin: self.origin,
-        }
+        Rule { value: change(self.value), origin: self.origin }
     }
 }
 
@@ -107,29 +104,16 @@ impl Draft {
     pub fn apply(&mut self, file: File, source: &Source<'_>) -> Result<(), PolicyError> {
         self.apply_filesystem(file.filesystem, source)?;
         self.apply_resources(file.resources, source);
-        replace(
-            &mut self.network,
-            file.network.access.map(|access| source.rule(access)),
-        );
-        replace(
-            &mut self.syscalls_default,
-            file.syscalls.default.map(|default| source.rule(default)),
-        );
-        replace(
-            &mut self.compat,
-            file.syscalls.compat.map(|compat| source.rule(compat)),
-        );
+        replace(&mut self.network, file.network.access.map(|access| source.rule(access)));
+        replace(&mut self.syscalls_default, file.syscalls.default.map(|default| source.rule(default)));
+        replace(&mut self.compat, file.syscalls.compat.map(|compat| source.rule(compat)));
         for name in file.syscalls.allow {
             let group = source.group(name)?;
-            self.syscalls_allow
-                .entry(group.value)
-                .or_insert(group.origin);
+            self.syscalls_allow.entry(group.value).or_insert(group.origin);
         }
         for name in file.syscalls.deny {
             let group = source.group(name)?;
-            self.syscalls_deny
-                .entry(group.value)
-                .or_insert(group.origin);
+            self.syscalls_deny.entry(group.value).or_insert(group.origin);
         }
         for name in file.capabilities.keep {
             self.keep_capability(source.rule(name))?;
@@ -158,26 +142,15 @@ impl Draft {
         Ok(())
     }
 
-    fn apply_filesystem(
-        &mut self,
-        table: FilesystemTable,
-        source: &Source<'_>,
-    ) -> Result<(), PolicyError> {
+    fn apply_filesystem(&mut self, table: FilesystemTable, source: &Source<'_>) -> Result<(), PolicyError> {
         if table.inherit == Some(false) {
             self.places.clear();
             self.exec.clear();
         }
         for entry in table.tmpfs {
-            let Rule {
-                value: Entry(TmpfsTable { path, size }),
-                origin,
-            } = source.rule(entry);
+            let Rule { value: Entry(TmpfsTable { path, size }), origin } = source.rule(entry);
             let dest = source.dest(&path, &origin)?;
-            self.add_tmpfs(TmpfsGrant {
-                dest,
-                size_bytes: size.map(|size| size.0),
-                origin,
-            })?;
+            self.add_tmpfs(TmpfsGrant { dest, size_bytes: size.map(|size| size.0), origin })?;
         }
         for entry in table.read {
             self.add_grant(Access::Read, source.grant(entry)?)?;
@@ -202,63 +175,15 @@ impl Draft {
     fn apply_resources(&mut self, table: ResourcesTable, source: &Source<'_>) {
         let limits = &mut self.limits;
         let raise = source.raise_limits;
-        limit(
-            &mut limits.memory,
-            table
-                .memory
-                .map(|limit| source.rule(limit).map(|bytes| bytes.0)),
-            raise,
-        );
-        limit(
-            &mut limits.swap,
-            table
-                .swap
-                .map(|limit| source.rule(limit).map(|bytes| bytes.0)),
-            raise,
-        );
-        limit(
-            &mut limits.cpu,
-            table
-                .cpu
-                .map(|limit| source.rule(limit).map(|percent| percent.0)),
-            raise,
-        );
-        limit(
-            &mut limits.tasks,
-            table
-                .tasks
-                .map(|limit| source.rule(limit).map(|count| count.0)),
-            raise,
-        );
-        limit(
-            &mut limits.open_files,
-            table
-                .open_files
-                .map(|limit| source.rule(limit).map(|count| count.0)),
-            raise,
-        );
-        limit(
-            &mut limits.file_size,
-            table
-                .file_size
-                .map(|limit| source.rule(limit).map(|bytes| bytes.0)),
-            raise,
-        );
-        limit(
-            &mut limits.wall_time,
-            table
-                .wall_time
-                .map(|limit| source.rule(limit).map(|time| time.0)),
-            raise,
-        );
-        if let Some(size) = table
-            .tmp_size
-            .map(|size| source.rule(size).map(|bytes| bytes.0))
-        {
-            let lower = limits
-                .tmp_size
-                .as_ref()
-                .is_some_and(|old| old.value >= size.value);
+        limit(&mut limits.memory, table.memory.map(|limit| source.rule(limit).map(|bytes| bytes.0)), raise);
+        limit(&mut limits.swap, table.swap.map(|limit| source.rule(limit).map(|bytes| bytes.0)), raise);
+        limit(&mut limits.cpu, table.cpu.map(|limit| source.rule(limit).map(|percent| percent.0)), raise);
+        limit(&mut limits.tasks, table.tasks.map(|limit| source.rule(limit).map(|count| count.0)), raise);
+        limit(&mut limits.open_files, table.open_files.map(|limit| source.rule(limit).map(|count| count.0)), raise);
+        limit(&mut limits.file_size, table.file_size.map(|limit| source.rule(limit).map(|bytes| bytes.0)), raise);
+        limit(&mut limits.wall_time, table.wall_time.map(|limit| source.rule(limit).map(|time| time.0)), raise);
+        if let Some(size) = table.tmp_size.map(|size| source.rule(size).map(|bytes| bytes.0)) {
+            let lower = limits.tmp_size.as_ref().is_some_and(|old| old.value >= size.value);
             if !(raise && lower) {
                 limits.tmp_size = Some(size);
             }
@@ -282,8 +207,7 @@ impl Draft {
     /// One path inside holds one thing. The later rule takes the end of the line, so that order is order of writing.
     fn add_place(&mut self, place: Place) -> Result<(), PolicyError> {
         // Both are normal already: comparing bytes is enough, and this runs at every start.
-        self.places
-            .retain(|other| other.dest().as_os_str() != place.dest().as_os_str());
+        self.places.retain(|other| other.dest().as_os_str() != place.dest().as_os_str());
         if self.places.len() == PATH_RULES_MAX {
             let at = match &place {
                 Place::Bind(_, grant) => &grant.origin,
@@ -296,8 +220,7 @@ impl Draft {
     }
 
     pub fn add_exec(&mut self, grant: Grant) -> Result<(), PolicyError> {
-        self.exec
-            .retain(|other| other.dest.as_os_str() != grant.dest.as_os_str());
+        self.exec.retain(|other| other.dest.as_os_str() != grant.dest.as_os_str());
         if self.exec.len() == PATH_RULES_MAX {
             return Err(too_many(&grant.origin));
         }
@@ -322,10 +245,7 @@ impl Draft {
     pub fn set_env(&mut self, name: &str, value: &str, at: &Origin) -> Result<(), PolicyError> {
         check_env_name(name, at)?;
         if value.contains('\0') {
-            return Err(PolicyError::value(
-                at,
-                format!("the value of `{name}` holds a NUL byte; no environment can"),
-            ));
+            return Err(PolicyError::value(at, format!("the value of `{name}` holds a NUL byte; no environment can")));
         }
         self.pass.retain(|other| other != name);
         self.set.insert(name.to_owned(), value.to_owned());
@@ -335,16 +255,10 @@ impl Draft {
     pub fn set_hostname(&mut self, hostname: String, at: &Origin) -> Result<(), PolicyError> {
         // HOST_NAME_MAX of Linux is 64 (gethostname(2)).
         let fits = (1..=64).contains(&hostname.len());
-        if !fits
-            || !hostname
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
-        {
+        if !fits || !hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.') {
             return Err(PolicyError::value(
                 at,
-                format!(
-                    "`{hostname}` is not a host name; write 1 to 64 letters, digits, `-` or `.`"
-                ),
+                format!("`{hostname}` is not a host name; write 1 to 64 letters, digits, `-` or `.`"),
             ));
         }
         self.hostname = Some(hostname);
@@ -354,9 +268,7 @@ impl Draft {
     fn keep_capability(&mut self, name: Rule<String>) -> Result<(), PolicyError> {
         let known = name.value.strip_prefix("CAP_").is_some_and(|rest| {
             !rest.is_empty()
-                && rest
-                    .bytes()
-                    .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+                && rest.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
         });
         if !known {
             return Err(PolicyError::value(
@@ -367,23 +279,14 @@ impl Draft {
                 ),
             ));
         }
-        if !self
-            .capabilities
-            .iter()
-            .any(|other| other.value == name.value)
-        {
+        if !self.capabilities.iter().any(|other| other.value == name.value) {
             self.capabilities.push(name);
         }
         Ok(())
     }
 
     /// Checks the ceiling and gives the policy. What nothing has set takes the strictest value.
-    pub fn finish(
-        self,
-        mode: Mode,
-        sources: Vec<String>,
-        ceiling: &Ceiling,
-    ) -> Result<Policy, PolicyError> {
+    pub fn finish(self, mode: Mode, sources: Vec<String>, ceiling: &Ceiling) -> Result<Policy, PolicyError> {
         ceiling.check(mode, &self)?;
         let mut filesystem = Filesystem {
             read: Vec::with_capacity(self.places.len()),
@@ -401,38 +304,23 @@ impl Draft {
                 Place::Tmpfs(tmpfs) => filesystem.tmpfs.push(tmpfs),
             }
         }
-        let mut layers: BTreeMap<Layer, Requirement> = Layer::ALL
-            .into_iter()
-            .map(|layer| (layer, Requirement::Required))
-            .collect();
-        layers.extend(
-            self.layers
-                .into_iter()
-                .map(|(layer, rule)| (layer, rule.value)),
-        );
+        let mut layers: BTreeMap<Layer, Requirement> =
+            Layer::ALL.into_iter().map(|layer| (layer, Requirement::Required)).collect();
+        layers.extend(self.layers.into_iter().map(|(layer, rule)| (layer, rule.value)));
         Ok(Policy {
             mode,
             sources,
             filesystem,
             network: self.network.map_or(Network::None, |rule| rule.value),
             syscalls: Syscalls {
-                default: self
-                    .syscalls_default
-                    .map_or(SyscallDefault::Deny, |rule| rule.value),
+                default: self.syscalls_default.map_or(SyscallDefault::Deny, |rule| rule.value),
                 allow: self.syscalls_allow,
                 deny: self.syscalls_deny,
                 compat: self.compat.is_some_and(|rule| rule.value),
             },
-            capabilities: self
-                .capabilities
-                .into_iter()
-                .map(|rule| rule.value)
-                .collect(),
+            capabilities: self.capabilities.into_iter().map(|rule| rule.value).collect(),
             resources: self.limits.finish(),
-            environment: Environment {
-                pass: self.pass,
-                set: self.set,
-            },
+            environment: Environment { pass: self.pass, set: self.set },
             identity: Identity {
                 uid: self.uid,
                 gid: self.gid,
@@ -464,10 +352,7 @@ impl Limits {
 
 /// Keeps the first rule on a path: it stands whatever comes later.
 fn add_refusal(refusals: &mut Vec<Grant>, grant: Grant) -> Result<(), PolicyError> {
-    if refusals
-        .iter()
-        .any(|other| other.path == grant.path && (!other.optional || grant.optional))
-    {
+    if refusals.iter().any(|other| other.path == grant.path && (!other.optional || grant.optional)) {
         return Ok(());
     }
     refusals.retain(|other| other.path != grant.path);
@@ -485,38 +370,25 @@ fn replace<T>(old: &mut Option<T>, new: Option<T>) {
 }
 
 /// Puts a limit in the place of an older one. What a profile names is what its kind of work needs: it raises, and never lowers.
-fn limit<T: PartialOrd>(
-    old: &mut Option<Rule<Option<T>>>,
-    new: Option<Rule<Option<T>>>,
-    raise: bool,
-) {
+fn limit<T: PartialOrd>(old: &mut Option<Rule<Option<T>>>, new: Option<Rule<Option<T>>>, raise: bool) {
     let Some(new) = new else { return };
-    let enough = old
-        .as_ref()
-        .is_some_and(|old| match (&old.value, &new.value) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(old), Some(new)) => old >= new,
-        });
+    let enough = old.as_ref().is_some_and(|old| match (&old.value, &new.value) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(old), Some(new)) => old >= new,
+    });
     if !(raise && enough) {
         *old = Some(new);
     }
 }
 
 fn too_many(at: &Origin) -> PolicyError {
-    PolicyError::TooMany {
-        at: at.clone(),
-        what: "path rules of one kind",
-        max: PATH_RULES_MAX,
-    }
+    PolicyError::TooMany { at: at.clone(), what: "path rules of one kind", max: PATH_RULES_MAX }
 }
 
 pub(super) fn checked_id(id: u32, at: &Origin) -> Result<u32, PolicyError> {
     if id > ID_MAX {
-        return Err(PolicyError::value(
-            at,
-            format!("{id} is not an id; write a number from 0 to {ID_MAX}"),
-        ));
+        return Err(PolicyError::value(at, format!("{id} is not an id; write a number from 0 to {ID_MAX}")));
     }
     Ok(id)
 }

@@ -66,20 +66,13 @@ pub struct Origin {
 impl Origin {
     /// A rule that came from a command line flag.
     pub fn flag(name: &str) -> Self {
-        Origin {
-            source: name.to_owned(),
-            line: 0,
-        }
+        Origin { source: name.to_owned(), line: 0 }
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line == 0 {
-            f.write_str(&self.source)
-        } else {
-            write!(f, "{}:{}", self.source, self.line)
-        }
+        if self.line == 0 { f.write_str(&self.source) } else { write!(f, "{}:{}", self.source, self.line) }
     }
 }
 

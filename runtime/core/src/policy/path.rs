@@ -15,33 +15,24 @@ pub(super) struct Context<'a> {
 const VARIABLES: &str = "`${HOME}`, `${CWD}` and `${TMPDIR}`";
 
 /// The path that a file writes; a relative one starts at `base`, or is refused when there is none.
-pub(super) fn in_file(
-    text: &str,
-    base: Option<&Path>,
-    context: &Context<'_>,
-) -> Result<PathBuf, String> {
+pub(super) fn in_file(text: &str, base: Option<&Path>, context: &Context<'_>) -> Result<PathBuf, String> {
     if text.is_empty() {
         return Err("an empty path; write an absolute one".to_owned());
     }
     if text.contains('\0') {
         return Err(format!("path {text:?} holds a NUL byte; no path can"));
     }
-    if Path::new(text)
-        .components()
-        .any(|part| part == Component::ParentDir)
-    {
-        return Err(format!(
-            "path `{text}` holds `..`; write the path that is meant without it"
-        ));
+    if Path::new(text).components().any(|part| part == Component::ParentDir) {
+        return Err(format!("path `{text}` holds `..`; write the path that is meant without it"));
     }
     let expanded = expand(text, context)?;
     let path = Path::new(expanded.as_deref().unwrap_or(text));
     match (path.is_absolute(), base) {
         (true, _) => Ok(normalise(path)),
         (false, Some(base)) => Ok(normalise(&base.join(path))),
-        (false, None) => Err(format!(
-            "path `{text}` is relative; write an absolute one, `~/...` or one with {VARIABLES}"
-        )),
+        (false, None) => {
+            Err(format!("path `{text}` is relative; write an absolute one, `~/...` or one with {VARIABLES}"))
+        }
     }
 }
 
@@ -75,9 +66,7 @@ fn expand(text: &str, context: &Context<'_>) -> Result<Option<String>, String> {
     let mut rest = text;
     if let Some(after) = text.strip_prefix('~') {
         if !after.is_empty() && !after.starts_with('/') {
-            return Err(format!(
-                "path `{text}` names another user's home; write it as an absolute path"
-            ));
+            return Err(format!("path `{text}` names another user's home; write it as an absolute path"));
         }
         out.push_str(home(text, context)?);
         rest = after;
@@ -85,17 +74,14 @@ fn expand(text: &str, context: &Context<'_>) -> Result<Option<String>, String> {
     while let Some(start) = rest.find("${") {
         out.push_str(&rest[..start]);
         let after = &rest[start + 2..];
-        let end = after.find('}').ok_or_else(|| {
-            format!("path `{text}` has `${{` without `}}`; accepted are {VARIABLES}")
-        })?;
+        let end =
+            after.find('}').ok_or_else(|| format!("path `{text}` has `${{` without `}}`; accepted are {VARIABLES}"))?;
         out.push_str(match &after[..end] {
             "HOME" => home(text, context)?,
             "CWD" => utf8(context.cwd, "the working directory")?,
             "TMPDIR" => utf8(context.tmpdir, "TMPDIR")?,
             other => {
-                return Err(format!(
-                    "path `{text}` has the variable `${{{other}}}`; accepted are {VARIABLES}"
-                ));
+                return Err(format!("path `{text}` has the variable `${{{other}}}`; accepted are {VARIABLES}"));
             }
         });
         rest = &after[end + 1..];
@@ -106,14 +92,15 @@ fn expand(text: &str, context: &Context<'_>) -> Result<Option<String>, String> {
 
 fn home<'a>(text: &str, context: &Context<'a>) -> Result<&'a str, String> {
     let home = context.home.filter(|home| home.is_absolute());
-    let home = home.ok_or_else(|| format!("path `{text}` needs the home directory, and HOME is not set to an absolute path; set it"))?;
+    let home = home.ok_or_else(|| {
+        format!("path `{text}` needs the home directory, and HOME is not set to an absolute path; set it")
+    })?;
     utf8(home, "HOME")
 }
 
 fn utf8<'a>(path: &'a Path, what: &str) -> Result<&'a str, String> {
-    path.to_str().ok_or_else(|| {
-        format!("{what} is not UTF-8 and cannot stand in a policy; name it with a flag instead")
-    })
+    path.to_str()
+        .ok_or_else(|| format!("{what} is not UTF-8 and cannot stand in a policy; name it with a flag instead"))
 }
 
 #[cfg(test)]
@@ -121,22 +108,14 @@ mod tests {
     use super::*;
 
     fn context(home: Option<&Path>) -> Context<'_> {
-        Context {
-            home,
-            cwd: Path::new("/work"),
-            tmpdir: Path::new("/var/tmp"),
-        }
+        Context { home, cwd: Path::new("/work"), tmpdir: Path::new("/var/tmp") }
     }
 
     #[test]
     fn paths_in_files() {
         #[track_caller]
         fn check(text: &str, expected: &str) {
-            let got = in_file(
-                text,
-                Some(Path::new("/etc/p")),
-                &context(Some(Path::new("/home/u"))),
-            );
+            let got = in_file(text, Some(Path::new("/etc/p")), &context(Some(Path::new("/home/u"))));
             assert_eq!(got, Ok(PathBuf::from(expected)), "{text:?}");
         }
         check("/", "/");
@@ -165,27 +144,15 @@ mod tests {
         check("..", "holds `..`");
         check("~bob/x", "another user's home");
         check("~/x", "HOME is not set");
-        check(
-            "/${NOPE}",
-            "accepted are `${HOME}`, `${CWD}` and `${TMPDIR}`",
-        );
+        check("/${NOPE}", "accepted are `${HOME}`, `${CWD}` and `${TMPDIR}`");
         check("/${HOME", "without `}`");
         check("/a\0b", "NUL");
     }
 
     #[test]
     fn paths_in_flags_start_at_the_working_directory() {
-        for (text, expected) in [
-            ("a", "/work/a"),
-            ("../a", "/a"),
-            ("../../..", "/"),
-            ("/x/", "/x"),
-            ("~", "/work/~"),
-        ] {
-            assert_eq!(
-                in_flag(Path::new(text), &context(None)),
-                PathBuf::from(expected)
-            );
+        for (text, expected) in [("a", "/work/a"), ("../a", "/a"), ("../../..", "/"), ("/x/", "/x"), ("~", "/work/~")] {
+            assert_eq!(in_flag(Path::new(text), &context(None)), PathBuf::from(expected));
         }
     }
 }

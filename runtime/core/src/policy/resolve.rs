@@ -20,26 +20,11 @@ pub const FILES_MAX: usize = 64;
 
 /// The built-in profiles: name and text.
 pub const PROFILES: [(&str, &str); 5] = [
-    (
-        "build",
-        include_str!("../../../../policies/profiles/build.toml"),
-    ),
-    (
-        "node",
-        include_str!("../../../../policies/profiles/node.toml"),
-    ),
-    (
-        "python",
-        include_str!("../../../../policies/profiles/python.toml"),
-    ),
-    (
-        "shell",
-        include_str!("../../../../policies/profiles/shell.toml"),
-    ),
-    (
-        "static",
-        include_str!("../../../../policies/profiles/static.toml"),
-    ),
+    ("build", include_str!("../../../../policies/profiles/build.toml")),
+    ("node", include_str!("../../../../policies/profiles/node.toml")),
+    ("python", include_str!("../../../../policies/profiles/python.toml")),
+    ("shell", include_str!("../../../../policies/profiles/shell.toml")),
+    ("static", include_str!("../../../../policies/profiles/static.toml")),
 ];
 
 /// The text of a built-in mode.
@@ -104,58 +89,29 @@ struct Loaded {
 /// # Errors
 /// [`PolicyError`] names the rule with its file and line, and what is accepted instead.
 pub fn resolve(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<Policy, PolicyError> {
-    let mut loader = Loader {
-        inputs,
-        sources,
-        loaded: Vec::new(),
-        finished: Vec::new(),
-        open: Vec::new(),
-    };
+    let mut loader = Loader { inputs, sources, loaded: Vec::new(), finished: Vec::new(), open: Vec::new() };
     if let Some(name) = &inputs.profile {
         loader.profile(name, &Origin::flag("--profile"))?;
     }
     if let Some(path) = &inputs.policy_file {
-        loader.policy(
-            path::normalise(&inputs.cwd.join(path)),
-            &Origin::flag("--policy"),
-        )?;
+        loader.policy(path::normalise(&inputs.cwd.join(path)), &Origin::flag("--policy"))?;
     }
-    let named = loader
-        .loaded
-        .iter()
-        .rev()
-        .find_map(|loaded| loaded.file.mode.as_ref().map(|mode| *mode.get_ref()));
+    let named = loader.loaded.iter().rev().find_map(|loaded| loaded.file.mode.as_ref().map(|mode| *mode.get_ref()));
     let mode = inputs.mode.or(named).unwrap_or(Mode::Isolation);
     let (modes, ceiling) = loader.mode(mode)?;
 
     let context = Context {
         home: inputs.home.as_deref(),
         cwd: &inputs.cwd,
-        tmpdir: inputs
-            .tmpdir
-            .as_deref()
-            .filter(|path| path.is_absolute())
-            .unwrap_or(Path::new("/tmp")),
+        tmpdir: inputs.tmpdir.as_deref().filter(|path| path.is_absolute()).unwrap_or(Path::new("/tmp")),
     };
     let mut draft = Draft::default();
     let mut names = Vec::with_capacity(modes.len() + loader.loaded.len() + 1);
-    for Loaded {
-        file,
-        lines,
-        dir,
-        role,
-    } in modes.into_iter().chain(loader.loaded)
-    {
+    for Loaded { file, lines, dir, role } in modes.into_iter().chain(loader.loaded) {
         let raise_limits = role == Role::Profile;
         draft.apply(
             file,
-            &Source {
-                lines: &lines,
-                dir: dir.as_deref(),
-                context: &context,
-                groups: inputs.groups,
-                raise_limits,
-            },
+            &Source { lines: &lines, dir: dir.as_deref(), context: &context, groups: inputs.groups, raise_limits },
         )?;
         names.push(lines.into_source());
     }
@@ -188,26 +144,16 @@ enum Role {
 impl Loader<'_> {
     /// The layers of a mode, weakest first, and its ceiling.
     fn mode(&mut self, mode: Mode) -> Result<(Vec<Loaded>, Ceiling), PolicyError> {
-        let system =
-            self.config_file(self.inputs.system_config.as_deref(), "modes", mode.name())?;
+        let system = self.config_file(self.inputs.system_config.as_deref(), "modes", mode.name())?;
         let user = self.config_file(self.inputs.user_config.as_deref(), "modes", mode.name())?;
-        let mut built_in = read(
-            format!("modes/{}.toml", mode.name()),
-            mode_text(mode),
-            None,
-            Role::Mode,
-        )?;
-        let ceiling = Ceiling::built_in(
-            take_ceiling(&mut built_in.file).unwrap_or_default(),
-            built_in.lines.source(),
-        );
+        let mut built_in = read(format!("modes/{}.toml", mode.name()), mode_text(mode), None, Role::Mode)?;
+        let ceiling = Ceiling::built_in(take_ceiling(&mut built_in.file).unwrap_or_default(), built_in.lines.source());
 
         let (mut base, ceiling) = match system {
             None => (built_in, ceiling),
             Some((path, text)) => {
                 let mut system = read_at(&path, &text, Role::Mode)?;
-                let ceiling =
-                    ceiling.replaced(take_ceiling(&mut system.file), system.lines.source());
+                let ceiling = ceiling.replaced(take_ceiling(&mut system.file), system.lines.source());
                 (system, ceiling)
             }
         };
@@ -226,10 +172,8 @@ impl Loader<'_> {
             return Ok(());
         }
         // The name becomes part of a path.
-        let plain = !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        let plain =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
         let text = match plain {
             true => match self.config_file(self.inputs.user_config.as_deref(), "profiles", name)? {
                 None => self.config_file(self.inputs.system_config.as_deref(), "profiles", name)?,
@@ -239,9 +183,7 @@ impl Loader<'_> {
         };
         let loaded = match (text, PROFILES.iter().find(|(known, _)| *known == name)) {
             (Some((path, text)), _) => read_at(&path, &text, Role::Profile)?,
-            (None, Some((_, text))) => {
-                read(format!("profiles/{name}.toml"), text, None, Role::Profile)?
-            }
+            (None, Some((_, text))) => read(format!("profiles/{name}.toml"), text, None, Role::Profile)?,
             (None, None) => return Err(self.unknown_profile(name, by)),
         };
         self.take(id, loaded)
@@ -253,10 +195,7 @@ impl Loader<'_> {
             return Ok(());
         }
         let Some(text) = self.load(&path)? else {
-            return Err(PolicyError::Missing {
-                path,
-                by: by.clone(),
-            });
+            return Err(PolicyError::Missing { path, by: by.clone() });
         };
         let loaded = read_at(&path, &text, Role::Policy)?;
         self.take(id, loaded)
@@ -267,27 +206,16 @@ impl Loader<'_> {
         if let Some(start) = self.open.iter().position(|open| open == id) {
             let mut chain = self.open[start..].to_vec();
             chain.push(id.to_owned());
-            return Err(PolicyError::Cycle {
-                at: by.clone(),
-                chain,
-            });
+            return Err(PolicyError::Cycle { at: by.clone(), chain });
         }
         if self.finished.iter().any(|done| done == id) {
             return Ok(false);
         }
         if self.open.len() == DEPTH_MAX {
-            return Err(PolicyError::TooMany {
-                at: by.clone(),
-                what: "links of `extends` in a row",
-                max: DEPTH_MAX,
-            });
+            return Err(PolicyError::TooMany { at: by.clone(), what: "links of `extends` in a row", max: DEPTH_MAX });
         }
         if self.finished.len() + self.open.len() == FILES_MAX {
-            return Err(PolicyError::TooMany {
-                at: by.clone(),
-                what: "files in one policy",
-                max: FILES_MAX,
-            });
+            return Err(PolicyError::TooMany { at: by.clone(), what: "files in one policy", max: FILES_MAX });
         }
         Ok(true)
     }
@@ -295,21 +223,14 @@ impl Loader<'_> {
     /// Takes in what `loaded` extends, then itself. The depth is bounded by `enter`.
     fn take(&mut self, id: String, mut loaded: Loaded) -> Result<(), PolicyError> {
         self.open.push(id.clone());
-        let context = Context {
-            home: self.inputs.home.as_deref(),
-            cwd: &self.inputs.cwd,
-            tmpdir: Path::new("/tmp"),
-        };
+        let context = Context { home: self.inputs.home.as_deref(), cwd: &self.inputs.cwd, tmpdir: Path::new("/tmp") };
         for link in std::mem::take(&mut loaded.file.extends) {
             let at = loaded.lines.origin(&link.span());
             match link.get_ref().strip_prefix("profile:") {
                 Some(name) => self.profile(name, &at)?,
                 None => {
                     let path = path::in_file(link.get_ref(), loaded.dir.as_deref(), &context);
-                    self.policy(
-                        path.map_err(|message| PolicyError::value(&at, message))?,
-                        &at,
-                    )?;
+                    self.policy(path.map_err(|message| PolicyError::value(&at, message))?, &at)?;
                 }
             }
         }
@@ -331,61 +252,34 @@ impl Loader<'_> {
     }
 
     fn load(&mut self, path: &Path) -> Result<Option<String>, PolicyError> {
-        self.sources
-            .load(path)
-            .map_err(|source| PolicyError::Unreadable {
-                path: path.to_owned(),
-                source,
-            })
+        self.sources.load(path).map_err(|source| PolicyError::Unreadable { path: path.to_owned(), source })
     }
 
     fn unknown_profile(&self, name: &str, by: &Origin) -> PolicyError {
         let dirs = [&self.inputs.user_config, &self.inputs.system_config];
-        let places: Vec<String> = dirs
-            .into_iter()
-            .flatten()
-            .map(|dir| dir.join("profiles").display().to_string())
-            .collect();
+        let places: Vec<String> =
+            dirs.into_iter().flatten().map(|dir| dir.join("profiles").display().to_string()).collect();
         PolicyError::UnknownProfile {
             name: name.to_owned(),
             by: by.clone(),
             nearest: nearest(name, PROFILES.map(|(known, _)| known)),
-            places: if places.is_empty() {
-                "no directory".to_owned()
-            } else {
-                places.join(" and ")
-            },
+            places: if places.is_empty() { "no directory".to_owned() } else { places.join(" and ") },
         }
     }
 }
 
 fn read_at(path: &Path, text: &str, role: Role) -> Result<Loaded, PolicyError> {
-    read(
-        path.to_string_lossy().into_owned(),
-        text,
-        path.parent().map(Path::to_owned),
-        role,
-    )
+    read(path.to_string_lossy().into_owned(), text, path.parent().map(Path::to_owned), role)
 }
 
-fn read(
-    source: String,
-    text: &str,
-    dir: Option<PathBuf>,
-    role: Role,
-) -> Result<Loaded, PolicyError> {
+fn read(source: String, text: &str, dir: Option<PathBuf>, role: Role) -> Result<Loaded, PolicyError> {
     let lines = Lines::new(source, text);
     let file = file::parse(text, &lines)?;
     let misplaced = |span: std::ops::Range<usize>, what: &str, place: &str| {
-        Err(PolicyError::value(
-            &lines.origin(&span),
-            format!("{what} has no place here, only in {place}; remove it"),
-        ))
+        Err(PolicyError::value(&lines.origin(&span), format!("{what} has no place here, only in {place}; remove it")))
     };
     match (&file.ceiling, role) {
-        (Some(ceiling), Role::Mode) => {
-            ceiling::check_table(ceiling.get_ref(), &lines, &ceiling.span())?
-        }
+        (Some(ceiling), Role::Mode) => ceiling::check_table(ceiling.get_ref(), &lines, &ceiling.span())?,
         (Some(ceiling), Role::Profile | Role::Policy) => {
             return misplaced(ceiling.span(), "`[ceiling]`", "mode files");
         }
@@ -397,12 +291,7 @@ fn read(
     if let (Some(link), Role::Mode) = (file.extends.first(), role) {
         return misplaced(link.span(), "`extends`", "profiles and policy files");
     }
-    Ok(Loaded {
-        file,
-        lines,
-        dir,
-        role,
-    })
+    Ok(Loaded { file, lines, dir, role })
 }
 
 fn take_ceiling(file: &mut File) -> Option<file::CeilingTable> {
@@ -417,10 +306,7 @@ fn refusals_of(file: File) -> File {
             deny: file.filesystem.deny,
             ..FilesystemTable::default()
         },
-        syscalls: SyscallsTable {
-            deny: file.syscalls.deny,
-            ..SyscallsTable::default()
-        },
+        syscalls: SyscallsTable { deny: file.syscalls.deny, ..SyscallsTable::default() },
         ..File::default()
     }
 }

@@ -29,48 +29,30 @@ pub(super) struct Source<'a> {
 impl Source<'_> {
     pub fn rule<T>(&self, spanned: Spanned<T>) -> Rule<T> {
         let origin = self.lines.origin(&spanned.span());
-        Rule {
-            value: spanned.into_inner(),
-            origin,
-        }
+        Rule { value: spanned.into_inner(), origin }
     }
 
     fn path(&self, text: &str, origin: &Origin) -> Result<PathBuf, PolicyError> {
-        path::in_file(text, self.dir, self.context)
-            .map_err(|message| PolicyError::value(origin, message))
+        path::in_file(text, self.dir, self.context).map_err(|message| PolicyError::value(origin, message))
     }
 
     pub fn dest(&self, text: &str, origin: &Origin) -> Result<PathBuf, PolicyError> {
-        path::in_file(text, None, self.context)
-            .map_err(|message| PolicyError::value(origin, message))
+        path::in_file(text, None, self.context).map_err(|message| PolicyError::value(origin, message))
     }
 
     pub fn grant(&self, entry: Spanned<Entry<PathTable>>) -> Result<Grant, PolicyError> {
-        let Rule {
-            value: Entry(table),
-            origin,
-        } = self.rule(entry);
+        let Rule { value: Entry(table), origin } = self.rule(entry);
         let path = self.path(&table.path, &origin)?;
         let dest = match &table.dest {
             Some(dest) => self.dest(dest, &origin)?,
             None => path.clone(),
         };
         let reason = table.reason.unwrap_or_else(|| NO_REASON.to_owned());
-        Ok(Grant {
-            path,
-            dest,
-            reason,
-            optional: table.optional.unwrap_or(false),
-            origin,
-        })
+        Ok(Grant { path, dest, reason, optional: table.optional.unwrap_or(false), origin })
     }
 
     /// A rule that takes away: it speaks of a path, wherever that is shown.
-    pub fn refusal(
-        &self,
-        key: &str,
-        entry: Spanned<Entry<PathTable>>,
-    ) -> Result<Grant, PolicyError> {
+    pub fn refusal(&self, key: &str, entry: Spanned<Entry<PathTable>>) -> Result<Grant, PolicyError> {
         let table = &entry.get_ref().0;
         let has_dest = table.dest.is_some();
         // A denial that could be left out would not be one.
@@ -86,15 +68,9 @@ impl Source<'_> {
     }
 
     pub fn group(&self, name: Spanned<String>) -> Result<Rule<String>, PolicyError> {
-        let Rule {
-            value: group,
-            origin: at,
-        } = self.rule(name);
+        let Rule { value: group, origin: at } = self.rule(name);
         if self.groups.contains(&group.as_str()) {
-            return Ok(Rule {
-                value: group,
-                origin: at,
-            });
+            return Ok(Rule { value: group, origin: at });
         }
         let nearest = nearest(&group, self.groups.iter().copied());
         Err(PolicyError::UnknownGroup { at, group, nearest })

@@ -48,11 +48,7 @@ impl<const MIN: u64> Amount for Bytes<MIN> {
         "a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\""
     };
     fn from_text(text: &str) -> Option<Self> {
-        if text == UNLIMITED {
-            Some(Bytes(None))
-        } else {
-            Self::from_number(parse_bytes(text)?)
-        }
+        if text == UNLIMITED { Some(Bytes(None)) } else { Self::from_number(parse_bytes(text)?) }
     }
     fn from_number(number: u64) -> Option<Self> {
         (number >= MIN).then_some(Bytes(Some(number)))
@@ -73,11 +69,7 @@ impl Amount for FiniteBytes {
 impl Amount for Count {
     const ACCEPTED: &'static str = "a whole number from 1 or \"unlimited\"";
     fn from_text(text: &str) -> Option<Self> {
-        if text == UNLIMITED {
-            Some(Count(None))
-        } else {
-            Self::from_number(digits(text)?)
-        }
+        if text == UNLIMITED { Some(Count(None)) } else { Self::from_number(digits(text)?) }
     }
     fn from_number(number: u64) -> Option<Self> {
         (number > 0).then_some(Count(Some(number)))
@@ -85,8 +77,7 @@ impl Amount for Count {
 }
 
 impl Amount for Percent {
-    const ACCEPTED: &'static str =
-        "percent of one core as a whole number from 1 (200 is two cores) or \"unlimited\"";
+    const ACCEPTED: &'static str = "percent of one core as a whole number from 1 (200 is two cores) or \"unlimited\"";
     fn from_text(text: &str) -> Option<Self> {
         if text == UNLIMITED {
             return Some(Percent(None));
@@ -94,16 +85,12 @@ impl Amount for Percent {
         Self::from_number(digits(text.strip_suffix('%').unwrap_or(text))?)
     }
     fn from_number(number: u64) -> Option<Self> {
-        u32::try_from(number)
-            .ok()
-            .filter(|percent| *percent > 0)
-            .map(|percent| Percent(Some(percent)))
+        u32::try_from(number).ok().filter(|percent| *percent > 0).map(|percent| Percent(Some(percent)))
     }
 }
 
 impl Amount for Millis {
-    const ACCEPTED: &'static str =
-        "a time above zero with its unit such as \"10m\" (ms, s, m, h, d) or \"unlimited\"";
+    const ACCEPTED: &'static str = "a time above zero with its unit such as \"10m\" (ms, s, m, h, d) or \"unlimited\"";
     fn from_text(text: &str) -> Option<Self> {
         if text == UNLIMITED {
             return Some(Millis(None));
@@ -117,10 +104,7 @@ impl Amount for Millis {
             "d" => 24 * 60 * 60 * 1000,
             _ => return None,
         };
-        number
-            .checked_mul(unit_ms)
-            .filter(|ms| *ms > 0)
-            .map(|ms| Millis(Some(ms)))
+        number.checked_mul(unit_ms).filter(|ms| *ms > 0).map(|ms| Millis(Some(ms)))
     }
     fn from_number(_number: u64) -> Option<Self> {
         // A bare number could mean seconds as well as milliseconds: refuse to guess.
@@ -139,24 +123,18 @@ fn parse_bytes(text: &str) -> Option<u64> {
         _ => return None,
     };
     // Above i64::MAX the kernel's own interfaces turn sizes negative.
-    number
-        .checked_mul(1 << shift)
-        .filter(|bytes| i64::try_from(*bytes).is_ok())
+    number.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok())
 }
 
 fn split_unit(text: &str) -> Option<(u64, &str)> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     Some((digits(number)?, unit))
 }
 
 fn digits(text: &str) -> Option<u64> {
     // `parse` alone would also take a leading plus sign.
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 struct AmountVisitor<T>(PhantomData<T>);
@@ -215,10 +193,7 @@ pub struct TmpfsTable {
     /// Absolute path in the sandbox.
     pub path: String,
     /// Its size; `resources.tmp_size` by default.
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<super::schema::SizeOrNumber>")
-    )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::SizeOrNumber>"))]
     pub size: Option<FiniteBytes>,
 }
 
@@ -235,12 +210,7 @@ pub(super) trait FromPath {
 impl FromPath for PathTable {
     const ACCEPTED: &'static str = "a path or a table `{ path, dest, reason, optional }`";
     fn from_path(path: String) -> Self {
-        PathTable {
-            path,
-            dest: None,
-            reason: None,
-            optional: None,
-        }
+        PathTable { path, dest: None, reason: None, optional: None }
     }
 }
 
@@ -284,32 +254,16 @@ mod tests {
     fn sizes() {
         #[track_caller]
         fn check(text: &str, expected: Option<Option<u64>>) {
-            assert_eq!(
-                Bytes::<1>::from_text(text).map(|bytes| bytes.0),
-                expected,
-                "{text:?}"
-            );
+            assert_eq!(Bytes::<1>::from_text(text).map(|bytes| bytes.0), expected, "{text:?}");
         }
         check("1", Some(Some(1)));
         check("512M", Some(Some(512 << 20)));
         check("1KiB", Some(Some(1024)));
         check("3G", Some(Some(3 << 30)));
         check("unlimited", Some(None));
-        for bad in [
-            "",
-            "0",
-            "M",
-            "-1",
-            "+1",
-            "1.5G",
-            "1 M",
-            "1m",
-            "12Q",
-            "9999999T",
-            "99999999999999999999",
-            "Unlimited",
-            "١",
-        ] {
+        for bad in
+            ["", "0", "M", "-1", "+1", "1.5G", "1 M", "1m", "12Q", "9999999T", "99999999999999999999", "Unlimited", "١"]
+        {
             check(bad, None);
         }
     }
@@ -326,29 +280,15 @@ mod tests {
     fn times() {
         #[track_caller]
         fn check(text: &str, expected: Option<Option<u64>>) {
-            assert_eq!(
-                Millis::from_text(text).map(|time| time.0),
-                expected,
-                "{text:?}"
-            );
+            assert_eq!(Millis::from_text(text).map(|time| time.0), expected, "{text:?}");
         }
         check("1500ms", Some(Some(1500)));
         check("10m", Some(Some(600_000)));
         check("2h", Some(Some(7_200_000)));
         check("1d", Some(Some(86_400_000)));
         check("unlimited", Some(None));
-        for bad in [
-            "",
-            "10",
-            "0s",
-            "s",
-            "-1s",
-            "1h30m",
-            "1 s",
-            "1w",
-            "99999999999999999999d",
-            "18446744073709551615d",
-        ] {
+        for bad in ["", "10", "0s", "s", "-1s", "1h30m", "1 s", "1w", "99999999999999999999d", "18446744073709551615d"]
+        {
             check(bad, None);
         }
     }

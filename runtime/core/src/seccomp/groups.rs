@@ -49,10 +49,7 @@ pub fn nearest(name: &str) -> Vec<&'static str> {
         .collect();
     candidates.sort_unstable();
     candidates.truncate(3);
-    candidates
-        .into_iter()
-        .map(|(_, candidate)| candidate)
-        .collect()
+    candidates.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 /// The group that holds a call.
@@ -66,9 +63,7 @@ pub fn calls(group: &Group, abi: Abi) -> impl Iterator<Item = (u32, &'static str
     (0u32..)
         .zip(abi.calls())
         .filter(move |(_, entry)| {
-            generated::GROUPS
-                .get(usize::from(**entry & INDEX))
-                .is_some_and(|found| found.name == group.name)
+            generated::GROUPS.get(usize::from(**entry & INDEX)).is_some_and(|found| found.name == group.name)
         })
         .filter_map(move |(nr, _)| Some((nr, abi.call_name(nr)?)))
 }
@@ -81,12 +76,7 @@ mod tests {
     fn every_call_of_every_abi_has_a_group() {
         for abi in [Abi::X86_64, Abi::I386, Abi::Aarch64] {
             for nr in 0..600 {
-                assert_eq!(
-                    abi.call_name(nr).is_some(),
-                    of_call(abi, nr).is_some(),
-                    "{} {nr}",
-                    abi.name()
-                );
+                assert_eq!(abi.call_name(nr).is_some(), of_call(abi, nr).is_some(), "{} {nr}", abi.name());
             }
         }
     }
@@ -102,14 +92,7 @@ mod tests {
     fn base_holds_what_a_program_needs_to_run() {
         let base = find(BASE).unwrap();
         let names: Vec<_> = calls(base, Abi::X86_64).map(|(_, name)| name).collect();
-        for needed in [
-            "read",
-            "write",
-            "execve",
-            "exit_group",
-            "mmap",
-            "rt_sigreturn",
-        ] {
+        for needed in ["read", "write", "execve", "exit_group", "mmap", "rt_sigreturn"] {
             assert!(names.contains(&needed), "{needed}");
         }
     }

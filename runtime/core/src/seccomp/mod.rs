@@ -23,15 +23,7 @@ pub use verify::{Mismatch, verify};
 /// Those of [`Table::build`], and a machine for which there is no table.
 pub fn table(policy: &crate::policy::Syscalls, record: bool) -> Result<Table, TableError> {
     let arch = Arch::native().ok_or(TableError::NoArch)?;
-    Table::build(
-        policy,
-        arch,
-        if record {
-            Notify::RECORD
-        } else {
-            Notify::default()
-        },
-    )
+    Table::build(policy, arch, if record { Notify::RECORD } else { Notify::default() })
 }
 
 /// "Not permitted": what a refused call answers unless its group says otherwise.

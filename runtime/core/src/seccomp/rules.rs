@@ -63,15 +63,8 @@ pub struct ArgRules<A = Answer> {
 impl<A: Copy> ArgRules<A> {
     /// The answer for these arguments.
     pub fn judge(&self, args: &[u64; 6]) -> A {
-        let matched = self
-            .cases
-            .iter()
-            .any(|case| case.iter().all(|condition| condition.holds(args)));
-        if matched {
-            self.matched
-        } else {
-            self.otherwise
-        }
+        let matched = self.cases.iter().any(|case| case.iter().all(|condition| condition.holds(args)));
+        if matched { self.matched } else { self.otherwise }
     }
 }
 
@@ -107,10 +100,7 @@ pub enum Rule {
 }
 
 /// Which calls have a rule.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "read by the generator, which is a test")
-)]
+#[cfg_attr(not(test), expect(dead_code, reason = "read by the generator, which is a test"))]
 pub(super) const CALLS: &[(&str, Rule)] = &[
     ("clone", Rule::Clone),
     ("clone3", Rule::Clone3),
@@ -134,10 +124,7 @@ pub(super) const CALLS: &[(&str, Rule)] = &[
 ];
 
 /// Calls with a path or an address: what `--why` watches.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "read by the generator, which is a test")
-)]
+#[cfg_attr(not(test), expect(dead_code, reason = "read by the generator, which is a test"))]
 pub(super) const PATH_CALLS: &str = "open openat openat2 creat stat lstat stat64 lstat64 oldstat oldlstat newfstatat fstatat fstatat64 statx \
     access faccessat faccessat2 readlink readlinkat execve execveat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir \
     link linkat symlink symlinkat mknod mknodat chmod fchmodat fchmodat2 chown lchown fchownat chown32 lchown32 truncate truncate64 \
@@ -165,52 +152,40 @@ pub(super) enum Reading {
 impl Rule {
     /// Reads the rule; `granted` tells whether a group is granted.
     pub(super) fn read(self, granted: impl Fn(&str) -> bool) -> Reading {
-        let (cases, cases_are_good, errno, governors): (Cases, bool, u16, &'static [&'static str]) =
-            match self {
-                Rule::Clone3 if granted("namespaces") => return Reading::Plain,
-                Rule::Openat2 if granted("setuid-bits") => return Reading::Plain,
-                Rule::Clone3 | Rule::Openat2 => return Reading::Whole(ENOSYS),
-                Rule::Clone => (NO_NEW_NAMESPACE, true, EPERM, &["namespaces"]),
-                Rule::Socket => (COMMON_FAMILIES, true, EAFNOSUPPORT, &["rare-sockets"]),
-                Rule::Ioctl => (TERMINAL_REQUESTS, false, EPERM, &["terminal-injection"]),
-                Rule::Personality => (PERSONALITIES, true, EPERM, &["obsolete"]),
-                Rule::Prctl => (PRIVILEGED_PRCTL, false, EPERM, &["privilege"]),
-                Rule::Mode1 => (MODE_1, true, EPERM, &["setuid-bits"]),
-                Rule::Mode2 => (MODE_2, true, EPERM, &["setuid-bits"]),
-                Rule::Open => (OPEN, true, EPERM, &["setuid-bits"]),
-                Rule::Openat => (OPENAT, true, EPERM, &["setuid-bits"]),
-                Rule::Mknod | Rule::Mknodat => return self.read_mknod(granted),
-            };
+        let (cases, cases_are_good, errno, governors): (Cases, bool, u16, &'static [&'static str]) = match self {
+            Rule::Clone3 if granted("namespaces") => return Reading::Plain,
+            Rule::Openat2 if granted("setuid-bits") => return Reading::Plain,
+            Rule::Clone3 | Rule::Openat2 => return Reading::Whole(ENOSYS),
+            Rule::Clone => (NO_NEW_NAMESPACE, true, EPERM, &["namespaces"]),
+            Rule::Socket => (COMMON_FAMILIES, true, EAFNOSUPPORT, &["rare-sockets"]),
+            Rule::Ioctl => (TERMINAL_REQUESTS, false, EPERM, &["terminal-injection"]),
+            Rule::Personality => (PERSONALITIES, true, EPERM, &["obsolete"]),
+            Rule::Prctl => (PRIVILEGED_PRCTL, false, EPERM, &["privilege"]),
+            Rule::Mode1 => (MODE_1, true, EPERM, &["setuid-bits"]),
+            Rule::Mode2 => (MODE_2, true, EPERM, &["setuid-bits"]),
+            Rule::Open => (OPEN, true, EPERM, &["setuid-bits"]),
+            Rule::Openat => (OPENAT, true, EPERM, &["setuid-bits"]),
+            Rule::Mknod | Rule::Mknodat => return self.read_mknod(granted),
+        };
         if governors.iter().all(|governor| granted(governor)) {
             return Reading::Plain;
         }
-        Reading::Judged {
-            cases,
-            cases_are_good,
-            errno,
-            governors,
-        }
+        Reading::Judged { cases, cases_are_good, errno, governors }
     }
 
     /// Device nodes are for `admin`, set-id bits for `setuid-bits`.
     fn read_mknod(self, granted: impl Fn(&str) -> bool) -> Reading {
         let second = self == Rule::Mknodat;
-        let (cases, governors): (Cases, &'static [&'static str]) =
-            match (granted("admin"), granted("setuid-bits")) {
-                (true, true) => return Reading::Plain,
-                (true, false) if second => (MODE_2, &["setuid-bits"]),
-                (true, false) => (MODE_1, &["setuid-bits"]),
-                (false, true) if second => (MKNODAT_TYPES, &["admin"]),
-                (false, true) => (MKNOD_TYPES, &["admin"]),
-                (false, false) if second => (MKNODAT_PLAIN, &["admin", "setuid-bits"]),
-                (false, false) => (MKNOD_PLAIN, &["admin", "setuid-bits"]),
-            };
-        Reading::Judged {
-            cases,
-            cases_are_good: true,
-            errno: EPERM,
-            governors,
-        }
+        let (cases, governors): (Cases, &'static [&'static str]) = match (granted("admin"), granted("setuid-bits")) {
+            (true, true) => return Reading::Plain,
+            (true, false) if second => (MODE_2, &["setuid-bits"]),
+            (true, false) => (MODE_1, &["setuid-bits"]),
+            (false, true) if second => (MKNODAT_TYPES, &["admin"]),
+            (false, true) => (MKNOD_TYPES, &["admin"]),
+            (false, false) if second => (MKNODAT_PLAIN, &["admin", "setuid-bits"]),
+            (false, false) => (MKNOD_PLAIN, &["admin", "setuid-bits"]),
+        };
+        Reading::Judged { cases, cases_are_good: true, errno: EPERM, governors }
     }
 }
 
@@ -225,19 +200,11 @@ const MAKES_FILE: u64 = 0o100 | 0o20_000_000;
 const FILE_TYPE: u64 = 0o170_000;
 
 const fn clear(arg: u8, mask: u64) -> Condition {
-    Condition {
-        arg,
-        mask,
-        value: 0,
-    }
+    Condition { arg, mask, value: 0 }
 }
 
 const fn is(arg: u8, value: u64) -> Condition {
-    Condition {
-        arg,
-        mask: LOW_WORD,
-        value,
-    }
+    Condition { arg, mask: LOW_WORD, value }
 }
 
 const fn masked(arg: u8, mask: u64, value: u64) -> Condition {
@@ -252,30 +219,15 @@ const OPEN: Cases = &[&[clear(2, SET_ID)], &[clear(1, MAKES_FILE)]];
 const OPENAT: Cases = &[&[clear(3, SET_ID)], &[clear(2, MAKES_FILE)]];
 
 /// AF_UNIX, AF_INET, AF_INET6; AF_NETLINK for routing alone, since getaddrinfo and if_nameindex of glibc ask it for the interfaces.
-const COMMON_FAMILIES: Cases = &[
-    &[is(0, 1)],
-    &[is(0, 2)],
-    &[is(0, 10)],
-    &[is(0, 16), is(2, 0)],
-];
+const COMMON_FAMILIES: Cases = &[&[is(0, 1)], &[is(0, 2)], &[is(0, 10)], &[is(0, 16), is(2, 0)]];
 
 /// TIOCSTI and TIOCLINUX type into a terminal (the second as a paste), TIOCCONS diverts the console, TIOCSETD loads line disciplines, a
 /// steady source of kernel bugs.
-const TERMINAL_REQUESTS: Cases = &[
-    &[is(1, 0x5412)],
-    &[is(1, 0x541c)],
-    &[is(1, 0x541d)],
-    &[is(1, 0x5423)],
-];
+const TERMINAL_REQUESTS: Cases = &[&[is(1, 0x5412)], &[is(1, 0x541c)], &[is(1, 0x541d)], &[is(1, 0x5423)]];
 
 /// Linux, its 32-bit name (setarch), without address randomisation (debuggers, benchmarks), and the question which one it is. Others turn
 /// off protections (READ_IMPLIES_EXEC, MMAP_PAGE_ZERO) or stand for systems that are gone.
-const PERSONALITIES: Cases = &[
-    &[is(0, 0)],
-    &[is(0, 8)],
-    &[is(0, 0x0004_0000)],
-    &[is(0, LOW_WORD)],
-];
+const PERSONALITIES: Cases = &[&[is(0, 0)], &[is(0, 8)], &[is(0, 0x0004_0000)], &[is(0, LOW_WORD)]];
 
 /// PR_SET_MM forges what /proc tells about a process; PR_SET_SECUREBITS changes what being root means.
 const PRIVILEGED_PRCTL: Cases = &[&[is(0, 35)], &[is(0, 28)]];

@@ -20,10 +20,7 @@ pub struct Notify {
 
 impl Notify {
     /// Everything that `--why` explains.
-    pub const RECORD: Notify = Notify {
-        refusals: true,
-        paths: true,
-    };
+    pub const RECORD: Notify = Notify { refusals: true, paths: true };
 }
 
 /// What the policy says about a call; [`Decision`] is what the program answers for it.
@@ -72,9 +69,7 @@ pub enum TableError {
         origin: String,
     },
     /// A machine without a table.
-    #[error(
-        "there is no table of system calls for this machine; Apex has them for x86-64 and arm64"
-    )]
+    #[error("there is no table of system calls for this machine; Apex has them for x86-64 and arm64")]
     NoArch,
     /// 32-bit programs where Apex has no table of their calls.
     #[error(
@@ -84,11 +79,7 @@ pub enum TableError {
 }
 
 fn suggestion(nearest: &[&str]) -> String {
-    if nearest.is_empty() {
-        String::new()
-    } else {
-        format!("; did you mean {}?", nearest.join(" or "))
-    }
+    if nearest.is_empty() { String::new() } else { format!("; did you mean {}?", nearest.join(" or ")) }
 }
 
 /// Decisions for every system call.
@@ -137,22 +128,13 @@ impl Table {
     /// A group that does not exist, a denied `base`, or `compat` where there is no table of 32-bit calls.
     pub fn build(policy: &Syscalls, arch: Arch, notify: Notify) -> Result<Table, TableError> {
         check_names(policy)?;
-        let verdicts: Vec<Verdict> = groups::iter()
-            .map(|group| group_verdict(policy, group))
-            .collect();
+        let verdicts: Vec<Verdict> = groups::iter().map(|group| group_verdict(policy, group)).collect();
         let with = |wanted: fn(&Verdict) -> bool| -> Vec<&'static str> {
-            groups::iter()
-                .zip(&verdicts)
-                .filter(|(_, verdict)| wanted(verdict))
-                .map(|(group, _)| group.name)
-                .collect()
+            groups::iter().zip(&verdicts).filter(|(_, verdict)| wanted(verdict)).map(|(group, _)| group.name).collect()
         };
         let mut abis = vec![AbiTable::build(arch.abi(), &verdicts)];
         if policy.compat {
-            abis.push(AbiTable::build(
-                arch.compat_abi().ok_or(TableError::NoCompat)?,
-                &verdicts,
-            ));
+            abis.push(AbiTable::build(arch.compat_abi().ok_or(TableError::NoCompat)?, &verdicts));
         }
         Ok(Table {
             arch,
@@ -191,9 +173,7 @@ impl Table {
 
     /// One more than the highest number that has an entry.
     pub fn numbers(&self, abi: Abi) -> u32 {
-        self.of(abi).map_or(0, |table| {
-            u32::try_from(table.entries.len()).unwrap_or(u32::MAX)
-        })
+        self.of(abi).map_or(0, |table| u32::try_from(table.entries.len()).unwrap_or(u32::MAX))
     }
 
     /// What the program answers for a call.
@@ -210,11 +190,7 @@ impl Table {
                 if matched == otherwise {
                     return decision(matched);
                 }
-                Decision::Args(ArgRules {
-                    cases: rules.cases,
-                    matched,
-                    otherwise,
-                })
+                Decision::Args(ArgRules { cases: rules.cases, matched, otherwise })
             }
         }
     }
@@ -223,20 +199,8 @@ impl Table {
     pub fn judge(&self, abi: Abi, nr: u32, args: &[u64; 6]) -> Verdict {
         match self.entry(abi, nr) {
             None => UNKNOWN,
-            Some((
-                _,
-                Entry {
-                    means: Meaning::Plain(verdict),
-                    ..
-                },
-            )) => verdict,
-            Some((
-                table,
-                Entry {
-                    means: Meaning::Judged(index),
-                    ..
-                },
-            )) => table.rules[usize::from(index)].judge(args),
+            Some((_, Entry { means: Meaning::Plain(verdict), .. })) => verdict,
+            Some((table, Entry { means: Meaning::Judged(index), .. })) => table.rules[usize::from(index)].judge(args),
         }
     }
 
@@ -245,13 +209,11 @@ impl Table {
         self.notify.refusals
             || self.notify.paths
             || self.abis.iter().any(|table| {
-                table
-                    .entries
-                    .iter()
-                    .any(|entry| entry.means == Meaning::Plain(Verdict::Report))
-                    || table.rules.iter().any(|rules| {
-                        rules.matched == Verdict::Report || rules.otherwise == Verdict::Report
-                    })
+                table.entries.iter().any(|entry| entry.means == Meaning::Plain(Verdict::Report))
+                    || table
+                        .rules
+                        .iter()
+                        .any(|rules| rules.matched == Verdict::Report || rules.otherwise == Verdict::Report)
             })
     }
 
@@ -267,10 +229,7 @@ impl Table {
         }
         encode(&mut bytes, self.plain(UNKNOWN, false));
         bytes.extend(salt.as_bytes());
-        Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn of(&self, abi: Abi) -> Option<&AbiTable> {
@@ -287,9 +246,7 @@ impl Table {
             Verdict::Allow if has_path && self.notify.paths => Answer::Notify,
             Verdict::Allow => Answer::Allow,
             // Calls that do not exist stay with the filter: there is nothing to explain, and libraries probe for them.
-            Verdict::Refuse(errno) if !self.notify.refusals || errno == ENOSYS => {
-                Answer::Errno(errno)
-            }
+            Verdict::Refuse(errno) if !self.notify.refusals || errno == ENOSYS => Answer::Errno(errno),
             Verdict::Refuse(_) | Verdict::Report => Answer::Notify,
         }
     }
@@ -310,24 +267,12 @@ fn decision(answer: Answer) -> Decision {
 impl AbiTable {
     fn build(abi: Abi, verdicts: &[Verdict]) -> AbiTable {
         let entries = abi.calls().iter().map(|entry| Entry {
-            means: Meaning::Plain(
-                verdicts
-                    .get(usize::from(entry & groups::INDEX))
-                    .copied()
-                    .unwrap_or(UNKNOWN),
-            ),
+            means: Meaning::Plain(verdicts.get(usize::from(entry & groups::INDEX)).copied().unwrap_or(UNKNOWN)),
             has_path: entry & groups::PATH != 0,
         });
-        let mut table = AbiTable {
-            abi,
-            entries: entries.collect(),
-            rules: Vec::new(),
-        };
+        let mut table = AbiTable { abi, entries: entries.collect(), rules: Vec::new() };
         let verdict_of = |name: &str| {
-            groups::iter()
-                .zip(verdicts)
-                .find(|(group, _)| group.name == name)
-                .map(|(_, verdict)| *verdict)
+            groups::iter().zip(verdicts).find(|(group, _)| group.name == name).map(|(_, verdict)| *verdict)
         };
         for (nr, rule) in abi.judged() {
             let reading = rule.read(|name| verdict_of(name) == Some(Verdict::Allow));
@@ -337,57 +282,26 @@ impl AbiTable {
     }
 
     /// Narrows an entry by a rule about its arguments.
-    fn apply(
-        &mut self,
-        nr: usize,
-        reading: &Reading,
-        verdict_of: impl Fn(&str) -> Option<Verdict>,
-    ) {
+    fn apply(&mut self, nr: usize, reading: &Reading, verdict_of: impl Fn(&str) -> Option<Verdict>) {
         // A refused call needs no further judgement.
-        let Meaning::Plain(good @ (Verdict::Allow | Verdict::Report)) = self.entries[nr].means
-        else {
+        let Meaning::Plain(good @ (Verdict::Allow | Verdict::Report)) = self.entries[nr].means else {
             return;
         };
         match *reading {
             Reading::Plain => {}
-            Reading::Whole(errno) => {
-                self.entries[nr].means = Meaning::Plain(Verdict::Refuse(errno))
-            }
-            Reading::Judged {
-                cases,
-                cases_are_good,
-                errno,
-                governors,
-            } => {
-                let reported = governors
-                    .iter()
-                    .all(|name| matches!(verdict_of(name), Some(Verdict::Report | Verdict::Allow)));
-                let bad = if reported {
-                    Verdict::Report
-                } else {
-                    Verdict::Refuse(errno)
-                };
-                let (matched, otherwise) = if cases_are_good {
-                    (good, bad)
-                } else {
-                    (bad, good)
-                };
-                let rules = ArgRules {
-                    cases,
-                    matched,
-                    otherwise,
-                };
-                let index = self
-                    .rules
-                    .iter()
-                    .position(|known| *known == rules)
-                    .unwrap_or_else(|| {
-                        self.rules.push(rules);
-                        self.rules.len() - 1
-                    });
-                self.entries[nr].means = Meaning::Judged(
-                    u8::try_from(index).expect("fewer rules than calls that are judged"),
-                );
+            Reading::Whole(errno) => self.entries[nr].means = Meaning::Plain(Verdict::Refuse(errno)),
+            Reading::Judged { cases, cases_are_good, errno, governors } => {
+                let reported =
+                    governors.iter().all(|name| matches!(verdict_of(name), Some(Verdict::Report | Verdict::Allow)));
+                let bad = if reported { Verdict::Report } else { Verdict::Refuse(errno) };
+                let (matched, otherwise) = if cases_are_good { (good, bad) } else { (bad, good) };
+                let rules = ArgRules { cases, matched, otherwise };
+                let index = self.rules.iter().position(|known| *known == rules).unwrap_or_else(|| {
+                    self.rules.push(rules);
+                    self.rules.len() - 1
+                });
+                self.entries[nr].means =
+                    Meaning::Judged(u8::try_from(index).expect("fewer rules than calls that are judged"));
             }
         }
     }
@@ -404,9 +318,7 @@ fn check_names(policy: &Syscalls) -> Result<(), TableError> {
         }
     }
     match policy.deny.get(groups::BASE) {
-        Some(origin) => Err(TableError::BaseDenied {
-            origin: origin.to_string(),
-        }),
+        Some(origin) => Err(TableError::BaseDenied { origin: origin.to_string() }),
         None => Ok(()),
     }
 }

@@ -38,9 +38,7 @@ pub enum Mismatch {
         what: &'static str,
     },
     /// It answers something else than the table.
-    #[error(
-        "instruction {at} answers {found:#x} to {abi} call {nr}, for which the table says otherwise"
-    )]
+    #[error("instruction {at} answers {found:#x} to {abi} call {nr}, for which the table says otherwise")]
     Answer {
         /// Index of the instruction.
         at: usize,
@@ -64,13 +62,7 @@ pub fn verify(program: &[Insn], table: &Table) -> Result<(), Mismatch> {
     if program.is_empty() || program.len() > bpf::INSNS_MAX {
         return Err(Mismatch::Length(program.len()));
     }
-    let mut walk = Walk {
-        program,
-        table,
-        abi: None,
-        steps: 0,
-        pending: Vec::with_capacity(64),
-    };
+    let mut walk = Walk { program, table, abi: None, steps: 0, pending: Vec::with_capacity(64) };
     walk.run(None)?;
     for abi in table.abis() {
         walk.run(Some(abi))?;
@@ -160,9 +152,7 @@ impl Walk<'_> {
                     _ => return Err(unexplained(at, "masks something else than an argument")),
                 },
                 bpf::JA => state.pc = state.pc.saturating_add(insn.k as usize),
-                bpf::JEQ_K | bpf::JGT_K | bpf::JGE_K | bpf::JSET_K => {
-                    self.branch(&mut state, insn, at)?
-                }
+                bpf::JEQ_K | bpf::JGT_K | bpf::JGE_K | bpf::JSET_K => self.branch(&mut state, insn, at)?,
                 bpf::RET_K => return self.leaf(&state, insn.k, at),
                 _ => return Err(unexplained(at, "is of a kind that no table needs")),
             }
@@ -185,10 +175,7 @@ impl Walk<'_> {
     fn compare_abi(&self, insn: Insn, at: usize) -> Result<bool, Mismatch> {
         let known = self.table.abis().any(|abi| abi.audit_arch() == insn.k);
         if insn.code != bpf::JEQ_K || !known {
-            return Err(unexplained(
-                at,
-                "compares the ABI with one that the table does not have",
-            ));
+            return Err(unexplained(at, "compares the ABI with one that the table does not have"));
         }
         Ok(self.abi.is_some_and(|abi| abi.audit_arch() == insn.k))
     }
@@ -230,55 +217,25 @@ impl Walk<'_> {
     }
 
     fn put_off(&mut self, state: &State, insn: Insn, taken: bool, (first, last): (u32, u32)) {
-        let mut other = State {
-            first,
-            last,
-            ..*state
-        };
+        let mut other = State { first, last, ..*state };
         other.jump(insn, taken);
         self.pending.push(other);
     }
 
-    fn compare_word(
-        &mut self,
-        state: &mut State,
-        insn: Insn,
-        at: usize,
-        word: u8,
-        mask: u32,
-    ) -> Result<(), Mismatch> {
+    fn compare_word(&mut self, state: &mut State, insn: Insn, at: usize, word: u8, mask: u32) -> Result<(), Mismatch> {
         // "Any of these bits is set" is the contrary of "these bits are zero".
         let (atom, taken_when) = match insn.code {
-            bpf::JEQ_K => (
-                Atom {
-                    word,
-                    mask,
-                    value: insn.k,
-                },
-                true,
-            ),
-            bpf::JSET_K => (
-                Atom {
-                    word,
-                    mask: mask & insn.k,
-                    value: 0,
-                },
-                false,
-            ),
+            bpf::JEQ_K => (Atom { word, mask, value: insn.k }, true),
+            bpf::JSET_K => (Atom { word, mask: mask & insn.k, value: 0 }, false),
             _ => return Err(unexplained(at, "orders arguments by size")),
         };
-        let atoms = self.atoms(state).ok_or(unexplained(
-            at,
-            "looks at an argument that the table does not judge",
-        ))?;
+        let atoms = self.atoms(state).ok_or(unexplained(at, "looks at an argument that the table does not judge"))?;
         if let Some(truth) = atoms.truth(atom, state.facts) {
             state.jump(insn, truth == taken_when);
             return Ok(());
         }
-        let index = atoms.index(atom).ok_or(unexplained(
-            at,
-            "compares an argument in a way that the table does not",
-        ))?;
+        let index =
+            atoms.index(atom).ok_or(unexplained(at, "compares an argument in a way that the table does not"))?;
         let mut other = *state;
         other.facts.learn(index, false);
         other.jump(insn, !taken_when);
@@ -303,16 +260,7 @@ impl Walk<'_> {
         let Some(abi) = self.abi else {
             // Numbers mean nothing in an ABI without entries.
             let right = found == Answer::Errno(ENOSYS).action();
-            return if right {
-                Ok(())
-            } else {
-                Err(Mismatch::Answer {
-                    at,
-                    abi: "foreign",
-                    nr: state.first,
-                    found,
-                })
-            };
+            return if right { Ok(()) } else { Err(Mismatch::Answer { at, abi: "foreign", nr: state.first, found }) };
         };
         // One number beyond the entries stands for all of them.
         let last = state.last.min(self.table.numbers(abi).max(state.first));
@@ -322,25 +270,13 @@ impl Walk<'_> {
                 Decision::Errno(errno) => Some(Answer::Errno(errno)),
                 Decision::Notify => Some(Answer::Notify),
                 Decision::Args(rules) if state.first == state.last => {
-                    let matched = Atoms::of(rules.cases)
-                        .and_then(|atoms| atoms.any_case(rules.cases, state.facts));
-                    matched.map(|matched| {
-                        if matched {
-                            rules.matched
-                        } else {
-                            rules.otherwise
-                        }
-                    })
+                    let matched = Atoms::of(rules.cases).and_then(|atoms| atoms.any_case(rules.cases, state.facts));
+                    matched.map(|matched| if matched { rules.matched } else { rules.otherwise })
                 }
                 Decision::Args(_) => None,
             };
             if wanted.map(Answer::action) != Some(found) {
-                return Err(Mismatch::Answer {
-                    at,
-                    abi: abi.name(),
-                    nr,
-                    found,
-                });
+                return Err(Mismatch::Answer { at, abi: abi.name(), nr, found });
             }
         }
         Ok(())
@@ -369,14 +305,7 @@ struct Atoms {
 impl Atoms {
     /// `None` when there are more than the walk keeps apart.
     fn of(cases: Cases) -> Option<Atoms> {
-        let mut atoms = Atoms {
-            list: [Atom {
-                word: 0,
-                mask: 0,
-                value: 0,
-            }; ATOMS_MAX],
-            len: 0,
-        };
+        let mut atoms = Atoms { list: [Atom { word: 0, mask: 0, value: 0 }; ATOMS_MAX], len: 0 };
         for atom in cases.iter().flat_map(|case| case_atoms(case)) {
             if atoms.index(atom).is_none() {
                 *atoms.list.get_mut(atoms.len)? = atom;
@@ -387,9 +316,7 @@ impl Atoms {
     }
 
     fn index(&self, atom: Atom) -> Option<usize> {
-        self.list[..self.len]
-            .iter()
-            .position(|known| *known == atom)
+        self.list[..self.len].iter().position(|known| *known == atom)
     }
 
     /// Whether a comparison holds, as far as the facts tell.
@@ -405,10 +332,7 @@ impl Atoms {
         {
             return Some(facts.held & (1 << index) != 0);
         }
-        let held = self.list[..self.len]
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| facts.held & (1 << index) != 0);
+        let held = self.list[..self.len].iter().enumerate().filter(|(index, _)| facts.held & (1 << index) != 0);
         for (_, other) in held.filter(|(_, other)| other.word == atom.word) {
             if (other.value ^ atom.value) & other.mask & atom.mask != 0 {
                 return Some(false);
@@ -450,11 +374,7 @@ fn case_atoms(case: &'static [super::Condition]) -> impl Iterator<Item = Atom> {
     let halves = case.iter().flat_map(|condition| {
         [0u8, 1].map(|half| {
             let word = |value: u64| (value >> (32 * half)) as u32;
-            Atom {
-                word: 2 * condition.arg + half,
-                mask: word(condition.mask),
-                value: word(condition.value),
-            }
+            Atom { word: 2 * condition.arg + half, mask: word(condition.mask), value: word(condition.value) }
         })
     });
     halves.filter(|atom| atom.mask != 0)
@@ -466,15 +386,9 @@ fn load(offset: u32, at: usize) -> Result<Accumulator, Mismatch> {
         bpf::OFFSET_ARCH => Ok(Accumulator::Abi),
         bpf::OFFSET_ARGS..bpf::DATA_SIZE if offset.is_multiple_of(4) => {
             let word = u8::try_from((offset - bpf::OFFSET_ARGS) / 4).expect("twelve words");
-            Ok(Accumulator::Word {
-                word,
-                mask: u32::MAX,
-            })
+            Ok(Accumulator::Word { word, mask: u32::MAX })
         }
-        _ => Err(unexplained(
-            at,
-            "loads something else than number, ABI and arguments",
-        )),
+        _ => Err(unexplained(at, "loads something else than number, ABI and arguments")),
     }
 }
 

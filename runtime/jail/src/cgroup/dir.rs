@@ -43,9 +43,7 @@ pub(super) const SWEEP_AGE_MIN: Duration = Duration::from_secs(10);
 /// `apex-PID-RANDOM`: the pid is for people, the random part against collision.
 pub(super) fn fresh_name() -> String {
     // The standard library's hasher keys are the one source of randomness that needs no dependency.
-    let random = std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish();
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     format!("{PREFIX}{}-{random:016x}", std::process::id())
 }
 
@@ -67,18 +65,11 @@ impl Dir {
             Ok(()) => {}
             Err(Errno::EEXIST) => return Err(CgroupError::NameTaken { path }),
             Err(errno) => {
-                return Err(CgroupError::Make {
-                    path,
-                    source: errno.into(),
-                });
+                return Err(CgroupError::Make { path, source: errno.into() });
             }
         }
         match lock(&path) {
-            Ok(Some(file)) => Ok(Dir {
-                path,
-                fd: Some(file),
-                ours: true,
-            }),
+            Ok(Some(file)) => Ok(Dir { path, fd: Some(file), ours: true }),
             Ok(None) => Err(CgroupError::NameTaken { path }),
             Err(source) => {
                 // Best effort: the error being returned says more than a second one would.
@@ -91,15 +82,8 @@ impl Dir {
     /// A directory that somebody else made and will remove (systemd): only read and written, neither locked nor removed.
     pub(super) fn open_foreign(path: &Path) -> Result<Dir, CgroupError> {
         open_dir(path)
-            .map(|file| Dir {
-                path: path.to_owned(),
-                fd: Some(file),
-                ours: false,
-            })
-            .map_err(|errno| CgroupError::Read {
-                file: path.to_owned(),
-                source: errno.into(),
-            })
+            .map(|file| Dir { path: path.to_owned(), fd: Some(file), ours: false })
+            .map_err(|errno| CgroupError::Read { file: path.to_owned(), source: errno.into() })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -107,9 +91,7 @@ impl Dir {
     }
 
     fn file(&self) -> &File {
-        self.fd
-            .as_ref()
-            .expect("the descriptor is taken only by remove, which consumes the directory")
+        self.fd.as_ref().expect("the descriptor is taken only by remove, which consumes the directory")
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -118,51 +100,31 @@ impl Dir {
 
     /// Whether a control file exists.
     pub(super) fn has(&self, file: &str) -> bool {
-        unistd::faccessat(
-            self.fd(),
-            file,
-            unistd::AccessFlags::F_OK,
-            nix::fcntl::AtFlags::empty(),
-        )
-        .is_ok()
+        unistd::faccessat(self.fd(), file, unistd::AccessFlags::F_OK, nix::fcntl::AtFlags::empty()).is_ok()
     }
 
     /// What a control file says.
     pub(super) fn read(&self, file: &str) -> Result<String, CgroupError> {
-        openat(
-            self.fd(),
-            file,
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(io::Error::from)
-        .and_then(|fd| read_record(&fd))
-        .map_err(|source| CgroupError::Read {
-            file: self.path.join(file),
-            source,
-        })
+        openat(self.fd(), file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|fd| read_record(&fd))
+            .map_err(|source| CgroupError::Read { file: self.path.join(file), source })
     }
 
     /// Writes a control file in one write, as the kernel wants it.
     pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        let fd = openat(
-            self.fd(),
-            file,
-            OFlag::O_WRONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
+        let fd = openat(self.fd(), file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         unistd::write(&fd, value.as_bytes())?;
         Ok(())
     }
 
     /// A limit: [`Dir::write`] with its error.
     pub(super) fn limit(&self, file: &str, value: &str) -> Result<(), CgroupError> {
-        self.write(file, value)
-            .map_err(|source| CgroupError::Limit {
-                file: self.path.join(file),
-                value: value.to_owned(),
-                source: source.into(),
-            })
+        self.write(file, value).map_err(|source| CgroupError::Limit {
+            file: self.path.join(file),
+            value: value.to_owned(),
+            source: source.into(),
+        })
     }
 
     /// Every process inside that this process can see.
@@ -172,10 +134,7 @@ impl Dir {
 
     /// Removes it. Waits, bounded, for processes that are just dying.
     pub(super) fn remove(mut self) -> Result<(), CgroupError> {
-        self.unlink().map_err(|source| CgroupError::Remove {
-            path: self.path.clone(),
-            source,
-        })
+        self.unlink().map_err(|source| CgroupError::Remove { path: self.path.clone(), source })
     }
 
     fn unlink(&mut self) -> io::Result<()> {
@@ -209,16 +168,11 @@ impl Drop for Dir {
 /// Every process in the cgroup at `path`. Pid 0 stands for one outside our pid namespace; it and 1 are never ours to signal.
 pub(super) fn procs(path: &Path) -> Result<Vec<i32>, CgroupError> {
     let file = path.join("cgroup.procs");
-    let text = read_list(&file).map_err(|source| CgroupError::Read {
-        file: file.clone(),
-        source,
-    })?;
+    let text = read_list(&file).map_err(|source| CgroupError::Read { file: file.clone(), source })?;
     text.lines()
         .map(|line| {
-            line.parse().map_err(|_| CgroupError::Malformed {
-                file: file.clone(),
-                text: line.chars().take(80).collect(),
-            })
+            line.parse()
+                .map_err(|_| CgroupError::Malformed { file: file.clone(), text: line.chars().take(80).collect() })
         })
         .collect()
 }
@@ -260,12 +214,7 @@ pub(super) fn sweep(parent: &Path, age_min: Duration) -> usize {
     let mut names: Vec<PathBuf> = entries
         .take(SWEEP_ENTRIES_MAX)
         .flatten()
-        .filter(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(PREFIX.as_bytes())
-        })
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()))
         .map(|entry| entry.path())
         .collect();
     if names.len() > SWEEP_LOCKS_MAX {
@@ -273,11 +222,7 @@ pub(super) fn sweep(parent: &Path, age_min: Duration) -> usize {
         let turn = std::process::id() as usize % names.len();
         names.rotate_left(turn);
     }
-    names
-        .iter()
-        .take(SWEEP_LOCKS_MAX)
-        .filter(|path| sweep_one(path, age_min))
-        .count()
+    names.iter().take(SWEEP_LOCKS_MAX).filter(|path| sweep_one(path, age_min)).count()
 }
 
 fn sweep_one(path: &Path, age_min: Duration) -> bool {

@@ -49,14 +49,10 @@ impl Effective {
     /// What differs from the plan, in words; `None` when all of it is in force.
     pub fn mismatch(&self) -> Option<String> {
         if !self.member {
-            return Some(format!(
-                "the process is not in its cgroup, says {}",
-                self.membership_file.display()
-            ));
+            return Some(format!("the process is not in its cgroup, says {}", self.membership_file.display()));
         }
         let limit = self.limits.iter().find(|limit| !limit.holds())?;
-        let words =
-            |value: Option<u64>| value.map_or("no limit".to_owned(), |value| value.to_string());
+        let words = |value: Option<u64>| value.map_or("no limit".to_owned(), |value| value.to_string());
         Some(format!(
             "{}: {} was asked for, {} is in force, says {}",
             limit.resource,
@@ -130,37 +126,26 @@ pub(super) fn path_v2(pid: i32) -> Result<String, CgroupError> {
 }
 
 /// Whether `pid` is in `paths[i]` of the hierarchy with `controllers[i]`, for every one.
-pub(super) fn is_member_v1(
-    pid: i32,
-    controllers: &[&[Controller]],
-    paths: &[&str],
-) -> Result<bool, CgroupError> {
+pub(super) fn is_member_v1(pid: i32, controllers: &[&[Controller]], paths: &[&str]) -> Result<bool, CgroupError> {
     let text = membership(pid)?;
     Ok(controllers.iter().zip(paths).all(|(controllers, path)| {
         text.lines().any(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
             let words = fields.next().unwrap_or_default();
-            controllers
-                .iter()
-                .all(|controller| words.split(',').any(|word| word == controller.name()))
+            controllers.iter().all(|controller| words.split(',').any(|word| word == controller.name()))
                 && fields.next() == Some(path)
         })
     }))
 }
 
 pub(super) fn malformed(file: &Path, text: &str) -> CgroupError {
-    CgroupError::Malformed {
-        file: file.to_owned(),
-        text: text.chars().take(80).collect(),
-    }
+    CgroupError::Malformed { file: file.to_owned(), text: text.chars().take(80).collect() }
 }
 
 /// A file that holds one number.
 pub(super) fn number(dir: &Dir, file: &str) -> Result<u64, CgroupError> {
     let text = dir.read(file)?;
-    text.trim()
-        .parse()
-        .map_err(|_| malformed(&dir.path().join(file), &text))
+    text.trim().parse().map_err(|_| malformed(&dir.path().join(file), &text))
 }
 
 /// A file that holds one number or `max`.
@@ -168,10 +153,7 @@ pub(super) fn max_or_number(dir: &Dir, file: &str) -> Result<Option<u64>, Cgroup
     let text = dir.read(file)?;
     match text.trim() {
         "max" => Ok(None),
-        word => word
-            .parse()
-            .map(Some)
-            .map_err(|_| malformed(&dir.path().join(file), &text)),
+        word => word.parse().map(Some).map_err(|_| malformed(&dir.path().join(file), &text)),
     }
 }
 
@@ -183,10 +165,7 @@ pub(super) struct Keyed {
 
 impl Keyed {
     pub(super) fn read(dir: &Dir, file: &str) -> Result<Keyed, CgroupError> {
-        Ok(Keyed {
-            file: dir.path().join(file),
-            text: dir.read(file)?,
-        })
+        Ok(Keyed { file: dir.path().join(file), text: dir.read(file)? })
     }
 
     /// One entry; `None` when this kernel does not have the key.
@@ -209,10 +188,7 @@ pub(super) fn host_without_swap() -> Result<(), CgroupError> {
         Ok(text) if text.lines().count() <= 1 => Ok(()),
         Ok(_) => Err(CgroupError::SwapUncounted),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()), // a kernel without swap
-        Err(source) => Err(CgroupError::Read {
-            file: SWAPS.into(),
-            source,
-        }),
+        Err(source) => Err(CgroupError::Read { file: SWAPS.into(), source }),
     }
 }
 
@@ -223,12 +199,7 @@ pub(super) fn swap_absent(plan: &CgroupPlan) -> Result<EffectiveLimit, CgroupErr
         Err(CgroupError::SwapUncounted) => None,
         Err(error) => return Err(error),
     };
-    Ok(EffectiveLimit {
-        resource: "swap-bytes",
-        requested: plan.swap_bytes,
-        value,
-        file: "/proc/swaps".into(),
-    })
+    Ok(EffectiveLimit { resource: "swap-bytes", requested: plan.swap_bytes, value, file: "/proc/swaps".into() })
 }
 
 #[cfg(test)]
@@ -248,12 +219,7 @@ mod tests {
         let check = |requested, value, member, expected: Option<&str>| {
             let effective = Effective {
                 version: "v2",
-                limits: vec![EffectiveLimit {
-                    resource: "tasks",
-                    requested,
-                    value,
-                    file: "/cg/pids.max".into(),
-                }],
+                limits: vec![EffectiveLimit { resource: "tasks", requested, value, file: "/cg/pids.max".into() }],
                 member,
                 membership_file: "/proc/7/cgroup".into(),
             };
@@ -262,18 +228,8 @@ mod tests {
         check(Some(5), Some(5), true, None);
         check(Some(5), Some(4), true, None);
         check(None, None, true, None);
-        check(
-            Some(5),
-            None,
-            true,
-            Some("tasks: 5 was asked for, no limit is in force, says /cg/pids.max"),
-        );
-        check(
-            Some(5),
-            Some(5),
-            false,
-            Some("the process is not in its cgroup, says /proc/7/cgroup"),
-        );
+        check(Some(5), None, true, Some("tasks: 5 was asked for, no limit is in force, says /cg/pids.max"));
+        check(Some(5), Some(5), false, Some("the process is not in its cgroup, says /proc/7/cgroup"));
     }
 
     #[test]

@@ -64,9 +64,7 @@ pub enum CgroupError {
     )]
     SwapUncounted,
     /// v1 limits only the sum of memory and swap.
-    #[error(
-        "cannot limit swap without memory: cgroup v1 limits only the sum of both; give a memory limit too"
-    )]
+    #[error("cannot limit swap without memory: cgroup v1 limits only the sum of both; give a memory limit too")]
     SwapAlone,
     /// A process cannot be put into the cgroup.
     #[error("cannot put process {pid} into the cgroup {dir}", dir = dir.display())]

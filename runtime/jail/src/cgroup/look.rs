@@ -33,32 +33,24 @@ struct Own {
 
 /// See [`super::Site::find`].
 pub(super) fn find(wanted: &[Controller]) -> Place {
-    let (mountinfo, own) = match (
-        read_list(Path::new("/proc/self/mountinfo")),
-        read_control(Path::new("/proc/self/cgroup")),
-    ) {
-        (Ok(mountinfo), Ok(own)) => (mountinfo, own),
-        (Err(error), _) | (_, Err(error)) => {
-            return Place::Missing {
-                reason: format!(
-                    "/proc/self/mountinfo and /proc/self/cgroup cannot be read: {error}"
-                ),
-                remedy: "mount /proc, or give --optional cgroup".to_owned(),
-            };
-        }
-    };
+    let (mountinfo, own) =
+        match (read_list(Path::new("/proc/self/mountinfo")), read_control(Path::new("/proc/self/cgroup"))) {
+            (Ok(mountinfo), Ok(own)) => (mountinfo, own),
+            (Err(error), _) | (_, Err(error)) => {
+                return Place::Missing {
+                    reason: format!("/proc/self/mountinfo and /proc/self/cgroup cannot be read: {error}"),
+                    remedy: "mount /proc, or give --optional cgroup".to_owned(),
+                };
+            }
+        };
     let mounts = parse_mountinfo(&mountinfo);
     let own = parse_own(&own);
     let v2_mount = mounts.iter().find(|mount| mount.v1.is_none());
 
     // A controller lives in one hierarchy only: where v1 has all of them, v2 need not be asked.
-    let all_on_v1 = wanted.iter().all(|controller| {
-        own.iter()
-            .any(|own| own.v1.as_ref().is_some_and(|v1| v1.contains(controller)))
-    });
-    let v2 = v2_mount
-        .filter(|_| !all_on_v1)
-        .and_then(|mount| v2_parent(mount, &own, wanted));
+    let all_on_v1 =
+        wanted.iter().all(|controller| own.iter().any(|own| own.v1.as_ref().is_some_and(|v1| v1.contains(controller))));
+    let v2 = v2_mount.filter(|_| !all_on_v1).and_then(|mount| v2_parent(mount, &own, wanted));
     if let Some(parent) = &v2
         && covers(&parent.controllers, wanted)
     {
@@ -78,10 +70,7 @@ pub(super) fn find(wanted: &[Controller]) -> Place {
     if let Some(mount) = v2_mount.filter(|_| !all_on_v1)
         && let Some(bus) = user_bus()
     {
-        return Place::SystemdUser {
-            mount: mount.point.clone(),
-            bus,
-        };
+        return Place::SystemdUser { mount: mount.point.clone(), bus };
     }
     missing(&mounts, &own)
 }
@@ -106,19 +95,13 @@ fn v1_hierarchies(mounts: &[Mounted], own: &[Own], wanted: &[Controller]) -> Vec
         let Some(group) = own.iter().find(|own| own.v1.as_ref() == Some(controllers)) else {
             continue;
         };
-        let useful = controllers
-            .iter()
-            .any(|controller| wanted.contains(controller));
+        let useful = controllers.iter().any(|controller| wanted.contains(controller));
         let Some(parent) = directory(mount, &group.path) else {
             continue;
         };
         if useful && !seen.contains(controllers) && access(&parent, AccessFlags::W_OK).is_ok() {
             seen.insert(controllers.clone());
-            found.push(v1::Hierarchy {
-                controllers: controllers.clone(),
-                parent,
-                path: group.path.clone(),
-            });
+            found.push(v1::Hierarchy { controllers: controllers.clone(), parent, path: group.path.clone() });
         }
     }
     found.sort_by(|a, b| a.controllers.cmp(&b.controllers));
@@ -132,11 +115,7 @@ fn directory(mount: &Mounted, path: &str) -> Option<PathBuf> {
         return None;
     }
     let below = Path::new(path).strip_prefix(&mount.root).ok()?;
-    Some(if below.as_os_str().is_empty() {
-        mount.point.clone()
-    } else {
-        mount.point.join(below)
-    })
+    Some(if below.as_os_str().is_empty() { mount.point.clone() } else { mount.point.join(below) })
 }
 
 /// The cgroup mounts of proc_pid_mountinfo(5), v1 only those with a controller that a plan can ask for.
@@ -181,20 +160,12 @@ fn parse_own_line(line: &str) -> Option<Own> {
 
 fn known(words: &str) -> Option<Vec<Controller>> {
     let words: Vec<&str> = words.split(',').collect();
-    Some(
-        Controller::ALL
-            .into_iter()
-            .filter(|controller| words.contains(&controller.name()))
-            .collect(),
-    )
+    Some(Controller::ALL.into_iter().filter(|controller| words.contains(&controller.name())).collect())
 }
 
 /// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
 fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 /// The address of our session bus, when a systemd user manager is there to ask: its private socket stands in the same place.
@@ -219,12 +190,10 @@ fn missing(mounts: &[Mounted], own: &[Own]) -> Place {
     });
     let reason = match ours {
         None if mounts.is_empty() => "no cgroup hierarchy is mounted here".to_owned(),
-        None => "the mounted cgroup hierarchies do not show the cgroup that this process is in"
-            .to_owned(),
-        Some(dir) if access(&dir, AccessFlags::W_OK).is_err() => format!(
-            "uid {uid} may not make a cgroup in {}: that directory is not delegated to it",
-            dir.display()
-        ),
+        None => "the mounted cgroup hierarchies do not show the cgroup that this process is in".to_owned(),
+        Some(dir) if access(&dir, AccessFlags::W_OK).is_err() => {
+            format!("uid {uid} may not make a cgroup in {}: that directory is not delegated to it", dir.display())
+        }
         Some(dir) => format!(
             "no controller of memory, pids and cpu can be enabled below {}: other processes are in that cgroup, or it was not given the controllers",
             dir.display()
@@ -239,10 +208,7 @@ fn missing(mounts: &[Mounted], own: &[Own]) -> Place {
     } else {
         "start it as `systemd-run --user --scope -p Delegate=yes apex-run ...` (without a session: `loginctl enable-linger` first), or give --optional cgroup to run without limits on memory, CPU and tasks"
     };
-    Place::Missing {
-        reason,
-        remedy: remedy.to_owned(),
-    }
+    Place::Missing { reason, remedy: remedy.to_owned() }
 }
 
 #[cfg(test)]
@@ -259,29 +225,13 @@ mod tests {
     #[test]
     fn mountinfo_keeps_the_hierarchies_that_limit() {
         let mounts = parse_mountinfo(HYBRID);
-        let seen: Vec<_> = mounts
-            .iter()
-            .map(|mount| {
-                (
-                    mount.root.as_str(),
-                    mount.point.to_str().unwrap(),
-                    mount.v1.clone(),
-                )
-            })
-            .collect();
+        let seen: Vec<_> =
+            mounts.iter().map(|mount| (mount.root.as_str(), mount.point.to_str().unwrap(), mount.v1.clone())).collect();
         assert_eq!(
             seen,
             [
-                (
-                    "/",
-                    "/sys/fs/cgroup/cpu,cpuacct",
-                    Some(vec![Controller::Cpu])
-                ),
-                (
-                    "/box",
-                    "/sys/fs/cgroup/my memory",
-                    Some(vec![Controller::Memory])
-                ),
+                ("/", "/sys/fs/cgroup/cpu,cpuacct", Some(vec![Controller::Cpu])),
+                ("/box", "/sys/fs/cgroup/my memory", Some(vec![Controller::Memory])),
                 ("/", "/sys/fs/cgroup/unified", None),
             ]
         );
@@ -298,17 +248,9 @@ mod tests {
 
     #[test]
     fn a_cgroup_outside_the_mount_has_no_directory() {
-        let mount = |root: &str| Mounted {
-            root: root.to_owned(),
-            point: PathBuf::from("/m"),
-            v1: None,
-        };
+        let mount = |root: &str| Mounted { root: root.to_owned(), point: PathBuf::from("/m"), v1: None };
         let check = |root: &str, path: &str, expected: Option<&str>| {
-            assert_eq!(
-                directory(&mount(root), path),
-                expected.map(PathBuf::from),
-                "{root} {path}"
-            );
+            assert_eq!(directory(&mount(root), path), expected.map(PathBuf::from), "{root} {path}");
         };
         check("/", "/", Some("/m"));
         check("/", "/a/b", Some("/m/a/b"));
@@ -320,10 +262,7 @@ mod tests {
 
     #[test]
     fn malformed_lines_are_passed_over() {
-        assert_eq!(
-            parse_mountinfo("\n - \n1 2 3 - cgroup\nx - cgroup2 y z"),
-            []
-        );
+        assert_eq!(parse_mountinfo("\n - \n1 2 3 - cgroup\nx - cgroup2 y z"), []);
         assert_eq!(parse_own("\n0:\nx"), []);
     }
 }

@@ -104,26 +104,20 @@ enum Place {
 impl Site {
     /// Looks at the host for `wanted` controllers. Changes nothing; what cannot be had is an answer, not an error.
     pub fn find(wanted: &[Controller]) -> Site {
-        Site {
-            place: look::find(wanted),
-        }
+        Site { place: look::find(wanted) }
     }
 
     /// The answer in the words of the planner.
     pub fn support(&self) -> CgroupSupport {
         match &self.place {
-            Place::V2(parent) => CgroupSupport::V2 {
-                parent: parent.dir.clone(),
-                controllers: names(&parent.controllers),
-            },
-            Place::V1(hierarchies) => CgroupSupport::V1 {
-                controllers: names(&controllers_of(hierarchies)),
-            },
+            Place::V2(parent) => {
+                CgroupSupport::V2 { parent: parent.dir.clone(), controllers: names(&parent.controllers) }
+            }
+            Place::V1(hierarchies) => CgroupSupport::V1 { controllers: names(&controllers_of(hierarchies)) },
             Place::SystemdUser { .. } => CgroupSupport::SystemdUser,
-            Place::Missing { reason, remedy } => CgroupSupport::Missing {
-                reason: reason.clone(),
-                remedy: remedy.clone(),
-            },
+            Place::Missing { reason, remedy } => {
+                CgroupSupport::Missing { reason: reason.clone(), remedy: remedy.clone() }
+            }
         }
     }
 }
@@ -159,22 +153,15 @@ impl Cgroup {
             let made = match &site.place {
                 Place::V1(hierarchies) => v1::create(plan, hierarchies, &name).map(Kind::V1),
                 Place::V2(parent) => v2::create(plan, parent, &name).map(Kind::V2),
-                Place::SystemdUser { mount, bus } => {
-                    Ok(Kind::Scope(systemd::Scope::new(&name, plan, mount, bus)))
+                Place::SystemdUser { mount, bus } => Ok(Kind::Scope(systemd::Scope::new(&name, plan, mount, bus))),
+                Place::Missing { reason, remedy } => {
+                    Err(CgroupError::Unavailable { reason: reason.clone(), remedy: remedy.clone() })
                 }
-                Place::Missing { reason, remedy } => Err(CgroupError::Unavailable {
-                    reason: reason.clone(),
-                    remedy: remedy.clone(),
-                }),
             };
             attempts += 1;
             match made {
                 Ok(kind) => {
-                    return Ok(Cgroup {
-                        name,
-                        plan: plan.clone(),
-                        kind,
-                    });
+                    return Ok(Cgroup { name, plan: plan.clone(), kind });
                 }
                 Err(CgroupError::NameTaken { .. }) if attempts < NAME_ATTEMPTS_MAX => {}
                 Err(error) => return Err(error),
@@ -254,35 +241,18 @@ impl Cgroup {
 const NAME_ATTEMPTS_MAX: u32 = 8;
 
 fn names(controllers: &[Controller]) -> Vec<String> {
-    controllers
-        .iter()
-        .map(|controller| controller.name().to_owned())
-        .collect()
+    controllers.iter().map(|controller| controller.name().to_owned()).collect()
 }
 
 fn controllers_of(hierarchies: &[v1::Hierarchy]) -> Vec<Controller> {
-    hierarchies
-        .iter()
-        .flat_map(|hierarchy| hierarchy.controllers.iter().copied())
-        .collect()
+    hierarchies.iter().flat_map(|hierarchy| hierarchy.controllers.iter().copied()).collect()
 }
 
 /// The wanted controllers that `have` lacks, as an error.
-fn require(
-    wanted: &[Controller],
-    have: &[Controller],
-    place: impl FnOnce() -> String,
-) -> Result<(), CgroupError> {
-    let missing: Vec<Controller> = wanted
-        .iter()
-        .copied()
-        .filter(|controller| !have.contains(controller))
-        .collect();
+fn require(wanted: &[Controller], have: &[Controller], place: impl FnOnce() -> String) -> Result<(), CgroupError> {
+    let missing: Vec<Controller> = wanted.iter().copied().filter(|controller| !have.contains(controller)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    Err(CgroupError::Lacks {
-        controllers: names(&missing).join(", "),
-        place: place(),
-    })
+    Err(CgroupError::Lacks { controllers: names(&missing).join(", "), place: place() })
 }

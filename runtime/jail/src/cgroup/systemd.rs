@@ -53,12 +53,8 @@ impl Scope {
     }
 
     pub(super) fn attach(&mut self, pid: i32) -> Result<(), CgroupError> {
-        start_scope(&self.bus, &self.unit, properties(&self.plan, pid)).map_err(|source| {
-            CgroupError::Bus {
-                unit: self.unit.clone(),
-                source: Box::new(source),
-            }
-        })?;
+        start_scope(&self.bus, &self.unit, properties(&self.plan, pid))
+            .map_err(|source| CgroupError::Bus { unit: self.unit.clone(), source: Box::new(source) })?;
         let path = self.wait_until_inside(pid)?;
         let dir = Dir::open_foreign(&self.mount.join(path.trim_start_matches('/')))?;
         if self.plan.memory_bytes.is_some() {
@@ -77,20 +73,14 @@ impl Scope {
                 return Ok(path);
             }
             if Instant::now() >= until {
-                return Err(CgroupError::NotPlaced {
-                    unit: self.unit.clone(),
-                    pid,
-                    found: path,
-                });
+                return Err(CgroupError::NotPlaced { unit: self.unit.clone(), pid, found: path });
             }
             std::thread::sleep(LOOK_INTERVAL);
         }
     }
 
     fn placed(&self) -> Result<&(Dir, String), CgroupError> {
-        self.placed.as_ref().ok_or_else(|| CgroupError::NotStarted {
-            unit: self.unit.clone(),
-        })
+        self.placed.as_ref().ok_or_else(|| CgroupError::NotStarted { unit: self.unit.clone() })
     }
 
     pub(super) fn effective(&self, plan: &CgroupPlan, pid: i32) -> Result<Effective, CgroupError> {
@@ -139,15 +129,9 @@ fn properties(plan: &CgroupPlan, pid: i32) -> Vec<(&'static str, Value<'static>)
     properties
 }
 
-fn start_scope(
-    bus: &str,
-    unit: &str,
-    properties: Vec<(&'static str, Value<'static>)>,
-) -> zbus::Result<()> {
+fn start_scope(bus: &str, unit: &str, properties: Vec<(&'static str, Value<'static>)>) -> zbus::Result<()> {
     let auxiliary: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
-    let bus = zbus::blocking::connection::Builder::address(bus)?
-        .method_timeout(WAIT_MAX)
-        .build()?;
+    let bus = zbus::blocking::connection::Builder::address(bus)?.method_timeout(WAIT_MAX).build()?;
     // `fail`: a unit of this name that is there already is not ours.
     bus.call_method(
         Some(MANAGER),
@@ -170,12 +154,8 @@ mod tests {
     use super::super::{Cgroup, Place, Site};
     use super::*;
 
-    const PLAN: CgroupPlan = CgroupPlan {
-        memory_bytes: Some(32 << 20),
-        swap_bytes: Some(0),
-        cpu_percent: Some(150),
-        tasks: Some(20),
-    };
+    const PLAN: CgroupPlan =
+        CgroupPlan { memory_bytes: Some(32 << 20), swap_bytes: Some(0), cpu_percent: Some(150), tasks: Some(20) };
 
     #[test]
     fn a_plan_becomes_properties() {
@@ -211,14 +191,10 @@ mod tests {
             let (_, pids) = properties.iter().find(|(key, _)| key == "PIDs").unwrap();
             let pids: Vec<u32> = pids.try_clone().unwrap().try_into().unwrap();
             let dir = self.parent.join(unit);
-            std::fs::create_dir(&dir)
-                .map_err(|error| zbus::fdo::Error::Failed(error.to_string()))?;
+            std::fs::create_dir(&dir).map_err(|error| zbus::fdo::Error::Failed(error.to_string()))?;
             std::fs::write(dir.join("cgroup.procs"), pids[0].to_string())
                 .map_err(|error| zbus::fdo::Error::Failed(error.to_string()))?;
-            Ok(
-                zbus::zvariant::OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/1")
-                    .unwrap(),
-            )
+            Ok(zbus::zvariant::OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/1").unwrap())
         }
     }
 
@@ -226,10 +202,7 @@ mod tests {
     fn private_bus() -> std::io::Result<(Child, String)> {
         let mut daemon = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--print-address"])
-            .arg(format!(
-                "--address=unix:tmpdir={}",
-                std::env::temp_dir().display()
-            ))
+            .arg(format!("--address=unix:tmpdir={}", std::env::temp_dir().display()))
             .stdout(Stdio::piped())
             .spawn()?;
         let mut address = String::new();
@@ -240,12 +213,9 @@ mod tests {
     #[test]
     fn a_scope_is_asked_for_over_the_bus() {
         let name = "cgroup::systemd::tests::a_scope_is_asked_for_over_the_bus";
-        let _turn = TURN
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mount = PathBuf::from("/sys/fs/cgroup/unified");
-        if nix::unistd::access(&mount.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK).is_err()
-        {
+        if nix::unistd::access(&mount.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK).is_err() {
             return skip(name, "needs a writable cgroup v2 at /sys/fs/cgroup/unified");
         }
         let own = effective::path_v2(std::process::id().cast_signed()).unwrap();
@@ -258,34 +228,21 @@ mod tests {
             .unwrap()
             .name(MANAGER)
             .unwrap()
-            .serve_at(
-                MANAGER_PATH,
-                FakeManager {
-                    parent: parent.clone(),
-                },
-            )
+            .serve_at(MANAGER_PATH, FakeManager { parent: parent.clone() })
             .unwrap()
             .build()
             .unwrap();
-        let site = Site {
-            place: Place::SystemdUser { mount, bus },
-        };
+        let site = Site { place: Place::SystemdUser { mount, bus } };
 
         let mut cgroup = Cgroup::create(&PLAN, &site).unwrap();
-        assert!(matches!(
-            cgroup.kill_all(),
-            Err(CgroupError::NotStarted { .. })
-        ));
+        assert!(matches!(cgroup.kill_all(), Err(CgroupError::NotStarted { .. })));
         let mut child = waiting_shell("sleep 60");
         cgroup.attach(pid_of(&child)).unwrap();
         let effective = cgroup.effective(pid_of(&child)).unwrap();
         assert!(effective.member);
         // The fake gives no controllers, and that does not go unnoticed.
         let mismatch = effective.mismatch().unwrap();
-        assert!(
-            mismatch.starts_with("memory-bytes: 33554432 was asked for, no limit"),
-            "{mismatch}"
-        );
+        assert!(mismatch.starts_with("memory-bytes: 33554432 was asked for, no limit"), "{mismatch}");
         let again = cgroup.attach(pid_of(&child));
         assert!(matches!(again, Err(CgroupError::Bus { .. })), "{again:?}");
         go(&mut child);
@@ -311,9 +268,7 @@ mod tests {
         cgroup.attach(pid_of(&child)).unwrap();
         let mut effective = cgroup.effective(pid_of(&child)).unwrap();
         // The user manager is given cpu on newer systemd only; that it is missing must then be seen.
-        effective
-            .limits
-            .retain(|limit| limit.resource != "cpu-percent" || limit.value.is_some());
+        effective.limits.retain(|limit| limit.resource != "cpu-percent" || limit.value.is_some());
         assert_eq!(effective.mismatch(), None);
         go(&mut child);
         assert!(!child.wait().unwrap().success());

@@ -12,19 +12,10 @@ use super::*;
 /// One at a time: each looks for directories that bear this process's pid.
 pub(super) static TURN: Mutex<()> = Mutex::new(());
 
-const NONE: CgroupPlan = CgroupPlan {
-    memory_bytes: None,
-    swap_bytes: None,
-    cpu_percent: None,
-    tasks: None,
-};
+const NONE: CgroupPlan = CgroupPlan { memory_bytes: None, swap_bytes: None, cpu_percent: None, tasks: None };
 
-const ALL: CgroupPlan = CgroupPlan {
-    memory_bytes: Some(64 << 20),
-    swap_bytes: Some(0),
-    cpu_percent: Some(20),
-    tasks: Some(16),
-};
+const ALL: CgroupPlan =
+    CgroupPlan { memory_bytes: Some(64 << 20), swap_bytes: Some(0), cpu_percent: Some(20), tasks: Some(16) };
 
 pub(super) fn skip(name: &str, reason: &str) {
     println!("SKIP {name}: {reason}");
@@ -44,10 +35,7 @@ fn site(name: &str) -> Option<Site> {
             Some(site)
         }
         CgroupSupport::V1 { controllers } | CgroupSupport::V2 { controllers, .. } => {
-            skip(
-                name,
-                &format!("only these controllers can be had: {controllers:?}"),
-            );
+            skip(name, &format!("only these controllers can be had: {controllers:?}"));
             None
         }
         CgroupSupport::SystemdUser => {
@@ -55,10 +43,7 @@ fn site(name: &str) -> Option<Site> {
             None
         }
         CgroupSupport::Missing { reason, .. } => {
-            skip(
-                name,
-                &format!("needs a cgroup that this user may write: {reason}"),
-            );
+            skip(name, &format!("needs a cgroup that this user may write: {reason}"));
             None
         }
     }
@@ -123,19 +108,9 @@ fn tasks_above_the_limit_are_refused() {
     let Some(site) = site("cgroup::tests::tasks_above_the_limit_are_refused") else {
         return;
     };
-    let plan = CgroupPlan {
-        tasks: Some(3),
-        ..NONE
-    };
-    let (status, outcome) = run(
-        &site,
-        &plan,
-        "for i in 1 2 3 4 5 6; do sleep 60 & done; exit 0",
-    );
-    assert!(
-        !status.success(),
-        "the shell could fork six times under a limit of three: {status}"
-    );
+    let plan = CgroupPlan { tasks: Some(3), ..NONE };
+    let (status, outcome) = run(&site, &plan, "for i in 1 2 3 4 5 6; do sleep 60 & done; exit 0");
+    assert!(!status.success(), "the shell could fork six times under a limit of three: {status}");
     assert!(outcome.tasks_refused.unwrap() > 0, "{outcome:?}");
 }
 
@@ -145,11 +120,7 @@ fn memory_above_the_limit_is_an_oom_kill() {
     let Some(site) = site("cgroup::tests::memory_above_the_limit_is_an_oom_kill") else {
         return;
     };
-    let plan = CgroupPlan {
-        memory_bytes: Some(16 << 20),
-        swap_bytes: Some(0),
-        ..NONE
-    };
+    let plan = CgroupPlan { memory_bytes: Some(16 << 20), swap_bytes: Some(0), ..NONE };
     let (status, outcome) = run(&site, &plan, "exec tail /dev/zero");
     assert_eq!(status.signal(), Some(9), "{status}");
     assert!(outcome.oom_kills.unwrap() > 0, "{outcome:?}");
@@ -165,15 +136,8 @@ fn cpu_above_the_quota_is_throttled() {
     let Some(site) = site("cgroup::tests::cpu_above_the_quota_is_throttled") else {
         return;
     };
-    let plan = CgroupPlan {
-        cpu_percent: Some(20),
-        ..NONE
-    };
-    let (status, outcome) = run(
-        &site,
-        &plan,
-        "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done",
-    );
+    let plan = CgroupPlan { cpu_percent: Some(20), ..NONE };
+    let (status, outcome) = run(&site, &plan, "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done");
     assert!(status.success());
     assert!(outcome.throttled_periods.unwrap() > 0, "{outcome:?}");
     assert!(outcome.throttled_us.unwrap() > 0, "{outcome:?}");
@@ -189,34 +153,17 @@ fn limits_are_read_back_with_their_files() {
     let mut child = waiting_shell("exit 0");
     let before = cgroup.effective(pid_of(&child)).unwrap();
     assert!(!before.member);
-    assert!(
-        before
-            .mismatch()
-            .unwrap()
-            .starts_with("the process is not in its cgroup")
-    );
+    assert!(before.mismatch().unwrap().starts_with("the process is not in its cgroup"));
     cgroup.attach(pid_of(&child)).unwrap();
     let effective = cgroup.effective(pid_of(&child)).unwrap();
     assert_eq!(effective.mismatch(), None);
-    let mut values: Vec<_> = effective
-        .limits
-        .iter()
-        .map(|limit| (limit.resource, limit.value))
-        .collect();
+    let mut values: Vec<_> = effective.limits.iter().map(|limit| (limit.resource, limit.value)).collect();
     values.sort_unstable();
     assert_eq!(
         values,
-        [
-            ("cpu-percent", Some(20)),
-            ("memory-bytes", Some(64 << 20)),
-            ("swap-bytes", Some(0)),
-            ("tasks", Some(16)),
-        ]
+        [("cpu-percent", Some(20)), ("memory-bytes", Some(64 << 20)), ("swap-bytes", Some(0)), ("tasks", Some(16)),]
     );
-    assert!(
-        effective.limits.iter().all(|limit| limit.file.exists()),
-        "{effective:?}"
-    );
+    assert!(effective.limits.iter().all(|limit| limit.file.exists()), "{effective:?}");
     go(&mut child);
     child.wait().unwrap();
     cgroup.remove().unwrap();
@@ -240,14 +187,7 @@ fn kill_all_ends_a_fork_bomb() {
     let Some(site) = site("cgroup::tests::kill_all_ends_a_fork_bomb") else {
         return;
     };
-    let mut cgroup = Cgroup::create(
-        &CgroupPlan {
-            tasks: Some(32),
-            ..NONE
-        },
-        &site,
-    )
-    .unwrap();
+    let mut cgroup = Cgroup::create(&CgroupPlan { tasks: Some(32), ..NONE }, &site).unwrap();
     let mut child = waiting_shell("f() { f & f & }; while :; do f; done");
     cgroup.attach(pid_of(&child)).unwrap();
     go(&mut child);
@@ -284,20 +224,8 @@ fn a_limit_that_the_kernel_refuses_leaves_nothing() {
         }
         assert_eq!(leftovers(&site), Vec::<PathBuf>::new(), "{plan:?}");
     };
-    check(
-        CgroupPlan {
-            tasks: Some(u64::MAX),
-            ..ALL
-        },
-        "pids.max",
-    );
-    check(
-        CgroupPlan {
-            cpu_percent: Some(0),
-            ..ALL
-        },
-        "cpu.",
-    );
+    check(CgroupPlan { tasks: Some(u64::MAX), ..ALL }, "pids.max");
+    check(CgroupPlan { cpu_percent: Some(0), ..ALL }, "cpu.");
 }
 
 #[test]
@@ -313,10 +241,7 @@ fn a_failure_in_each_hierarchy_leaves_nothing() {
         broken[step].parent = PathBuf::from("/nonexistent");
         let place = Place::V1(broken);
         let made = Cgroup::create(&ALL, &Site { place }).map(|cgroup| cgroup.name().to_owned());
-        assert!(
-            matches!(made, Err(CgroupError::Make { .. })),
-            "step {step} gave {made:?}"
-        );
+        assert!(matches!(made, Err(CgroupError::Make { .. })), "step {step} gave {made:?}");
         assert_eq!(leftovers(&site), Vec::<PathBuf>::new(), "step {step}");
     }
 }
@@ -331,10 +256,7 @@ fn an_existing_directory_is_never_adopted() {
     let parent = &parents(&site)[0];
     let first = dir::Dir::make(parent, &name).unwrap();
     let second = dir::Dir::make(parent, &name).map(|dir| dir.path().to_owned());
-    assert!(
-        matches!(second, Err(CgroupError::NameTaken { .. })),
-        "{second:?}"
-    );
+    assert!(matches!(second, Err(CgroupError::NameTaken { .. })), "{second:?}");
     assert!(first.path().is_dir());
     first.remove().unwrap();
     assert_eq!(leftovers(&site), Vec::<PathBuf>::new());
@@ -353,11 +275,7 @@ fn a_sweep_takes_what_nobody_holds_and_nothing_else() {
     let foreign = outer.path().join("foreign");
     std::fs::create_dir(&stale).unwrap();
     std::fs::create_dir(&foreign).unwrap();
-    assert_eq!(
-        dir::sweep(outer.path(), Duration::from_secs(3600)),
-        0,
-        "too young"
-    );
+    assert_eq!(dir::sweep(outer.path(), Duration::from_secs(3600)), 0, "too young");
     assert_eq!(dir::sweep(outer.path(), Duration::ZERO), 1);
     assert!(live.path().is_dir() && foreign.is_dir() && !stale.exists());
     std::fs::remove_dir(&foreign).unwrap();
@@ -404,16 +322,13 @@ fn v2_site(name: &str) -> Option<Site> {
         skip(name, "needs a cgroup v2 directory that this user may write");
         return None;
     };
-    Some(Site {
-        place: Place::V2(parent),
-    })
+    Some(Site { place: Place::V2(parent) })
 }
 
 #[test]
 fn v2_is_entered_by_the_clone_and_left_by_one_write() {
     let _turn = turn();
-    let Some(site) = v2_site("cgroup::tests::v2_is_entered_by_the_clone_and_left_by_one_write")
-    else {
+    let Some(site) = v2_site("cgroup::tests::v2_is_entered_by_the_clone_and_left_by_one_write") else {
         return;
     };
     let cgroup = Cgroup::create(&NONE, &site).unwrap();
@@ -430,10 +345,7 @@ fn v2_is_entered_by_the_clone_and_left_by_one_write() {
     cgroup.kill_all().unwrap();
     let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).unwrap();
     assert!(
-        matches!(
-            ended,
-            nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGKILL, _)
-        ),
+        matches!(ended, nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGKILL, _)),
         "{ended:?}"
     );
     cgroup.outcome().unwrap();
@@ -452,19 +364,12 @@ fn v2_freezes_and_thaws() {
     cgroup.attach(pid_of(&child)).unwrap();
     cgroup.freeze(true).unwrap();
     let events = parents(&site)[0].join(cgroup.name()).join("cgroup.events");
-    let frozen = || {
-        std::fs::read_to_string(&events)
-            .unwrap()
-            .contains("frozen 1")
-    };
+    let frozen = || std::fs::read_to_string(&events).unwrap().contains("frozen 1");
     while !frozen() {
         std::thread::sleep(Duration::from_millis(1));
     }
     go(&mut child);
-    assert!(
-        child.try_wait().unwrap().is_none(),
-        "a frozen shell must not answer"
-    );
+    assert!(child.try_wait().unwrap().is_none(), "a frozen shell must not answer");
     cgroup.freeze(false).unwrap();
     assert!(child.wait().unwrap().success());
     cgroup.remove().unwrap();
@@ -492,44 +397,27 @@ fn an_unprivileged_user_is_told_what_is_missing() {
                 String::from_utf8_lossy(&output.stdout),
                 String::from_utf8_lossy(&output.stderr)
             ),
-            Err(error) => skip(
-                name,
-                &format!("uid 65534 cannot execute this test: {error}"),
-            ),
+            Err(error) => skip(name, &format!("uid 65534 cannot execute this test: {error}")),
         }
         return;
     }
     match support(&Controller::ALL) {
         CgroupSupport::Missing { reason, remedy } => {
-            assert!(
-                reason.contains("not delegated") || reason.contains("enabled"),
-                "{reason}"
-            );
+            assert!(reason.contains("not delegated") || reason.contains("enabled"), "{reason}");
             assert!(remedy.contains("--optional cgroup"), "{remedy}");
-            assert!(
-                remedy.contains("systemd-run --user") || remedy.contains("delegate"),
-                "{remedy}"
-            );
+            assert!(remedy.contains("systemd-run --user") || remedy.contains("delegate"), "{remedy}");
             let refused = Cgroup::create(&ALL, &Site::find(&Controller::ALL)).map(|_| ());
-            assert!(
-                matches!(refused, Err(CgroupError::Unavailable { .. })),
-                "{refused:?}"
-            );
+            assert!(matches!(refused, Err(CgroupError::Unavailable { .. })), "{refused:?}");
         }
         other if std::env::var_os(AS_NOBODY).is_some() => panic!("nobody was given {other:?}"),
-        other => skip(
-            name,
-            &format!("this user has a delegated cgroup: {other:?}"),
-        ),
+        other => skip(name, &format!("this user has a delegated cgroup: {other:?}")),
     }
 }
 
 #[test]
 fn a_missing_controller_is_named() {
     let place = Place::V1(Vec::new());
-    let error = Cgroup::create(&ALL, &Site { place })
-        .map(|_| ())
-        .unwrap_err();
+    let error = Cgroup::create(&ALL, &Site { place }).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("memory, pids, cpu"), "{error}");
 }
 
@@ -537,9 +425,5 @@ fn a_missing_controller_is_named() {
 fn names_do_not_repeat() {
     let names: std::collections::BTreeSet<String> = (0..1000).map(|_| dir::fresh_name()).collect();
     assert_eq!(names.len(), 1000);
-    assert!(
-        names
-            .iter()
-            .all(|name| Path::new(name).components().count() == 1)
-    );
+    assert!(names.iter().all(|name| Path::new(name).components().count() == 1));
 }

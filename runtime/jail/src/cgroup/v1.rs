@@ -49,11 +49,7 @@ pub(super) struct Group {
 }
 
 /// Makes the directories that the plan needs and sets the limits. A plan without limits gets `memory`, to measure.
-pub(super) fn create(
-    plan: &CgroupPlan,
-    hierarchies: &[Hierarchy],
-    name: &str,
-) -> Result<Vec<Group>, CgroupError> {
+pub(super) fn create(plan: &CgroupPlan, hierarchies: &[Hierarchy], name: &str) -> Result<Vec<Group>, CgroupError> {
     let mut wanted = Controller::wanted(plan);
     require(&wanted, &super::controllers_of(hierarchies), || {
         "the cgroup v1 hierarchies that this user may write".to_owned()
@@ -63,11 +59,7 @@ pub(super) fn create(
     }
     let mut groups = Vec::with_capacity(wanted.len());
     for hierarchy in hierarchies {
-        if !hierarchy
-            .controllers
-            .iter()
-            .any(|controller| wanted.contains(controller))
-        {
+        if !hierarchy.controllers.iter().any(|controller| wanted.contains(controller)) {
             continue;
         }
         let group = Group {
@@ -101,9 +93,7 @@ impl Group {
             (None, None) => return Ok(()),
         };
         let controller = MemController::new(self.dir.path().to_owned(), self.parent.clone(), false);
-        controller
-            .set_limit(signed(memory))
-            .map_err(|source| self.refused("memory.limit_in_bytes", memory, source))?;
+        controller.set_limit(signed(memory)).map_err(|source| self.refused("memory.limit_in_bytes", memory, source))?;
         let Some(swap) = plan.swap_bytes else {
             return Ok(());
         };
@@ -113,9 +103,7 @@ impl Group {
             return effective::host_without_swap();
         }
         let sum = memory.saturating_add(swap);
-        controller
-            .set_memswap_limit(signed(sum))
-            .map_err(|source| self.refused(SUM, sum, source))
+        controller.set_memswap_limit(signed(sum)).map_err(|source| self.refused(SUM, sum, source))
     }
 
     fn limit_pids(&self, plan: &CgroupPlan) -> Result<(), CgroupError> {
@@ -139,11 +127,7 @@ impl Group {
     }
 
     fn refused(&self, file: &str, value: u64, source: cgroups_rs::fs::error::Error) -> CgroupError {
-        CgroupError::Limit {
-            file: self.dir.path().join(file),
-            value: value.to_string(),
-            source: source.into(),
-        }
+        CgroupError::Limit { file: self.dir.path().join(file), value: value.to_string(), source: source.into() }
     }
 
     /// The first write waits for an RCU period (cgroup_threadgroup_rwsem), those right after it do not.
@@ -151,21 +135,11 @@ impl Group {
         let task = CgroupPid::from(u64::try_from(pid).unwrap_or(u64::MAX));
         let (path, parent) = (self.dir.path().to_owned(), self.parent.clone());
         let written = match self.controllers.first() {
-            Some(Controller::Memory) | None => {
-                MemController::new(path, parent, false).add_task_by_tgid(&task)
-            }
-            Some(Controller::Pids) => {
-                PidController::new(path, parent, false).add_task_by_tgid(&task)
-            }
-            Some(Controller::Cpu) => {
-                CpuController::new(path, parent, false).add_task_by_tgid(&task)
-            }
+            Some(Controller::Memory) | None => MemController::new(path, parent, false).add_task_by_tgid(&task),
+            Some(Controller::Pids) => PidController::new(path, parent, false).add_task_by_tgid(&task),
+            Some(Controller::Cpu) => CpuController::new(path, parent, false).add_task_by_tgid(&task),
         };
-        written.map_err(|source| CgroupError::Attach {
-            pid,
-            dir: self.dir.path().to_owned(),
-            source: source.into(),
-        })
+        written.map_err(|source| CgroupError::Attach { pid, dir: self.dir.path().to_owned(), source: source.into() })
     }
 
     fn holds(&self, controller: Controller) -> bool {
@@ -183,11 +157,7 @@ fn signed(value: u64) -> i64 {
 }
 
 /// Limits read back; the membership of every hierarchy in one read.
-pub(super) fn effective(
-    groups: &[Group],
-    plan: &CgroupPlan,
-    pid: i32,
-) -> Result<Effective, CgroupError> {
+pub(super) fn effective(groups: &[Group], plan: &CgroupPlan, pid: i32) -> Result<Effective, CgroupError> {
     let mut limits = Vec::new();
     for group in groups {
         for controller in &group.controllers {
@@ -209,10 +179,7 @@ pub(super) fn effective(
         }
     }
     let paths: Vec<&str> = groups.iter().map(|group| group.path.as_str()).collect();
-    let controllers: Vec<&[Controller]> = groups
-        .iter()
-        .map(|group| group.controllers.as_slice())
-        .collect();
+    let controllers: Vec<&[Controller]> = groups.iter().map(|group| group.controllers.as_slice()).collect();
     Ok(Effective {
         version: "v1",
         limits,
@@ -224,11 +191,7 @@ pub(super) fn effective(
 /// "No limit" is the largest page-aligned number there is.
 const UNLIMITED_MIN: u64 = i64::MAX as u64 - 65535;
 
-fn memory_effective(
-    group: &Group,
-    plan: &CgroupPlan,
-    limits: &mut Vec<EffectiveLimit>,
-) -> Result<(), CgroupError> {
+fn memory_effective(group: &Group, plan: &CgroupPlan, limits: &mut Vec<EffectiveLimit>) -> Result<(), CgroupError> {
     const MEMORY: &str = "memory.limit_in_bytes";
     const SUM: &str = "memory.memsw.limit_in_bytes";
     let memory = group.number(MEMORY)?;
@@ -289,14 +252,11 @@ pub(super) fn outcome(groups: &[Group]) -> Result<Outcome, CgroupError> {
 /// SIGKILL until nobody is left. New forks are stopped first where `pids` is ours, so that one round is enough.
 pub(super) fn kill_all(groups: &[Group]) -> Result<(), CgroupError> {
     if let Some(group) = groups.iter().find(|group| group.holds(Controller::Pids)) {
-        group
-            .dir
-            .write("pids.max", "0")
-            .map_err(|source| CgroupError::Write {
-                file: group.dir.path().join("pids.max"),
-                value: "0",
-                source,
-            })?;
+        group.dir.write("pids.max", "0").map_err(|source| CgroupError::Write {
+            file: group.dir.path().join("pids.max"),
+            value: "0",
+            source,
+        })?;
     }
     match groups.first() {
         Some(group) => kill_rounds(&group.dir),
@@ -310,11 +270,7 @@ pub(super) fn kill_rounds(dir: &Dir) -> Result<(), CgroupError> {
     let mut left = BTreeSet::new();
     for _ in 0..KILL_ROUNDS_MAX {
         // 0 is a process that our pid namespace does not show; signalling it would hit our own process group.
-        left = dir
-            .procs()?
-            .into_iter()
-            .filter(|pid| *pid > 1 && pid.unsigned_abs() != me)
-            .collect();
+        left = dir.procs()?.into_iter().filter(|pid| *pid > 1 && pid.unsigned_abs() != me).collect();
         if left.is_empty() {
             return Ok(());
         }
@@ -324,10 +280,7 @@ pub(super) fn kill_rounds(dir: &Dir) -> Result<(), CgroupError> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Err(CgroupError::Unkillable {
-        left: left.len(),
-        dir: dir.path().to_owned(),
-    })
+    Err(CgroupError::Unkillable { left: left.len(), dir: dir.path().to_owned() })
 }
 
 /// Removes every directory, the rest also when one refuses; then sweeps beside them.

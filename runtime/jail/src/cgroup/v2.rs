@@ -36,26 +36,15 @@ pub(super) struct Parent {
 }
 
 /// See the module's header. `mount` is where the hierarchy is mounted, `own` our directory in it and `path` its name.
-pub(super) fn find_parent(
-    mount: &Path,
-    own: &Path,
-    path: &str,
-    wanted: &[Controller],
-) -> Option<Parent> {
+pub(super) fn find_parent(mount: &Path, own: &Path, path: &str, wanted: &[Controller]) -> Option<Parent> {
     let mut best: Option<Parent> = None;
     let mut path = path;
     for dir in own.ancestors().take(LEVELS_MAX) {
         if let Some(parent) = usable(dir, dir == own, path) {
-            if wanted
-                .iter()
-                .all(|controller| parent.controllers.contains(controller))
-            {
+            if wanted.iter().all(|controller| parent.controllers.contains(controller)) {
                 return Some(parent);
             }
-            if best
-                .as_ref()
-                .is_none_or(|best| parent.controllers.len() > best.controllers.len())
-            {
+            if best.as_ref().is_none_or(|best| parent.controllers.len() > best.controllers.len()) {
                 best = Some(parent);
             }
         }
@@ -75,18 +64,10 @@ fn usable(dir: &Path, own: bool, path: &str) -> Option<Parent> {
     }
     let available = controllers(&dir.join("cgroup.controllers"))?;
     let on = controllers(&dir.join("cgroup.subtree_control"))?;
-    let off: Vec<Controller> = available
-        .iter()
-        .copied()
-        .filter(|controller| !on.contains(controller))
-        .collect();
+    let off: Vec<Controller> = available.iter().copied().filter(|controller| !on.contains(controller)).collect();
     let parent = |enable: Vec<Controller>, step_aside| Parent {
         dir: dir.to_owned(),
-        path: if path.is_empty() {
-            "/".to_owned()
-        } else {
-            path.to_owned()
-        },
+        path: if path.is_empty() { "/".to_owned() } else { path.to_owned() },
         controllers: on.iter().chain(&enable).copied().collect(),
         enable,
         step_aside,
@@ -111,10 +92,7 @@ fn controllers(file: &Path) -> Option<Vec<Controller>> {
     Some(
         Controller::ALL
             .into_iter()
-            .filter(|controller| {
-                text.split_whitespace()
-                    .any(|word| word == controller.name())
-            })
+            .filter(|controller| text.split_whitespace().any(|word| word == controller.name()))
             .collect(),
     )
 }
@@ -133,23 +111,11 @@ pub(super) struct Group {
 /// Makes the directory and sets the limits.
 pub(super) fn create(plan: &CgroupPlan, parent: &Parent, name: &str) -> Result<Group, CgroupError> {
     let wanted = Controller::wanted(plan);
-    require(&wanted, &parent.controllers, || {
-        parent.dir.display().to_string()
-    })?;
+    require(&wanted, &parent.controllers, || parent.dir.display().to_string())?;
     // A plan without limits is measured all the same, where memory can be had.
-    let used: &[Controller] = if wanted.is_empty() {
-        &[Controller::Memory]
-    } else {
-        &wanted
-    };
-    let needs_enabling = used
-        .iter()
-        .any(|controller| parent.enable.contains(controller));
-    let aside = if needs_enabling {
-        prepare(parent, name)?
-    } else {
-        None
-    };
+    let used: &[Controller] = if wanted.is_empty() { &[Controller::Memory] } else { &wanted };
+    let needs_enabling = used.iter().any(|controller| parent.enable.contains(controller));
+    let aside = if needs_enabling { prepare(parent, name)? } else { None };
     let group = Group {
         dir: Dir::make(&parent.dir, name)?,
         path: effective::child_path(&parent.path, name),
@@ -167,12 +133,10 @@ fn prepare(parent: &Parent, name: &str) -> Result<Option<Aside>, CgroupError> {
         false => None,
     };
     let words = signed_words('+', &parent.enable);
-    write_file(&parent.dir.join(SUBTREE_CONTROL), &words).map_err(|source| {
-        CgroupError::Enable {
-            controllers: words.clone(),
-            dir: parent.dir.clone(),
-            source,
-        }
+    write_file(&parent.dir.join(SUBTREE_CONTROL), &words).map_err(|source| CgroupError::Enable {
+        controllers: words.clone(),
+        dir: parent.dir.clone(),
+        source,
     })?;
     if let Some(aside) = &mut aside {
         aside.enabled = parent.enable.clone();
@@ -183,10 +147,7 @@ fn prepare(parent: &Parent, name: &str) -> Result<Option<Aside>, CgroupError> {
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 
 fn signed_words(sign: char, controllers: &[Controller]) -> String {
-    let words: Vec<String> = controllers
-        .iter()
-        .map(|controller| format!("{sign}{}", controller.name()))
-        .collect();
+    let words: Vec<String> = controllers.iter().map(|controller| format!("{sign}{}", controller.name())).collect();
     words.join(" ")
 }
 
@@ -208,17 +169,12 @@ struct Aside {
 impl Aside {
     fn step(own: &Path, name: &str) -> Result<Aside, CgroupError> {
         let leaf = Dir::make(own, &format!("{name}-outside"))?;
-        leaf.write("cgroup.procs", "0")
-            .map_err(|source| CgroupError::Attach {
-                pid: nix::unistd::getpid().as_raw(),
-                dir: leaf.path().to_owned(),
-                source: source.into(),
-            })?;
-        Ok(Aside {
-            own: own.to_owned(),
-            leaf: Some(leaf),
-            enabled: Vec::new(),
-        })
+        leaf.write("cgroup.procs", "0").map_err(|source| CgroupError::Attach {
+            pid: nix::unistd::getpid().as_raw(),
+            dir: leaf.path().to_owned(),
+            source: source.into(),
+        })?;
+        Ok(Aside { own: own.to_owned(), leaf: Some(leaf), enabled: Vec::new() })
     }
 }
 
@@ -227,10 +183,7 @@ impl Drop for Aside {
         // Best effort, in this order: processes may come back only once no child has controllers. What fails leaves us in
         // the leaf, under the same limits, and the leaf to whoever delegated the cgroup.
         if !self.enabled.is_empty() {
-            let _ = write_file(
-                &self.own.join(SUBTREE_CONTROL),
-                &signed_words('-', &self.enabled),
-            );
+            let _ = write_file(&self.own.join(SUBTREE_CONTROL), &signed_words('-', &self.enabled));
         }
         let _ = write_file(&self.own.join("cgroup.procs"), "0");
         drop(self.leaf.take());
@@ -263,13 +216,11 @@ fn limit(dir: &Dir, plan: &CgroupPlan) -> Result<(), CgroupError> {
 impl Group {
     /// For callers that cannot clone into the cgroup; waits for an RCU period.
     pub(super) fn attach(&self, pid: i32) -> Result<(), CgroupError> {
-        self.dir
-            .write("cgroup.procs", &pid.to_string())
-            .map_err(|source| CgroupError::Attach {
-                pid,
-                dir: self.dir.path().to_owned(),
-                source: source.into(),
-            })
+        self.dir.write("cgroup.procs", &pid.to_string()).map_err(|source| CgroupError::Attach {
+            pid,
+            dir: self.dir.path().to_owned(),
+            source: source.into(),
+        })
     }
 
     pub(super) fn remove(self) -> Result<(), CgroupError> {
@@ -281,20 +232,10 @@ impl Group {
 }
 
 /// Limits read back from `dir`, membership of `pid` in `path`.
-pub(super) fn effective(
-    dir: &Dir,
-    path: &str,
-    plan: &CgroupPlan,
-    pid: i32,
-) -> Result<Effective, CgroupError> {
+pub(super) fn effective(dir: &Dir, path: &str, plan: &CgroupPlan, pid: i32) -> Result<Effective, CgroupError> {
     let mut limits = Vec::new();
     if dir.has("memory.max") {
-        limits.push(max_limit(
-            dir,
-            "memory-bytes",
-            "memory.max",
-            plan.memory_bytes,
-        )?);
+        limits.push(max_limit(dir, "memory-bytes", "memory.max", plan.memory_bytes)?);
         limits.push(if dir.has("memory.swap.max") {
             max_limit(dir, "swap-bytes", "memory.swap.max", plan.swap_bytes)?
         } else {
@@ -328,12 +269,7 @@ fn max_limit(
     file: &str,
     requested: Option<u64>,
 ) -> Result<EffectiveLimit, CgroupError> {
-    Ok(EffectiveLimit {
-        resource,
-        requested,
-        value: effective::max_or_number(dir, file)?,
-        file: dir.path().join(file),
-    })
+    Ok(EffectiveLimit { resource, requested, value: effective::max_or_number(dir, file)?, file: dir.path().join(file) })
 }
 
 /// `QUOTA PERIOD` as percent of one core; the inner `None` is `max`.
@@ -380,11 +316,7 @@ pub(super) fn kill_all(dir: &Dir) -> Result<(), CgroupError> {
 }
 
 fn write_named(dir: &Dir, file: &str, value: &'static str) -> Result<(), CgroupError> {
-    dir.write(file, value).map_err(|source| CgroupError::Write {
-        file: dir.path().join(file),
-        value,
-        source,
-    })
+    dir.write(file, value).map_err(|source| CgroupError::Write { file: dir.path().join(file), value, source })
 }
 
 #[cfg(test)]
@@ -403,9 +335,6 @@ mod tests {
 
     #[test]
     fn controllers_are_switched_by_sign() {
-        assert_eq!(
-            signed_words('+', &[Controller::Memory, Controller::Cpu]),
-            "+memory +cpu"
-        );
+        assert_eq!(signed_words('+', &[Controller::Memory, Controller::Cpu]), "+memory +cpu");
     }
 }

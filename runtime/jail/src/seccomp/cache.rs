@@ -32,11 +32,7 @@ impl CacheDir {
     /// The directory of the caller: `/run/apex/seccomp` for root, otherwise `apex/seccomp` in `$XDG_RUNTIME_DIR`, `$XDG_CACHE_HOME` or
     /// `~/.cache`. `None` when the environment names none of them by an absolute path.
     pub fn locate(euid: u32, env: impl Fn(&str) -> Option<OsString>) -> Option<CacheDir> {
-        let dir = |name: &str| {
-            env(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let dir = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let base = if euid == 0 {
             PathBuf::from("/run")
         } else {
@@ -44,9 +40,7 @@ impl CacheDir {
                 .or_else(|| dir("XDG_CACHE_HOME"))
                 .or_else(|| dir("HOME").map(|home| home.join(".cache")))?
         };
-        Some(CacheDir {
-            path: base.join("apex/seccomp"),
-        })
+        Some(CacheDir { path: base.join("apex/seccomp") })
     }
 
     /// Where it is.
@@ -57,17 +51,11 @@ impl CacheDir {
     /// Reads a program; `None` when it is not there or not a file that we wrote.
     pub(super) fn read(&self, name: &str) -> Option<Vec<Insn>> {
         // NONBLOCK: a FIFO in its place must not hold the start up.
-        let flags = OFlag::O_RDONLY
-            | OFlag::O_NOFOLLOW
-            | OFlag::O_CLOEXEC
-            | OFlag::O_NONBLOCK
-            | OFlag::O_NOCTTY;
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let file = File::from(open(&self.path.join(name), flags, Mode::empty()).ok()?);
         let facts = file.metadata().ok()?;
-        let ours = facts.is_file()
-            && facts.uid() == geteuid().as_raw()
-            && facts.nlink() == 1
-            && facts.mode() & 0o077 == 0;
+        let ours =
+            facts.is_file() && facts.uid() == geteuid().as_raw() && facts.nlink() == 1 && facts.mode() & 0o077 == 0;
         let size = usize::try_from(facts.len()).ok()?;
         if !ours || size == 0 || size > INSNS_MAX * INSN_SIZE {
             return None;
@@ -80,17 +68,13 @@ impl CacheDir {
     /// Writes a program under a temporary name and moves it into place. Returns whether it is there now: a cache that cannot be written
     /// only costs the next start its compilation.
     pub(super) fn write(&self, name: &str, program: &[Insn]) -> bool {
-        self.open_dir()
-            .is_some_and(|dir| write_in(&dir, name, program).is_some())
+        self.open_dir().is_some_and(|dir| write_in(&dir, name, program).is_some())
     }
 
     /// Opens the directory, made if need be; `None` when it is not ours alone.
     fn open_dir(&self) -> Option<OwnedFd> {
         // What is there already is judged below.
-        let _ = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.path);
+        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = File::from(open(&self.path, flags, Mode::empty()).ok()?);
         let facts = dir.metadata().ok()?;
@@ -101,20 +85,10 @@ impl CacheDir {
 fn write_in(dir: &OwnedFd, name: &str, program: &[Insn]) -> Option<()> {
     // Unique among processes that run now; what a crash left behind is replaced.
     let temporary = format!(".{name}.{}", std::process::id());
-    let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let create = || {
-        openat(
-            dir.as_fd(),
-            temporary.as_str(),
-            flags,
-            Mode::from_bits_truncate(0o600),
-        )
-    };
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let create = || openat(dir.as_fd(), temporary.as_str(), flags, Mode::from_bits_truncate(0o600));
     let remove = || unlinkat(dir.as_fd(), temporary.as_str(), UnlinkatFlags::NoRemoveDir);
-    let file = create()
-        .or_else(|_| remove().and_then(|()| create()))
-        .ok()?;
+    let file = create().or_else(|_| remove().and_then(|()| create())).ok()?;
     let written = File::from(file).write_all(&encode(program)).is_ok();
     let moved = written && renameat(dir.as_fd(), temporary.as_str(), dir.as_fd(), name).is_ok();
     if !moved {

@@ -14,10 +14,7 @@ use std::io::{Read, Seek};
 
 use apex_core::seccomp::bpf::{self, Insn};
 use apex_core::seccomp::{Abi, Answer, Arch, ArgRules, Condition, Decision, ENOSYS, Table};
-use libseccomp::{
-    ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
-    ScmpVersion,
-};
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::SeccompError;
@@ -58,11 +55,7 @@ pub fn compile(table: &Table) -> Result<Vec<Insn>, SeccompError> {
 }
 
 /// Appends the filters of one ABI; returns the leaves for calls of other ABIs.
-fn append_abi(
-    program: &mut Vec<Insn>,
-    table: &Table,
-    abi: Abi,
-) -> Result<Vec<usize>, SeccompError> {
+fn append_abi(program: &mut Vec<Insn>, table: &Table, abi: Abi) -> Result<Vec<usize>, SeccompError> {
     let mut fallbacks: Vec<Answer> = Vec::new();
     let main = compile_main(table, abi, &mut fallbacks)?;
     let main_start = program.len();
@@ -86,11 +79,7 @@ fn append_abi(
 }
 
 /// The filter that looks calls up by number. Fills in the answers that rules about arguments fall back to.
-fn compile_main(
-    table: &Table,
-    abi: Abi,
-    fallbacks: &mut Vec<Answer>,
-) -> Result<Vec<Insn>, SeccompError> {
+fn compile_main(table: &Table, abi: Abi, fallbacks: &mut Vec<Answer>) -> Result<Vec<Insn>, SeccompError> {
     let default = Answer::Errno(ENOSYS);
     let mut filter = new_filter(action(default), ScmpAction::Trace(MARK_FOREIGN))?;
     for nr in 0..table.numbers(abi) {
@@ -100,21 +89,14 @@ fn compile_main(
             Decision::Errno(errno) => action(Answer::Errno(errno)),
             Decision::Notify => action(Answer::Notify),
             Decision::Args(rules) => {
-                let index = fallbacks
-                    .iter()
-                    .position(|known| *known == rules.otherwise)
-                    .unwrap_or_else(|| {
-                        fallbacks.push(rules.otherwise);
-                        fallbacks.len() - 1
-                    });
-                ScmpAction::Trace(
-                    MARK_FALLBACK + u16::try_from(index).expect("a handful of answers"),
-                )
+                let index = fallbacks.iter().position(|known| *known == rules.otherwise).unwrap_or_else(|| {
+                    fallbacks.push(rules.otherwise);
+                    fallbacks.len() - 1
+                });
+                ScmpAction::Trace(MARK_FALLBACK + u16::try_from(index).expect("a handful of answers"))
             }
         };
-        filter
-            .add_rule_exact(action, call(nr))
-            .map_err(at("adding a call"))?;
+        filter.add_rule_exact(action, call(nr)).map_err(at("adding a call"))?;
     }
     export(&filter, abi)
 }
@@ -144,21 +126,13 @@ fn add_cases(filter: &mut ScmpFilterContext, nr: u32, rules: ArgRules) -> Result
 
 fn new_filter(default: ScmpAction, foreign: ScmpAction) -> Result<ScmpFilterContext, SeccompError> {
     let mut filter = ScmpFilterContext::new(default).map_err(at("making a filter"))?;
-    filter
-        .set_act_badarch(foreign)
-        .map_err(at("setting the answer to other ABIs"))?;
-    filter
-        .set_ctl_optimize(OPTIMIZE_TREE)
-        .map_err(at("asking for a tree, which needs libseccomp 2.5"))?;
+    filter.set_act_badarch(foreign).map_err(at("setting the answer to other ABIs"))?;
+    filter.set_ctl_optimize(OPTIMIZE_TREE).map_err(at("asking for a tree, which needs libseccomp 2.5"))?;
     Ok(filter)
 }
 
 fn comparison(condition: &Condition) -> ScmpArgCompare {
-    ScmpArgCompare::new(
-        u32::from(condition.arg),
-        ScmpCompareOp::MaskedEqual(condition.mask),
-        condition.value,
-    )
+    ScmpArgCompare::new(u32::from(condition.arg), ScmpCompareOp::MaskedEqual(condition.mask), condition.value)
 }
 
 fn call(nr: u32) -> ScmpSyscall {
@@ -176,21 +150,16 @@ fn action(answer: Answer) -> ScmpAction {
 
 /// Takes the instructions over and puts the right ABI into the comparison.
 fn export(filter: &ScmpFilterContext, abi: Abi) -> Result<Vec<Insn>, SeccompError> {
-    let file = memfd_create(c"apex-seccomp", MFdFlags::MFD_CLOEXEC)
-        .map_err(|errno| SeccompError::Export(errno.into()))?;
-    filter
-        .export_bpf(&file)
-        .map_err(at("exporting the program"))?;
+    let file =
+        memfd_create(c"apex-seccomp", MFdFlags::MFD_CLOEXEC).map_err(|errno| SeccompError::Export(errno.into()))?;
+    filter.export_bpf(&file).map_err(at("exporting the program"))?;
     let mut file = std::fs::File::from(file);
     let mut bytes = Vec::new();
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut bytes))
-        .map_err(SeccompError::Export)?;
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(SeccompError::Export)?;
     let mut program = decode(&bytes).ok_or(SeccompError::TooLong(bytes.len() / INSN_SIZE))?;
     let native = Arch::native().map(|arch| arch.abi().audit_arch());
     for at in 1..program.len() {
-        let loads_abi =
-            program[at - 1].code == bpf::LD_W_ABS && program[at - 1].k == bpf::OFFSET_ARCH;
+        let loads_abi = program[at - 1].code == bpf::LD_W_ABS && program[at - 1].k == bpf::OFFSET_ARCH;
         if loads_abi && program[at].code == bpf::JEQ_K && Some(program[at].k) == native {
             program[at].k = abi.audit_arch();
         }
@@ -232,12 +201,7 @@ fn mark_of(insn: Insn) -> Option<u16> {
 }
 
 fn answer(answer: Answer) -> Insn {
-    Insn {
-        code: bpf::RET_K,
-        jt: 0,
-        jf: 0,
-        k: answer.action(),
-    }
+    Insn { code: bpf::RET_K, jt: 0, jf: 0, k: answer.action() }
 }
 
 /// A jump from one place to a later one.

@@ -94,16 +94,8 @@ pub fn load(program: &Program, listener: bool) -> Result<Option<OwnedFd>, Errno>
 
 impl Program {
     fn new(insns: &[Insn], origin: Origin) -> Program {
-        let filter = insns.iter().map(|insn| Filter {
-            code: insn.code,
-            jt: insn.jt,
-            jf: insn.jf,
-            k: insn.k,
-        });
-        Program {
-            filter: filter.collect(),
-            origin,
-        }
+        let filter = insns.iter().map(|insn| Filter { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k });
+        Program { filter: filter.collect(), origin }
     }
 
     /// Its instructions.

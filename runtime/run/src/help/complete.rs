@@ -17,19 +17,13 @@ pub fn completions(shell: Shell) -> String {
 /// Every way to write the option.
 fn spellings(row: &Row) -> Vec<String> {
     let short = row.short.map(|letter| format!("-{letter}"));
-    short
-        .into_iter()
-        .chain([format!("--{}", row.long)])
-        .collect()
+    short.into_iter().chain([format!("--{}", row.long)]).collect()
 }
 
 fn bash() -> String {
-    let mut out = String::from(
-        "# bash completion for apex-run; made by `apex-run --completions bash`\n\n_apex_run() {\n",
-    );
-    out.push_str(
-        "    local cur prev word takes i\n    COMPREPLY=()\n    cur=${COMP_WORDS[COMP_CWORD]}\n",
-    );
+    let mut out =
+        String::from("# bash completion for apex-run; made by `apex-run --completions bash`\n\n_apex_run() {\n");
+    out.push_str("    local cur prev word takes i\n    COMPREPLY=()\n    cur=${COMP_WORDS[COMP_CWORD]}\n");
     out.push_str("    prev=${COMP_WORDS[COMP_CWORD-1]}\n");
     let taking: Vec<String> = TABLE
         .iter()
@@ -41,12 +35,7 @@ fn bash() -> String {
     out.push_str("    case $prev in\n");
     for row in TABLE {
         if let Kind::Takes { hint, .. } = &row.kind {
-            let _ = writeln!(
-                out,
-                "        --{}) {}; return ;;",
-                row.long,
-                bash_values(hint)
-            );
+            let _ = writeln!(out, "        --{}) {}; return ;;", row.long, bash_values(hint));
         }
     }
     let all: Vec<String> = TABLE.iter().flat_map(spellings).collect();
@@ -98,11 +87,7 @@ fn zsh() -> String {
                 Kind::Switch(_) => writeln!(out, "  '{star}{spelling}[{text}]' \\"),
                 Kind::Takes { name, hint, .. } => {
                     let name = zsh_text(name);
-                    writeln!(
-                        out,
-                        "  '{star}{spelling}=[{text}]:{name}:{}' \\",
-                        zsh_values(hint)
-                    )
+                    writeln!(out, "  '{star}{spelling}=[{text}]:{name}:{}' \\", zsh_values(hint))
                 }
             };
         }
@@ -112,10 +97,7 @@ fn zsh() -> String {
 }
 
 fn zsh_text(text: &str) -> String {
-    text.replace('\'', "'\\''")
-        .replace('[', "\\[")
-        .replace(']', "\\]")
-        .replace(':', "\\:")
+    text.replace('\'', "'\\''").replace('[', "\\[").replace(']', "\\]").replace(':', "\\:")
 }
 
 fn zsh_values(hint: &Hint) -> String {
@@ -129,30 +111,20 @@ fn zsh_values(hint: &Hint) -> String {
 }
 
 fn fish() -> String {
-    let mut out =
-        String::from("# fish completion for apex-run; made by `apex-run --completions fish`\n\n");
-    let taking: Vec<&str> = TABLE
-        .iter()
-        .filter(|row| matches!(row.kind, Kind::Takes { .. }))
-        .map(|row| row.long)
-        .collect();
+    let mut out = String::from("# fish completion for apex-run; made by `apex-run --completions fish`\n\n");
+    let taking: Vec<&str> =
+        TABLE.iter().filter(|row| matches!(row.kind, Kind::Takes { .. })).map(|row| row.long).collect();
     let _ = writeln!(out, "set -g __apex_run_takes {}", taking.join(" "));
     out.push_str(FISH_COMMAND);
     for row in TABLE {
-        let short = row
-            .short
-            .map(|letter| format!(" -s {letter}"))
-            .unwrap_or_default();
+        let short = row.short.map(|letter| format!(" -s {letter}")).unwrap_or_default();
         let help = row.help.replace('\\', "\\\\").replace('\'', "\\'");
         let values = match &row.kind {
             Kind::Switch(_) => String::new(),
             Kind::Takes { hint, .. } => fish_values(hint),
         };
-        let _ = writeln!(
-            out,
-            "complete -c apex-run -n '__apex_run_options'{short} -l {}{values} -d '{help}'",
-            row.long
-        );
+        let _ =
+            writeln!(out, "complete -c apex-run -n '__apex_run_options'{short} -l {}{values} -d '{help}'", row.long);
     }
     out.push_str("complete -c apex-run -x -a '(__fish_complete_subcommand --fcs-skip=(__apex_run_command))'\n");
     out

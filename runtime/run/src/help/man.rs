@@ -11,31 +11,20 @@ What the policy asks for and the host cannot give stops the start, unless the la
 Nothing that stands behind the first other word, or behind \\-\\-, is an option of apex-run.";
 
 const FILES: [(&str, &str); 2] = [
-    (
-        "/etc/apex",
-        "modes/ and profiles/ of this machine; each replaces the embedded one of its name",
-    ),
+    ("/etc/apex", "modes/ and profiles/ of this machine; each replaces the embedded one of its name"),
     ("~/.config/apex", "the same for one user"),
 ];
 
 /// The text of `apex-run(1)`.
 pub fn man_page() -> String {
-    let mut out = format!(
-        ".TH APEX-RUN 1 \"\" \"apex {}\" \"User Commands\"\n",
-        env!("CARGO_PKG_VERSION")
-    );
+    let mut out = format!(".TH APEX-RUN 1 \"\" \"apex {}\" \"User Commands\"\n", env!("CARGO_PKG_VERSION"));
     let _ = write!(out, ".SH NAME\napex-run \\- {}\n", roff(SUMMARY));
     out.push_str(".SH SYNOPSIS\n.B apex-run\n[\\fIOPTIONS\\fR] [\\fB\\-\\-\\fR] \\fICOMMAND\\fR [\\fIARGS\\fR...]\n");
     let _ = write!(out, ".SH DESCRIPTION\n{DESCRIPTION}\n.SH OPTIONS\n");
     for section in Section::ALL {
         let _ = writeln!(out, ".SS {}", section.title());
         for row in TABLE.iter().filter(|row| row.section == section) {
-            let _ = write!(
-                out,
-                ".TP\n{}\n{}.\n",
-                head(row),
-                roff(&capitalized(&explanation(row)))
-            );
+            let _ = write!(out, ".TP\n{}\n{}.\n", head(row), roff(&capitalized(&explanation(row))));
         }
     }
     out.push_str(".SH EXIT STATUS\n");
@@ -48,24 +37,14 @@ pub fn man_page() -> String {
     }
     out.push_str(".SH EXAMPLES\n");
     for example in &EXAMPLES {
-        let _ = write!(
-            out,
-            ".PP\n{}:\n.PP\n.nf\n.RS\n{}\n.RE\n.fi\n",
-            roff(example.purpose),
-            roff(example.line)
-        );
+        let _ = write!(out, ".PP\n{}:\n.PP\n.nf\n.RS\n{}\n.RE\n.fi\n", roff(example.purpose), roff(example.line));
     }
-    out.push_str(
-        ".SH SEE ALSO\n.BR namespaces (7),\n.BR landlock (7),\n.BR seccomp (2),\n.BR cgroups (7)\n",
-    );
+    out.push_str(".SH SEE ALSO\n.BR namespaces (7),\n.BR landlock (7),\n.BR seccomp (2),\n.BR cgroups (7)\n");
     out
 }
 
 fn head(row: &Row) -> String {
-    let short = row
-        .short
-        .map(|letter| format!("\\fB\\-{letter}\\fR, "))
-        .unwrap_or_default();
+    let short = row.short.map(|letter| format!("\\fB\\-{letter}\\fR, ")).unwrap_or_default();
     let long = roff(row.long);
     match row.kind {
         Kind::Switch(_) => format!("{short}\\fB\\-\\-{long}\\fR"),
@@ -76,16 +55,10 @@ fn head(row: &Row) -> String {
 /// A minus that can be copied, a backslash that stays one, and no line that begins as a request.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
-    if text.starts_with(['.', '\'']) {
-        format!("\\&{text}")
-    } else {
-        text
-    }
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
 }
 
 fn capitalized(text: &str) -> String {
     let mut rest = text.chars();
-    rest.next()
-        .map(|first| first.to_uppercase().chain(rest).collect())
-        .unwrap_or_default()
+    rest.next().map(|first| first.to_uppercase().chain(rest).collect()).unwrap_or_default()
 }

@@ -11,15 +11,7 @@ use crate::escape;
 
 pub(super) fn text(plan: &Plan) -> String {
     let mut out = String::new();
-    push(
-        &mut out,
-        0,
-        &format!(
-            "plan of mode {}, from {}",
-            plan.mode.name(),
-            plan.sources.join(", ")
-        ),
-    );
+    push(&mut out, 0, &format!("plan of mode {}, from {}", plan.mode.name(), plan.sources.join(", ")));
     for layer in Layer::ALL {
         out.push('\n');
         push_layer(&mut out, layer, plan);
@@ -57,33 +49,18 @@ fn push_layer(out: &mut String, layer: Layer, plan: &Plan) {
         ),
         Layer::Utsns => push(out, 2, &format!("host name {}", plan.identity.hostname)),
         Layer::Rlimits => {
-            let limits: Vec<String> = plan
-                .rlimits
-                .iter()
-                .map(|limit| format!("{} {}", limit.name, limit.value))
-                .collect();
+            let limits: Vec<String> =
+                plan.rlimits.iter().map(|limit| format!("{} {}", limit.name, limit.value)).collect();
             push(out, 2, &or_none(limits.join(", ")));
         }
-        Layer::Capabilities => push(
-            out,
-            2,
-            &format!("kept: {}", or_none(plan.capabilities.join(", "))),
-        ),
+        Layer::Capabilities => push(out, 2, &format!("kept: {}", or_none(plan.capabilities.join(", ")))),
         Layer::Landlock => push_landlock(out, plan),
         Layer::Seccomp => push_seccomp(out, plan),
         Layer::Pidns => push(out, 2, "its own processes only; all die with its init"),
-        Layer::Ipcns => push(
-            out,
-            2,
-            "its own message queues, semaphores and shared memory",
-        ),
+        Layer::Ipcns => push(out, 2, "its own message queues, semaphores and shared memory"),
         Layer::Cgroupns => push(out, 2, "its own cgroup is the root that it sees"),
         Layer::Timens => push(out, 2, "clocks with an offset of their own"),
-        Layer::NoNewPrivs => push(
-            out,
-            2,
-            "no program gains rights by being executed (setuid, file capabilities)",
-        ),
+        Layer::NoNewPrivs => push(out, 2, "no program gains rights by being executed (setuid, file capabilities)"),
     }
 }
 
@@ -93,75 +70,34 @@ fn push_cgroup(out: &mut String, plan: &Plan) {
         return;
     };
     let limits = [
-        cgroup
-            .memory_bytes
-            .map(|bytes| format!("memory {}", size(bytes))),
-        cgroup
-            .swap_bytes
-            .map(|bytes| format!("swap {}", size(bytes))),
-        cgroup
-            .cpu_percent
-            .map(|percent| format!("cpu {percent}% of one core")),
+        cgroup.memory_bytes.map(|bytes| format!("memory {}", size(bytes))),
+        cgroup.swap_bytes.map(|bytes| format!("swap {}", size(bytes))),
+        cgroup.cpu_percent.map(|percent| format!("cpu {percent}% of one core")),
         cgroup.tasks.map(|tasks| format!("tasks {tasks}")),
     ];
     let limits: Vec<String> = limits.into_iter().flatten().collect();
     if limits.is_empty() {
         push(out, 2, "no limit, only measured");
     } else {
-        push(
-            out,
-            2,
-            &format!("{} for the whole sandbox", limits.join(", ")),
-        );
+        push(out, 2, &format!("{} for the whole sandbox", limits.join(", ")));
     }
 }
 
 fn push_identity(out: &mut String, plan: &Plan) {
     let identity = &plan.identity;
-    let outside = if identity.own_host_ids {
-        "host ids of its own"
-    } else {
-        "the caller's ids on the host"
-    };
-    push(
-        out,
-        2,
-        &format!(
-            "uid {}, gid {} inside; {outside}",
-            identity.uid, identity.gid
-        ),
-    );
-    push(
-        out,
-        2,
-        &format!(
-            "files of uid {}, gid {} belong to it",
-            identity.caller_uid, identity.caller_gid
-        ),
-    );
+    let outside = if identity.own_host_ids { "host ids of its own" } else { "the caller's ids on the host" };
+    push(out, 2, &format!("uid {}, gid {} inside; {outside}", identity.uid, identity.gid));
+    push(out, 2, &format!("files of uid {}, gid {} belong to it", identity.caller_uid, identity.caller_gid));
 }
 
 fn mounts(plan: &Plan) -> String {
-    table::render(
-        ["dest", "source", "rights", "reason", "origin"],
-        plan.mounts.iter().map(mount_row),
-        false,
-    )
+    table::render(["dest", "source", "rights", "reason", "origin"], plan.mounts.iter().map(mount_row), false)
 }
 
 fn mount_row(mount: &Mount) -> [Cell; 5] {
     let path = |path: &std::path::Path| escape::path(path).into_owned();
     let cells = match mount {
-        Mount::Bind {
-            source,
-            dest,
-            access,
-            exec,
-            reason,
-            origin,
-            idmap,
-            ..
-        } => {
+        Mount::Bind { source, dest, access, exec, reason, origin, idmap, .. } => {
             let access = match access {
                 BindAccess::Read => "read",
                 BindAccess::Write => "read, write",
@@ -171,55 +107,20 @@ fn mount_row(mount: &Mount) -> [Cell; 5] {
             let rights = format!("{access}{exec}{idmap}");
             [
                 path(dest),
-                if source == dest {
-                    "same".to_owned()
-                } else {
-                    path(source)
-                },
+                if source == dest { "same".to_owned() } else { path(source) },
                 rights,
                 reason.clone(),
                 origin.to_string(),
             ]
         }
-        Mount::Symlink { dest, target } => [
-            path(dest),
-            format!("-> {}", path(target)),
-            "link".into(),
-            String::new(),
-            String::new(),
-        ],
-        Mount::Dir { dest } => [
-            path(dest),
-            "empty".into(),
-            "read".into(),
-            String::new(),
-            String::new(),
-        ],
-        Mount::File { dest, .. } => [
-            path(dest),
-            "made".into(),
-            "read".into(),
-            String::new(),
-            String::new(),
-        ],
-        Mount::Tmpfs {
-            dest,
-            size_bytes,
-            exec,
-            origin,
-        } => {
-            let rights = if *exec {
-                "read, write, exec"
-            } else {
-                "read, write"
-            };
-            [
-                path(dest),
-                format!("tmpfs {}", size(*size_bytes)),
-                rights.into(),
-                "private".into(),
-                origin.to_string(),
-            ]
+        Mount::Symlink { dest, target } => {
+            [path(dest), format!("-> {}", path(target)), "link".into(), String::new(), String::new()]
+        }
+        Mount::Dir { dest } => [path(dest), "empty".into(), "read".into(), String::new(), String::new()],
+        Mount::File { dest, .. } => [path(dest), "made".into(), "read".into(), String::new(), String::new()],
+        Mount::Tmpfs { dest, size_bytes, exec, origin } => {
+            let rights = if *exec { "read, write, exec" } else { "read, write" };
+            [path(dest), format!("tmpfs {}", size(*size_bytes)), rights.into(), "private".into(), origin.to_string()]
         }
         Mount::Proc { view } => {
             let rights = match view {
@@ -227,13 +128,7 @@ fn mount_row(mount: &Mount) -> [Cell; 5] {
                 ProcView::Pid => "its own processes",
                 ProcView::Masked => "masked",
             };
-            [
-                "/proc".into(),
-                "proc".into(),
-                rights.into(),
-                String::new(),
-                String::new(),
-            ]
+            ["/proc".into(), "proc".into(), rights.into(), String::new(), String::new()]
         }
         Mount::Dev { shm_size_bytes } => [
             "/dev".into(),
@@ -242,20 +137,12 @@ fn mount_row(mount: &Mount) -> [Cell; 5] {
             String::new(),
             String::new(),
         ],
-        Mount::Hide { dest, origin, .. } => [
-            path(dest),
-            "empty".into(),
-            "hidden".into(),
-            String::new(),
-            origin.to_string(),
-        ],
-        Mount::Deny { dest, origin, .. } => [
-            path(dest),
-            "-".into(),
-            "DENIED".into(),
-            String::new(),
-            origin.to_string(),
-        ],
+        Mount::Hide { dest, origin, .. } => {
+            [path(dest), "empty".into(), "hidden".into(), String::new(), origin.to_string()]
+        }
+        Mount::Deny { dest, origin, .. } => {
+            [path(dest), "-".into(), "DENIED".into(), String::new(), origin.to_string()]
+        }
     };
     cells.map(|text| Cell::new(&text))
 }
@@ -265,39 +152,18 @@ fn push_landlock(out: &mut String, plan: &Plan) {
         push(out, 2, "no rule: nothing is handled");
         return;
     };
-    let tcp = if landlock.tcp_refused {
-        "TCP refused"
-    } else {
-        "TCP not handled"
-    };
-    let scope = if landlock.scoped {
-        "signals and abstract sockets stay inside"
-    } else {
-        "no scope"
-    };
+    let tcp = if landlock.tcp_refused { "TCP refused" } else { "TCP not handled" };
+    let scope = if landlock.scoped { "signals and abstract sockets stay inside" } else { "no scope" };
     push(out, 2, &format!("ABI {}; {tcp}; {scope}", landlock.abi));
     for rule in &landlock.rules {
-        push(
-            out,
-            2,
-            &format!("{}  {}", rights(rule), rule.path.display()),
-        );
+        push(out, 2, &format!("{}  {}", rights(rule), rule.path.display()));
     }
 }
 
 /// Like a file's mode: list, read, write, execute, ioctl.
 fn rights(rule: &LandlockRule) -> String {
-    let flags = [
-        (rule.list, 'l'),
-        (rule.read, 'r'),
-        (rule.write, 'w'),
-        (rule.exec, 'x'),
-        (rule.ioctl, 'i'),
-    ];
-    flags
-        .map(|(on, letter)| if on { letter } else { '-' })
-        .iter()
-        .collect()
+    let flags = [(rule.list, 'l'), (rule.read, 'r'), (rule.write, 'w'), (rule.exec, 'x'), (rule.ioctl, 'i')];
+    flags.map(|(on, letter)| if on { letter } else { '-' }).iter().collect()
 }
 
 fn push_seccomp(out: &mut String, plan: &Plan) {
@@ -306,9 +172,7 @@ fn push_seccomp(out: &mut String, plan: &Plan) {
         2,
         match (&plan.seccomp, plan.record) {
             (None, _) => "no filter",
-            (Some(_), false) => {
-                "every system call of every ABI is decided; --json lists the decisions"
-            }
+            (Some(_), false) => "every system call of every ABI is decided; --json lists the decisions",
             (Some(_), true) => {
                 "every system call of every ABI is decided, refusals are recorded; --json lists the decisions"
             }
@@ -319,80 +183,31 @@ fn push_seccomp(out: &mut String, plan: &Plan) {
 fn push_command(out: &mut String, plan: &Plan) {
     let command = &plan.command;
     let words = |words: &[std::ffi::OsString]| {
-        words
-            .iter()
-            .map(|word| format!("{:?}", word.to_string_lossy()))
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.iter().map(|word| format!("{:?}", word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     };
     let paths = |paths: &[std::path::PathBuf]| {
-        paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     };
     push(out, 2, &format!("arguments    {}", words(&command.argv)));
-    push(
-        out,
-        2,
-        &format!("tried        {}", paths(&command.candidates)),
-    );
+    push(out, 2, &format!("tried        {}", paths(&command.candidates)));
     push(out, 2, &format!("directory    {}", paths(&command.workdir)));
-    push(
-        out,
-        2,
-        &format!("environment  {}", or_none(words(&command.env))),
-    );
+    push(out, 2, &format!("environment  {}", or_none(words(&command.env))));
     let fds: Vec<String> = plan.fds.iter().map(i32::to_string).collect();
     push(
         out,
         2,
-        &format!(
-            "descriptors  {}",
-            ["0, 1, 2".to_owned()]
-                .into_iter()
-                .chain(fds)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+        &format!("descriptors  {}", ["0, 1, 2".to_owned()].into_iter().chain(fds).collect::<Vec<_>>().join(", ")),
     );
-    push(
-        out,
-        2,
-        &format!(
-            "terminal     {}",
-            if plan.tty {
-                "of its own"
-            } else {
-                "none of its own"
-            }
-        ),
-    );
-    push(
-        out,
-        2,
-        &format!(
-            "life         {}",
-            plan.wall_time_ms
-                .map_or_else(|| "unlimited".to_owned(), duration)
-        ),
-    );
+    push(out, 2, &format!("terminal     {}", if plan.tty { "of its own" } else { "none of its own" }));
+    push(out, 2, &format!("life         {}", plan.wall_time_ms.map_or_else(|| "unlimited".to_owned(), duration)));
 }
 
 fn or_none(text: String) -> String {
-    if text.is_empty() {
-        "none".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "none".to_owned() } else { text }
 }
 
 fn push(out: &mut String, indent: usize, text: &str) {
-    for (at, line) in wrap(&escape::text(text), WIDTH - indent - 4)
-        .iter()
-        .enumerate()
-    {
+    for (at, line) in wrap(&escape::text(text), WIDTH - indent - 4).iter().enumerate() {
         let indent = if at == 0 { indent } else { indent + 4 };
         out.push_str(&format!("{:indent$}{line}\n", ""));
     }

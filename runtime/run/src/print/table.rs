@@ -46,29 +46,17 @@ impl Cell {
     }
 
     pub fn tinted(text: &str, tint: Tint) -> Cell {
-        Cell {
-            text: escape::text(text).into_owned(),
-            tint,
-        }
+        Cell { text: escape::text(text).into_owned(), tint }
     }
 }
 
 /// A table with a heading; cells that are too long go on in the next line.
-pub(super) fn render<const N: usize>(
-    heads: [&str; N],
-    rows: impl Iterator<Item = [Cell; N]>,
-    colour: bool,
-) -> String {
+pub(super) fn render<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [Cell; N]>, colour: bool) -> String {
     let rows: Vec<[Cell; N]> = rows.collect();
     let widths = widths(heads, &rows);
     let mut out = String::new();
     push_row(&mut out, &heads.map(Cell::new), &widths, false);
-    push_row(
-        &mut out,
-        &widths.map(|width| Cell::new(&"-".repeat(width))),
-        &widths,
-        false,
-    );
+    push_row(&mut out, &widths.map(|width| Cell::new(&"-".repeat(width))), &widths, false);
     for row in &rows {
         push_row(&mut out, row, &widths, colour);
     }
@@ -94,11 +82,7 @@ fn widths<const N: usize>(heads: [&str; N], rows: &[[Cell; N]]) -> [usize; N] {
 }
 
 fn push_row<const N: usize>(out: &mut String, row: &[Cell; N], widths: &[usize; N], colour: bool) {
-    let cells: Vec<Vec<String>> = row
-        .iter()
-        .zip(widths)
-        .map(|(cell, width)| wrap(&cell.text, *width))
-        .collect();
+    let cells: Vec<Vec<String>> = row.iter().zip(widths).map(|(cell, width)| wrap(&cell.text, *width)).collect();
     let height = cells.iter().map(Vec::len).max().unwrap_or(0);
     for at in 0..height {
         let mut line = String::new();
@@ -123,15 +107,8 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest: Vec<char> = text.trim_end().chars().collect();
     while rest.len() > width {
-        let blank = rest[..=width]
-            .iter()
-            .rposition(|c| *c == ' ')
-            .filter(|at| *at > 0);
-        let slash = rest[..width]
-            .iter()
-            .rposition(|c| *c == '/')
-            .filter(|at| *at > width / 2)
-            .map(|at| at + 1);
+        let blank = rest[..=width].iter().rposition(|c| *c == ' ').filter(|at| *at > 0);
+        let slash = rest[..width].iter().rposition(|c| *c == '/').filter(|at| *at > width / 2).map(|at| at + 1);
         let end = blank.or(slash).unwrap_or(width);
         lines.push(rest[..end].iter().collect());
         rest.drain(..end);
@@ -158,17 +135,8 @@ mod tests {
 
     #[test]
     fn a_table_never_passes_the_width() {
-        let row = || {
-            [
-                Cell::new(&"word ".repeat(30)),
-                Cell::new(&"x".repeat(90)),
-                Cell::new("short"),
-            ]
-        };
+        let row = || [Cell::new(&"word ".repeat(30)), Cell::new(&"x".repeat(90)), Cell::new("short")];
         let text = render(["a", "b", "c"], [row(), row()].into_iter(), false);
-        assert!(
-            text.lines().all(|line| line.chars().count() <= WIDTH),
-            "{text}"
-        );
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
     }
 }

@@ -10,14 +10,8 @@ fn check(text: &str, expected: &str) {
 
 #[track_caller]
 fn check_files(list: &[(&str, &str)], expected: &str) {
-    let inputs = Inputs {
-        policy_file: Some(PathBuf::from("p.toml")),
-        ..inputs()
-    };
-    same(
-        &resolve(&inputs, &mut files(list)).expect_err("it must be refused"),
-        expected,
-    );
+    let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
+    same(&resolve(&inputs, &mut files(list)).expect_err("it must be refused"), expected);
 }
 
 #[track_caller]
@@ -27,10 +21,7 @@ fn same(error: &PolicyError, expected: &str) {
 
 #[track_caller]
 fn check_flags(flags: Flags, expected: &str) {
-    same(
-        &resolve(&Inputs { flags, ..inputs() }, &mut files(&[])).expect_err("it must be refused"),
-        expected,
-    );
+    same(&resolve(&Inputs { flags, ..inputs() }, &mut files(&[])).expect_err("it must be refused"), expected);
 }
 
 #[test]
@@ -95,18 +86,12 @@ fn wrong_values() {
         "[resources]\ntmp_size = \"unlimited\"",
         "/work/job/p.toml:2: invalid value: string \"unlimited\", expected a finite size above zero such as \"64M\" (K, M, G, T: powers of 1024; no unit: bytes)",
     );
-    check(
-        "[filesystem]\nread = \"/x\"",
-        "/work/job/p.toml:2: invalid type: string \"/x\", expected a list in `[ ]`",
-    );
+    check("[filesystem]\nread = \"/x\"", "/work/job/p.toml:2: invalid type: string \"/x\", expected a list in `[ ]`");
     check(
         "[filesystem]\nread = [5]",
         "/work/job/p.toml:2: invalid type: integer `5`, expected a path or a table `{ path, dest, reason, optional }`",
     );
-    check(
-        "[filesystem]\nread = [{ dest = \"/x\" }]",
-        "/work/job/p.toml:2: missing field `path`",
-    );
+    check("[filesystem]\nread = [{ dest = \"/x\" }]", "/work/job/p.toml:2: missing field `path`");
     check(
         "[filesystem]\nread = [{ path = \"/x\", dest = \"y\" }]",
         "/work/job/p.toml:2: path `y` is relative; write an absolute one, `~/...` or one with `${HOME}`, `${CWD}` and `${TMPDIR}`",
@@ -143,30 +128,15 @@ fn wrong_values() {
         "[capabilities]\nkeep = [\"net_raw\"]",
         "/work/job/p.toml:2: `net_raw` is not a capability; write its name as in capabilities(7), such as `CAP_NET_RAW`",
     );
-    check(
-        "network = 5",
-        "/work/job/p.toml:1: invalid type: integer `5`, expected the table `[network]`",
-    );
-    check(
-        "layers = []",
-        "/work/job/p.toml:1: invalid type: sequence, expected a table",
-    );
+    check("network = 5", "/work/job/p.toml:1: invalid type: integer `5`, expected the table `[network]`");
+    check("layers = []", "/work/job/p.toml:1: invalid type: sequence, expected a table");
     check(
         "[network]\naccess = 5",
         "/work/job/p.toml:2: not a text, expected one of the words that this key takes, in quotes",
     );
-    check(
-        "[environment.set]\nA = 1",
-        "/work/job/p.toml:2: invalid type: integer `1`, expected a string",
-    );
-    check(
-        "[network\n",
-        "/work/job/p.toml:1: not valid TOML: unclosed table, expected `]`",
-    );
-    check(
-        "[syscalls]\nallow = []\nallow = []",
-        "/work/job/p.toml:3: not valid TOML: duplicate key",
-    );
+    check("[environment.set]\nA = 1", "/work/job/p.toml:2: invalid type: integer `1`, expected a string");
+    check("[network\n", "/work/job/p.toml:1: not valid TOML: unclosed table, expected `]`");
+    check("[syscalls]\nallow = []\nallow = []", "/work/job/p.toml:3: not valid TOML: duplicate key");
     check(
         "mode = \"hybrid\"\n[ceiling]\n",
         "/work/job/p.toml:2: `[ceiling]` has no place here, only in mode files; remove it",
@@ -175,26 +145,16 @@ fn wrong_values() {
 
 #[test]
 fn files_that_cannot_be_had() {
-    check_files(
-        &[],
-        "--policy: cannot read policy `/work/job/p.toml`: there is no such file; give a path that exists",
-    );
+    check_files(&[], "--policy: cannot read policy `/work/job/p.toml`: there is no such file; give a path that exists");
     check(
         "extends = [\"base.toml\"]",
         "/work/job/p.toml:1: cannot read policy `/work/job/base.toml`: there is no such file; give a path that exists (a relative one starts at the directory of this file)",
     );
     check_files(
-        &[
-            ("/work/job/p.toml", "extends = [\"a.toml\"]"),
-            ("/work/job/a.toml", "\n\nextends = [\"./p.toml\"]"),
-        ],
+        &[("/work/job/p.toml", "extends = [\"a.toml\"]"), ("/work/job/a.toml", "\n\nextends = [\"./p.toml\"]")],
         "/work/job/a.toml:3: `extends` leads in a circle: /work/job/p.toml -> /work/job/a.toml -> /work/job/p.toml; remove one of these links",
     );
-    let inputs = Inputs {
-        profile: Some("../x".to_owned()),
-        user_config: None,
-        ..inputs()
-    };
+    let inputs = Inputs { profile: Some("../x".to_owned()), user_config: None, ..inputs() };
     same(
         &resolve(&inputs, &mut files(&[])).unwrap_err(),
         "--profile: there is no profile `../x` (built in: `build`, `node`, `python`, `shell`, `static`; others are read from /etc/apex/profiles)",
@@ -255,80 +215,42 @@ fn too_much_for_isolation() {
 
 #[test]
 fn flags_that_are_refused() {
-    let words = |words: &[&str]| {
-        words
-            .iter()
-            .map(|word| (*word).into())
-            .collect::<Vec<std::ffi::OsString>>()
-    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).into()).collect::<Vec<std::ffi::OsString>>();
     check_flags(
-        Flags {
-            ro: words(&["a:b"]),
-            ..Flags::default()
-        },
+        Flags { ro: words(&["a:b"]), ..Flags::default() },
         "--ro: `b` is not a path inside the sandbox; write an absolute one after the last `:`",
     );
     check_flags(
-        Flags {
-            rw: words(&[""]),
-            ..Flags::default()
-        },
+        Flags { rw: words(&[""]), ..Flags::default() },
         "--rw: an empty path; name the file or directory that is meant",
     );
     check_flags(
-        Flags {
-            rw: words(&["/"]),
-            ..Flags::default()
-        },
+        Flags { rw: words(&["/"]), ..Flags::default() },
         "--rw: asks for `/`, but it contains `/proc`, of which nothing can be granted (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check_flags(
-        Flags {
-            tmpfs: words(&["/x:5Q"]),
-            ..Flags::default()
-        },
+        Flags { tmpfs: words(&["/x:5Q"]), ..Flags::default() },
         "--tmpfs: `5Q` is not accepted, expected a finite size above zero such as \"64M\" (K, M, G, T: powers of 1024; no unit: bytes)",
     );
     check_flags(
-        Flags {
-            net: Some("hots".to_owned()),
-            ..Flags::default()
-        },
+        Flags { net: Some("hots".to_owned()), ..Flags::default() },
         "--net: unknown value `hots`, did you mean `host`? (accepted here: `none`, `host`)",
     );
+    check_flags(Flags { env: vec!["A".to_owned()], ..Flags::default() }, "--env: `A` has no `=`; write NAME=VALUE");
     check_flags(
-        Flags {
-            env: vec!["A".to_owned()],
-            ..Flags::default()
-        },
-        "--env: `A` has no `=`; write NAME=VALUE",
-    );
-    check_flags(
-        Flags {
-            uid: Some("me".to_owned()),
-            ..Flags::default()
-        },
+        Flags { uid: Some("me".to_owned()), ..Flags::default() },
         "--uid: `me` is not an id; write a number from 0 to 4294967294",
     );
     check_flags(
-        Flags {
-            memory: Some("lots".to_owned()),
-            ..Flags::default()
-        },
+        Flags { memory: Some("lots".to_owned()), ..Flags::default() },
         "--memory: `lots` is not accepted, expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
     );
     check_flags(
-        Flags {
-            optional: vec!["userns".to_owned()],
-            ..Flags::default()
-        },
+        Flags { optional: vec!["userns".to_owned()], ..Flags::default() },
         "--optional: layer userns cannot be optional: no sandbox exists without it, in any mode; remove the rule",
     );
     check_flags(
-        Flags {
-            optional: vec!["cgruop".to_owned()],
-            ..Flags::default()
-        },
+        Flags { optional: vec!["cgruop".to_owned()], ..Flags::default() },
         "--optional: unknown value `cgruop`, did you mean `cgroup`? (accepted here: `cgroup`, `netns`, `ipcns`, `utsns`, `cgroupns`, `timens`, `rlimits`, `landlock`, `seccomp`)",
     );
 }

@@ -82,41 +82,28 @@ fn inputs() -> Inputs<'static> {
 }
 
 fn files(list: &[(&str, &str)]) -> Files {
-    Files(
-        list.iter()
-            .map(|(path, text)| (PathBuf::from(path), (*text).to_owned()))
-            .collect(),
-    )
+    Files(list.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect())
 }
 
 #[test]
 fn every_built_in_resolves() {
     for mode in [Mode::Isolation, Mode::Hybrid, Mode::Development] {
         for profile in std::iter::once(None).chain(PROFILES.iter().map(|(name, _)| Some(*name))) {
-            let inputs = Inputs {
-                mode: Some(mode),
-                profile: profile.map(str::to_owned),
-                ..inputs()
-            };
-            let policy = resolve(&inputs, &mut Files::default())
-                .unwrap_or_else(|error| panic!("{mode:?} {profile:?}: {error}"));
+            let inputs = Inputs { mode: Some(mode), profile: profile.map(str::to_owned), ..inputs() };
+            let policy =
+                resolve(&inputs, &mut Files::default()).unwrap_or_else(|error| panic!("{mode:?} {profile:?}: {error}"));
             assert_eq!(policy.mode, mode);
         }
     }
 }
 
 fn with_policy(text: &str) -> Policy {
-    let inputs = Inputs {
-        policy_file: Some(PathBuf::from("p.toml")),
-        ..inputs()
-    };
-    resolve(&inputs, &mut files(&[("/work/job/p.toml", text)]))
-        .unwrap_or_else(|error| panic!("{error}"))
+    let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
+    resolve(&inputs, &mut files(&[("/work/job/p.toml", text)])).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn with_flags(flags: Flags) -> Policy {
-    resolve(&Inputs { flags, ..inputs() }, &mut files(&[]))
-        .unwrap_or_else(|error| panic!("{error}"))
+    resolve(&Inputs { flags, ..inputs() }, &mut files(&[])).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn find<'a>(grants: &'a [Grant], dest: &str) -> Option<&'a Grant> {
@@ -135,36 +122,17 @@ fn isolation_is_the_default_and_strict() {
     assert_eq!(policy.resources.swap_bytes, Some(0));
     assert_eq!(policy.resources.wall_time_ms, Some(3_600_000));
     let usr = find(&policy.filesystem.read, "/usr").unwrap();
-    assert_eq!(
-        usr.origin,
-        Origin {
-            source: "modes/isolation.toml".to_owned(),
-            line: 6
-        }
-    );
+    assert_eq!(usr.origin, Origin { source: "modes/isolation.toml".to_owned(), line: 6 });
 }
 
 #[test]
 fn every_built_in_rule_has_a_reason() {
     for mode in [Mode::Isolation, Mode::Hybrid, Mode::Development] {
         for (profile, _) in PROFILES {
-            let inputs = Inputs {
-                mode: Some(mode),
-                profile: Some(profile.to_owned()),
-                ..inputs()
-            };
+            let inputs = Inputs { mode: Some(mode), profile: Some(profile.to_owned()), ..inputs() };
             let filesystem = resolve(&inputs, &mut files(&[])).unwrap().filesystem;
-            for rules in [
-                filesystem.read,
-                filesystem.write,
-                filesystem.exec,
-                filesystem.hide,
-                filesystem.deny,
-            ] {
-                assert!(
-                    rules.iter().all(|rule| rule.reason != "no reason given"),
-                    "{mode:?} {profile}"
-                );
+            for rules in [filesystem.read, filesystem.write, filesystem.exec, filesystem.hide, filesystem.deny] {
+                assert!(rules.iter().all(|rule| rule.reason != "no reason given"), "{mode:?} {profile}");
             }
         }
     }
@@ -173,16 +141,8 @@ fn every_built_in_rule_has_a_reason() {
 #[test]
 fn a_policy_names_its_mode_and_the_flag_wins() {
     assert_eq!(with_policy("mode = \"hybrid\"").mode, Mode::Hybrid);
-    let inputs = Inputs {
-        mode: Some(Mode::Development),
-        policy_file: Some(PathBuf::from("p.toml")),
-        ..inputs()
-    };
-    let policy = resolve(
-        &inputs,
-        &mut files(&[("/work/job/p.toml", "mode = \"hybrid\"")]),
-    )
-    .unwrap();
+    let inputs = Inputs { mode: Some(Mode::Development), policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
+    let policy = resolve(&inputs, &mut files(&[("/work/job/p.toml", "mode = \"hybrid\"")])).unwrap();
     assert_eq!(policy.mode, Mode::Development);
 }
 
@@ -191,43 +151,21 @@ fn later_rules_win_on_the_same_place() {
     let policy = with_policy(
         "[filesystem]\nwrite = [\"/srv/a\", \"/tmp\"]\nread = [{ path = \"/srv/hosts\", dest = \"/etc/localtime\" }]",
     );
-    assert!(
-        policy.filesystem.tmpfs.is_empty(),
-        "the host's /tmp takes the place of the private one"
-    );
-    assert_eq!(
-        find(&policy.filesystem.read, "/etc/localtime")
-            .unwrap()
-            .path,
-        Path::new("/srv/hosts")
-    );
+    assert!(policy.filesystem.tmpfs.is_empty(), "the host's /tmp takes the place of the private one");
+    assert_eq!(find(&policy.filesystem.read, "/etc/localtime").unwrap().path, Path::new("/srv/hosts"));
     let policy = with_policy("mode = \"development\"\n[filesystem]\nread = [\"${CWD}\"]");
     assert!(find(&policy.filesystem.write, "/work/job").is_none());
 }
 
 #[test]
 fn inherit_false_forgets_grants_and_keeps_refusals() {
-    let policy =
-        with_policy("mode = \"development\"\n[filesystem]\ninherit = false\nread = [\"./x\"]");
-    let paths: Vec<_> = policy
-        .filesystem
-        .read
-        .iter()
-        .map(|grant| grant.path.clone())
-        .collect();
+    let policy = with_policy("mode = \"development\"\n[filesystem]\ninherit = false\nread = [\"./x\"]");
+    let paths: Vec<_> = policy.filesystem.read.iter().map(|grant| grant.path.clone()).collect();
     assert_eq!(paths, [PathBuf::from("/work/job/x")]);
     assert!(
-        policy.filesystem.write.is_empty()
-            && policy.filesystem.exec.is_empty()
-            && policy.filesystem.tmpfs.is_empty()
+        policy.filesystem.write.is_empty() && policy.filesystem.exec.is_empty() && policy.filesystem.tmpfs.is_empty()
     );
-    assert!(
-        policy
-            .filesystem
-            .deny
-            .iter()
-            .any(|rule| rule.path == Path::new("/home/u/.ssh"))
-    );
+    assert!(policy.filesystem.deny.iter().any(|rule| rule.path == Path::new("/home/u/.ssh")));
 }
 
 #[test]
@@ -249,33 +187,19 @@ fn flags_come_last() {
     };
     let policy = with_flags(flags);
     let lib = find(&policy.filesystem.read, "/opt/lib").unwrap();
-    assert_eq!(
-        (lib.path.as_path(), lib.origin.to_string()),
-        (Path::new("/work/job/lib"), "--ro".to_owned())
-    );
+    assert_eq!((lib.path.as_path(), lib.origin.to_string()), (Path::new("/work/job/lib"), "--ro".to_owned()));
     assert!(
-        find(&policy.filesystem.exec, "/opt/lib").is_some()
-            && find(&policy.filesystem.read, "/work/data").is_some()
+        find(&policy.filesystem.exec, "/opt/lib").is_some() && find(&policy.filesystem.read, "/work/data").is_some()
     );
     assert!(
         find(&policy.filesystem.write, "/srv/out").is_some()
             && find(&policy.filesystem.deny, "/srv/out/.git").is_some()
     );
-    assert_eq!(
-        policy.filesystem.tmpfs.last().unwrap().size_bytes,
-        Some(8 << 20)
-    );
+    assert_eq!(policy.filesystem.tmpfs.last().unwrap().size_bytes, Some(8 << 20));
     assert_eq!(policy.environment.set["A"], "b=c");
-    assert!(
-        policy.environment.pass.contains(&"HOME".to_owned())
-            && !policy.environment.set.contains_key("HOME")
-    );
+    assert!(policy.environment.pass.contains(&"HOME".to_owned()) && !policy.environment.set.contains_key("HOME"));
     assert_eq!(
-        (
-            policy.identity.uid,
-            policy.resources.cpu_percent,
-            policy.resources.wall_time_ms
-        ),
+        (policy.identity.uid, policy.resources.cpu_percent, policy.resources.wall_time_ms),
         (Some(0), Some(50), Some(5000))
     );
     assert_eq!(policy.tty, Tty::No);
@@ -286,30 +210,21 @@ fn flags_come_last() {
 #[test]
 fn profiles_raise_limits_and_never_lower_them() {
     let build = |mode| {
-        let inputs = Inputs {
-            mode: Some(mode),
-            profile: Some("build".to_owned()),
-            ..inputs()
-        };
+        let inputs = Inputs { mode: Some(mode), profile: Some("build".to_owned()), ..inputs() };
         resolve(&inputs, &mut files(&[])).unwrap().resources
     };
     assert_eq!(build(Mode::Isolation).memory_bytes, Some(4 << 30));
     assert_eq!(build(Mode::Isolation).wall_time_ms, Some(3_600_000));
     assert_eq!(build(Mode::Development).memory_bytes, None);
     assert_eq!(
-        with_policy("extends = [\"profile:build\"]\nresources.memory = \"1M\"")
-            .resources
-            .memory_bytes,
+        with_policy("extends = [\"profile:build\"]\nresources.memory = \"1M\"").resources.memory_bytes,
         Some(1 << 20)
     );
 }
 
 #[test]
 fn the_static_profile_shows_nothing_of_the_host() {
-    let inputs = Inputs {
-        profile: Some("static".to_owned()),
-        ..inputs()
-    };
+    let inputs = Inputs { profile: Some("static".to_owned()), ..inputs() };
     let policy = resolve(&inputs, &mut files(&[])).unwrap();
     assert!(policy.filesystem.read.is_empty() && policy.filesystem.exec.is_empty());
     assert_eq!(policy.filesystem.proc, ProcView::None);
@@ -318,43 +233,18 @@ fn the_static_profile_shows_nothing_of_the_host() {
 #[test]
 fn configured_files_replace_built_in_ones() {
     let list = [
-        (
-            "/etc/apex/profiles/python.toml",
-            "identity.hostname = \"etc\"",
-        ),
-        (
-            "/home/u/.config/apex/profiles/python.toml",
-            "identity.hostname = \"home\"",
-        ),
-        (
-            "/etc/apex/profiles/own.toml",
-            "extends = [\"profile:static\", \"more.toml\"]",
-        ),
-        (
-            "/etc/apex/profiles/more.toml",
-            "identity.hostname = \"more\"",
-        ),
+        ("/etc/apex/profiles/python.toml", "identity.hostname = \"etc\""),
+        ("/home/u/.config/apex/profiles/python.toml", "identity.hostname = \"home\""),
+        ("/etc/apex/profiles/own.toml", "extends = [\"profile:static\", \"more.toml\"]"),
+        ("/etc/apex/profiles/more.toml", "identity.hostname = \"more\""),
     ];
-    let with = |profile: &str| {
-        resolve(
-            &Inputs {
-                profile: Some(profile.to_owned()),
-                ..inputs()
-            },
-            &mut files(&list),
-        )
-        .unwrap()
-    };
+    let with =
+        |profile: &str| resolve(&Inputs { profile: Some(profile.to_owned()), ..inputs() }, &mut files(&list)).unwrap();
     assert_eq!(with("python").identity.hostname, "home");
     assert_eq!(with("own").identity.hostname, "more");
     assert_eq!(
         with("own").sources,
-        [
-            "modes/isolation.toml",
-            "profiles/static.toml",
-            "/etc/apex/profiles/more.toml",
-            "/etc/apex/profiles/own.toml"
-        ]
+        ["modes/isolation.toml", "profiles/static.toml", "/etc/apex/profiles/more.toml", "/etc/apex/profiles/own.toml"]
     );
 }
 
@@ -363,98 +253,44 @@ fn an_administrators_ceiling_holds_over_the_users_mode() {
     const USER: &str = "/home/u/.config/apex/modes/isolation.toml";
     const SYSTEM: &str = "/etc/apex/modes/isolation.toml";
     let limits = "[resources]\nmemory = 1\nswap = 0\ntasks = 1\nopen_files = 1\nfile_size = 1\n";
-    let loose =
-        format!("network.access = \"host\"\n{limits}[ceiling]\nnetwork = \"host\"\nfinite = []\n");
+    let loose = format!("network.access = \"host\"\n{limits}[ceiling]\nnetwork = \"host\"\nfinite = []\n");
     let with = |list: &[(&str, &str)]| resolve(&inputs(), &mut files(list));
 
     // The built-in ceiling holds over the user, too; the administrator may replace it.
-    assert!(matches!(
-        with(&[(USER, &loose)]),
-        Err(PolicyError::Ceiling { .. })
-    ));
+    assert!(matches!(with(&[(USER, &loose)]), Err(PolicyError::Ceiling { .. })));
     assert_eq!(with(&[(SYSTEM, &loose)]).unwrap().network, Network::Host);
-    assert_eq!(
-        with(&[(SYSTEM, &loose), (USER, &loose)]).unwrap().network,
-        Network::Host
-    );
-    let strict = format!(
-        "{limits}[filesystem]\ndeny = [\"/srv/secret\"]\n[ceiling]\ngrant_forbidden = [\"/srv\"]\n"
-    );
-    assert!(matches!(
-        with(&[(SYSTEM, &strict), (USER, &loose)]),
-        Err(PolicyError::Ceiling { .. })
-    ));
+    assert_eq!(with(&[(SYSTEM, &loose), (USER, &loose)]).unwrap().network, Network::Host);
+    let strict = format!("{limits}[filesystem]\ndeny = [\"/srv/secret\"]\n[ceiling]\ngrant_forbidden = [\"/srv\"]\n");
+    assert!(matches!(with(&[(SYSTEM, &strict), (USER, &loose)]), Err(PolicyError::Ceiling { .. })));
     let policy = with(&[(SYSTEM, &strict), (USER, limits)]).unwrap();
-    assert_eq!(
-        policy.filesystem.deny[0].origin.to_string(),
-        format!("{SYSTEM}:8")
-    );
+    assert_eq!(policy.filesystem.deny[0].origin.to_string(), format!("{SYSTEM}:8"));
     let grants = format!("{limits}[filesystem]\nread = [\"/srv/x\"]\n");
-    assert!(matches!(
-        with(&[(SYSTEM, &strict), (USER, &grants)]),
-        Err(PolicyError::Ceiling { .. })
-    ));
+    assert!(matches!(with(&[(SYSTEM, &strict), (USER, &grants)]), Err(PolicyError::Ceiling { .. })));
 }
 
 #[test]
 fn bounds_hold() {
     let mut chain = Files::default();
     for at in 0..=DEPTH_MAX {
-        chain.0.insert(
-            PathBuf::from(format!("/work/job/{at}.toml")),
-            format!("extends = [\"{}.toml\"]", at + 1),
-        );
+        chain.0.insert(PathBuf::from(format!("/work/job/{at}.toml")), format!("extends = [\"{}.toml\"]", at + 1));
     }
-    let inputs = Inputs {
-        policy_file: Some(PathBuf::from("0.toml")),
-        ..inputs()
-    };
-    assert!(matches!(
-        resolve(&inputs, &mut chain),
-        Err(PolicyError::TooMany { .. })
-    ));
+    let inputs = Inputs { policy_file: Some(PathBuf::from("0.toml")), ..inputs() };
+    assert!(matches!(resolve(&inputs, &mut chain), Err(PolicyError::TooMany { .. })));
     let wide: Vec<String> = (0..=FILES_MAX).map(|at| format!("w{at}.toml")).collect();
-    let mut files = Files(
-        wide.iter()
-            .map(|name| (Path::new("/work/job").join(name), String::new()))
-            .collect(),
-    );
-    files.0.insert(
-        PathBuf::from("/work/job/0.toml"),
-        format!("extends = {wide:?}"),
-    );
-    assert!(matches!(
-        resolve(&inputs, &mut files),
-        Err(PolicyError::TooMany { .. })
-    ));
-    let paths: Vec<String> = (0..=PATH_RULES_MAX)
-        .map(|at| format!("/srv/{at}"))
-        .collect();
-    files.0.insert(
-        PathBuf::from("/work/job/0.toml"),
-        format!("filesystem.read = {paths:?}"),
-    );
-    assert!(matches!(
-        resolve(&inputs, &mut files),
-        Err(PolicyError::TooMany { .. })
-    ));
-    files.0.insert(
-        PathBuf::from("/work/job/0.toml"),
-        "#".repeat(FILE_SIZE_MAX + 1),
-    );
-    assert!(matches!(
-        resolve(&inputs, &mut files),
-        Err(PolicyError::TooLarge { .. })
-    ));
+    let mut files = Files(wide.iter().map(|name| (Path::new("/work/job").join(name), String::new())).collect());
+    files.0.insert(PathBuf::from("/work/job/0.toml"), format!("extends = {wide:?}"));
+    assert!(matches!(resolve(&inputs, &mut files), Err(PolicyError::TooMany { .. })));
+    let paths: Vec<String> = (0..=PATH_RULES_MAX).map(|at| format!("/srv/{at}")).collect();
+    files.0.insert(PathBuf::from("/work/job/0.toml"), format!("filesystem.read = {paths:?}"));
+    assert!(matches!(resolve(&inputs, &mut files), Err(PolicyError::TooMany { .. })));
+    files.0.insert(PathBuf::from("/work/job/0.toml"), "#".repeat(FILE_SIZE_MAX + 1));
+    assert!(matches!(resolve(&inputs, &mut files), Err(PolicyError::TooLarge { .. })));
 }
 
 #[test]
 fn an_unreadable_override_is_an_error() {
     let mut sources = |_: &Path| Err(io::Error::from(io::ErrorKind::PermissionDenied));
-    assert!(matches!(
-        resolve(&inputs(), &mut sources),
-        Err(PolicyError::Unreadable { .. })
-    ));
+    assert!(matches!(resolve(&inputs(), &mut sources), Err(PolicyError::Unreadable { .. })));
 }
 
 /// Every `toml` block of the reference is a policy that resolves; the one that shows a ceiling is a mode.
@@ -466,18 +302,9 @@ fn the_examples_of_the_reference_resolve() {
         let example = block.split("```").next().unwrap();
         let list = [("/work/job/p.toml", example), ("/work/job/base.toml", "")];
         let result = if example.contains("[ceiling]") {
-            resolve(
-                &inputs(),
-                &mut files(&[("/etc/apex/modes/isolation.toml", example)]),
-            )
+            resolve(&inputs(), &mut files(&[("/etc/apex/modes/isolation.toml", example)]))
         } else {
-            resolve(
-                &Inputs {
-                    policy_file: Some(PathBuf::from("p.toml")),
-                    ..inputs()
-                },
-                &mut files(&list),
-            )
+            resolve(&Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() }, &mut files(&list))
         };
         result.unwrap_or_else(|error| panic!("{error}\n{example}"));
         count += 1;
@@ -489,15 +316,10 @@ fn the_examples_of_the_reference_resolve() {
 #[cfg(feature = "schema")]
 #[test]
 fn the_published_schema_is_current() {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/policy.schema.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/policy.schema.json");
     if std::env::var_os("APEX_BLESS").is_some() {
         std::fs::write(&path, json_schema()).unwrap();
     }
     let published = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        published == json_schema(),
-        "{} is stale: run this test with APEX_BLESS=1",
-        path.display()
-    );
+    assert!(published == json_schema(), "{} is stale: run this test with APEX_BLESS=1", path.display());
 }

@@ -41,13 +41,7 @@ fn path_list() -> impl Strategy<Value = String> {
 
 /// A policy file in which at most one kind of rule asks for anything at all: of many that may be refused, one always is.
 fn layer() -> impl Strategy<Value = String> {
-    let lists = (
-        path_list(),
-        path_list(),
-        path_list(),
-        path_list(),
-        any::<bool>(),
-    );
+    let lists = (path_list(), path_list(), path_list(), path_list(), any::<bool>());
     let groups = prop::collection::vec(prop::sample::select(GROUPS), 0..3);
     let layer = (
         prop::sample::select(Layer::ALL.map(Layer::name).to_vec()),
@@ -74,9 +68,7 @@ fn layer() -> impl Strategy<Value = String> {
 }
 
 fn is_within(path: &Path, roots: &[&str]) -> bool {
-    roots
-        .iter()
-        .any(|root| path.starts_with(root) || Path::new(root).starts_with(path))
+    roots.iter().any(|root| path.starts_with(root) || Path::new(root).starts_with(path))
 }
 
 /// What isolation promises, written out once more and by hand.
@@ -100,37 +92,20 @@ fn assert_isolated(policy: &Policy) {
     ] {
         assert!(!policy.syscalls.allow.contains_key(group), "{group}");
     }
-    for grant in policy
-        .filesystem
-        .read
-        .iter()
-        .chain(&policy.filesystem.write)
-        .chain(&policy.filesystem.exec)
-    {
+    for grant in policy.filesystem.read.iter().chain(&policy.filesystem.write).chain(&policy.filesystem.exec) {
         assert!(
-            !is_within(
-                &grant.path,
-                &["/proc", "/sys", "/dev", "/boot", "/run", "/var/run"]
-            ),
+            !is_within(&grant.path, &["/proc", "/sys", "/dev", "/boot", "/run", "/var/run"]),
             "{}",
             grant.path.display()
         );
     }
     for grant in &policy.filesystem.write {
-        assert!(
-            !is_within(&grant.path, &["/usr", "/etc", "/bin", "/lib"]),
-            "{}",
-            grant.path.display()
-        );
+        assert!(!is_within(&grant.path, &["/usr", "/etc", "/bin", "/lib"]), "{}", grant.path.display());
     }
     assert_eq!(policy.layers.len(), Layer::ALL.len());
     for (layer, requirement) in &policy.layers {
         let may_lack = matches!(layer, Layer::Cgroup | Layer::Cgroupns | Layer::Timens);
-        assert!(
-            *requirement == Requirement::Required
-                || may_lack && *requirement == Requirement::Optional,
-            "{layer}"
-        );
+        assert!(*requirement == Requirement::Required || may_lack && *requirement == Requirement::Optional, "{layer}");
     }
 }
 
@@ -223,10 +198,7 @@ proptest! {
 
 /// Either result will do; a panic would fail the test, and so would an error without a place.
 fn survives(text: &str) {
-    let inputs = Inputs {
-        policy_file: Some(PathBuf::from("p.toml")),
-        ..inputs()
-    };
+    let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
     if let Err(error) = resolve(&inputs, &mut files(&[("/work/job/p.toml", text)])) {
         assert!(error.to_string().contains("p.toml"), "{error}");
     }

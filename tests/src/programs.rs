@@ -76,9 +76,7 @@ impl Job {
             flags: Vec::new(),
             argv: argv.iter().map(OsString::from).collect(),
         };
-        let files = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fixtures")
-            .join(fixture);
+        let files = fixtures()?.join(fixture);
         for dir in job.dirs() {
             copy_tree(&files, &dir)?;
         }
@@ -348,6 +346,13 @@ impl Drop for Scratch {
             eprintln!("cannot remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// Where the runner says that this package stands: not where it was built, since a plain user gets a copy that he may read.
+fn fixtures() -> Result<PathBuf> {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .context("CARGO_MANIFEST_DIR is not set; start the tests with cargo")?;
+    Ok(Path::new(&package).join("fixtures"))
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {

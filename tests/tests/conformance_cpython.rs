@@ -161,7 +161,10 @@ type Differing = BTreeMap<String, [Ending; 2]>;
 #[test]
 fn cpython_passes_its_own_tests() -> Result<()> {
     if !Path::new(SUITE).exists() {
-        skip!(format!("{SUITE} is missing; libpython3.11-testsuite brings it"), Ok(()));
+        skip!(
+            format!("{SUITE} is missing; libpython3.11-testsuite brings it"),
+            Ok(())
+        );
     }
     let (tests, mut differing) = run_both(MODULES)?;
     ensure!(tests >= TESTS_MIN, "only {tests} tests ran outside");

@@ -1,5 +1,7 @@
 //! Shared test harness.
 
+pub mod programs;
+
 /// Ends a test that cannot run here: `skip!("no delegated cgroup")`, or `skip!("...", Ok(()))` where the test returns something.
 ///
 /// Prints the line that `cargo xtask test` counts and compares with `tests/expected-skips.toml`.

@@ -1,0 +1,44 @@
+//! Everyday tools do under their profiles what they do without: git, tar, xz, sqlite3, a shell, a static program.
+
+use anyhow::Result;
+use apex_tests::programs::{Job, compile_static, missing_program};
+use apex_tests::skip;
+
+const SCRIPT: [&str; 2] = ["bash", "job.sh"];
+
+#[test]
+fn git_clones_commits_and_repacks() -> Result<()> {
+    if let Some(reason) = missing_program(&["git"]) {
+        skip!(reason, Ok(()));
+    }
+    Job::new("build", "git", &SCRIPT)?.succeeds().map(drop)
+}
+
+#[test]
+fn tar_and_xz_keep_modes_links_and_dates() -> Result<()> {
+    if let Some(reason) = missing_program(&["tar", "xz"]) {
+        skip!(reason, Ok(()));
+    }
+    Job::new("shell", "tar", &SCRIPT)?.succeeds().map(drop)
+}
+
+#[test]
+fn sqlite_keeps_a_database_whole() -> Result<()> {
+    if let Some(reason) = missing_program(&["sqlite3"]) {
+        skip!(reason, Ok(()));
+    }
+    Job::new("shell", "sqlite", &SCRIPT)?.succeeds().map(drop)
+}
+
+#[test]
+fn shell_controls_jobs_and_traps_signals() -> Result<()> {
+    Job::new("shell", "shell", &SCRIPT)?.succeeds().map(drop)
+}
+
+#[test]
+fn static_program_needs_no_library() -> Result<()> {
+    Job::new("static", "static", &["./job"])?
+        .seed(compile_static)?
+        .succeeds()
+        .map(drop)
+}

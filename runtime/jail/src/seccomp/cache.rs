@@ -29,6 +29,11 @@ impl CacheDir {
         CacheDir { path }
     }
 
+    /// The directory of this process.
+    pub fn find() -> Option<CacheDir> {
+        CacheDir::locate(geteuid().as_raw(), |name| std::env::var_os(name))
+    }
+
     /// The directory of the caller: `/run/apex/seccomp` for root, otherwise `apex/seccomp` in `$XDG_RUNTIME_DIR`, `$XDG_CACHE_HOME` or
     /// `~/.cache`. `None` when the environment names none of them by an absolute path.
     pub fn locate(euid: u32, env: impl Fn(&str) -> Option<OsString>) -> Option<CacheDir> {

@@ -36,10 +36,7 @@ pub struct Outcome {
 
 impl Outcome {
     fn new(output: Output) -> Self {
-        let code = output
-            .status
-            .code()
-            .unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default());
+        let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default());
         Outcome {
             code,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -50,11 +47,7 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "exit code {}\n--- stdout\n{}--- stderr\n{}",
-            self.code, self.stdout, self.stderr
-        )
+        write!(f, "exit code {}\n--- stdout\n{}--- stderr\n{}", self.code, self.stdout, self.stderr)
     }
 }
 
@@ -86,8 +79,7 @@ impl Job {
     /// Adds options of `apex-run`.
     #[must_use]
     pub fn flags<S: AsRef<OsStr>>(mut self, flags: impl IntoIterator<Item = S>) -> Self {
-        self.flags
-            .extend(flags.into_iter().map(|flag| flag.as_ref().to_owned()));
+        self.flags.extend(flags.into_iter().map(|flag| flag.as_ref().to_owned()));
         self
     }
 
@@ -117,21 +109,14 @@ impl Job {
     pub fn outside(&self) -> Result<Outcome> {
         let dir = self.dir_outside();
         let mut command = Command::new(&self.argv[0]);
-        command
-            .args(&self.argv[1..])
-            .env_clear()
-            .env("PATH", PATH)
-            .env("LANG", "C.UTF-8")
-            .env("HOME", &dir);
+        command.args(&self.argv[1..]).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").env("HOME", &dir);
         command.current_dir(&dir).stdin(Stdio::null());
         if geteuid().is_root() {
             give_tree(&dir, ID_FOR_ROOT)?;
             // The standard library also drops the supplementary groups.
             command.uid(ID_FOR_ROOT).gid(ID_FOR_ROOT);
         }
-        let output = command
-            .output()
-            .with_context(|| format!("cannot run {:?} outside", self.argv[0]))?;
+        let output = command.output().with_context(|| format!("cannot run {:?} outside", self.argv[0]))?;
         Ok(Outcome::new(output))
     }
 
@@ -145,22 +130,13 @@ impl Job {
         home.push(&dir);
         let mut command = Command::new(apex_run()?);
         command.args(["--profile", self.profile, "--env", "LANG=C.UTF-8"]);
-        command
-            .arg("--rw")
-            .arg(grant)
-            .arg("--workdir")
-            .arg(&dir)
-            .arg("--env")
-            .arg(home);
+        command.arg("--rw").arg(grant).arg("--workdir").arg(&dir).arg("--env").arg(home);
         if !geteuid().is_root() {
             // Limits need a delegated cgroup, which a plain user seldom has; what they refuse is tested elsewhere.
             command.args(["--optional", "cgroup"]);
         }
         command.args(&self.flags).arg("--").args(&self.argv);
-        let output = command
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start apex-run")?;
+        let output = command.stdin(Stdio::null()).output().context("cannot start apex-run")?;
         Ok(Outcome::new(output))
     }
 
@@ -168,10 +144,7 @@ impl Job {
     pub fn compare(&self) -> Result<Outcome> {
         let outside = self.outside()?;
         let inside = self.inside()?;
-        ensure!(
-            outside == inside,
-            "the job differs\n=== outside: {outside}\n=== inside: {inside}"
-        );
+        ensure!(outside == inside, "the job differs\n=== outside: {outside}\n=== inside: {inside}");
         Ok(inside)
     }
 
@@ -179,10 +152,7 @@ impl Job {
     pub fn succeeds(&self) -> Result<Outcome> {
         let outcome = self.compare()?;
         ensure!(outcome.code == 0, "the job fails on both sides: {outcome}");
-        ensure!(
-            outcome.stdout.ends_with("done\n"),
-            "the job stopped half way: {outcome}"
-        );
+        ensure!(outcome.stdout.ends_with("done\n"), "the job stopped half way: {outcome}");
         Ok(outcome)
     }
 }
@@ -199,20 +169,13 @@ pub enum Caller {
 impl Caller {
     /// Who runs this test.
     pub fn now() -> Self {
-        if geteuid().is_root() {
-            Caller::Root
-        } else {
-            Caller::User
-        }
+        if geteuid().is_root() { Caller::Root } else { Caller::User }
     }
 }
 
 /// The first of these programs that is missing here, as a reason to skip.
 pub fn missing_program(names: &[&str]) -> Option<String> {
-    let found = |name: &&&str| {
-        PATH.split(':')
-            .any(|dir| Path::new(dir).join(name).exists())
-    };
+    let found = |name: &&&str| PATH.split(':').any(|dir| Path::new(dir).join(name).exists());
     let name = names.iter().find(|name| !found(name))?;
     Some(format!("the program {name} is not installed"))
 }
@@ -221,16 +184,11 @@ pub fn missing_program(names: &[&str]) -> Option<String> {
 /// in the cache is an error, and never unpacked.
 pub fn npm_tarball(package: &str, version: &str, sha256: &str) -> Result<PathBuf> {
     let name = format!("{package}-{version}.tgz");
-    let kept = cache_dirs()
-        .into_iter()
-        .map(|dir| dir.join(&name))
-        .find(|path| path.exists());
+    let kept = cache_dirs().into_iter().map(|dir| dir.join(&name)).find(|path| path.exists());
     let tarball = match kept {
         Some(path) => path,
         None => download(&name, |dir| {
-            run(Command::new("npm")
-                .args(["pack", "--silent", &format!("{package}@{version}")])
-                .current_dir(dir))
+            run(Command::new("npm").args(["pack", "--silent", &format!("{package}@{version}")]).current_dir(dir))
         })?,
     };
     let sum = run(Command::new("sha256sum").arg(&tarball))?;
@@ -248,8 +206,7 @@ fn download(name: &str, fetch: impl Fn(&Path) -> Result<String>) -> Result<PathB
     let partial = cache.join(format!(".{name}.{}", std::process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
     let path = cache.join(name);
-    let fetched =
-        fetch(&partial).and_then(|_| fs::rename(partial.join(name), &path).context("nothing came"));
+    let fetched = fetch(&partial).and_then(|_| fs::rename(partial.join(name), &path).context("nothing came"));
     fs::remove_dir_all(&partial).ok();
     fetched.with_context(|| format!("cannot fetch {name}"))?;
     Ok(path)
@@ -261,16 +218,12 @@ fn cache_dirs() -> Vec<PathBuf> {
         return vec![PathBuf::from(dir)];
     }
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/apex-tests"));
-    [PathBuf::from("/var/cache/apex-tests")]
-        .into_iter()
-        .chain(home)
-        .collect()
+    [PathBuf::from("/var/cache/apex-tests")].into_iter().chain(home).collect()
 }
 
 fn writable_cache() -> Result<PathBuf> {
     let dirs = cache_dirs();
-    let is_writable =
-        |dir: &&PathBuf| fs::create_dir_all(dir).is_ok() && access(*dir, AccessFlags::W_OK).is_ok();
+    let is_writable = |dir: &&PathBuf| fs::create_dir_all(dir).is_ok() && access(*dir, AccessFlags::W_OK).is_ok();
     match dirs.iter().find(is_writable) {
         Some(dir) => Ok(dir.clone()),
         None => {
@@ -281,12 +234,8 @@ fn writable_cache() -> Result<PathBuf> {
 
 /// Runs a tool outside that must succeed, and returns what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
-    let outcome = Outcome::new(
-        command
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot run {command:?}"))?,
-    );
+    let outcome =
+        Outcome::new(command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?);
     ensure!(outcome.code == 0, "{command:?} fails: {outcome}");
     Ok(outcome.stdout)
 }
@@ -294,11 +243,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// Makes the static program `job` of `job.c` in `dir`.
 pub fn compile_static(dir: &Path) -> Result<()> {
     let flags = ["-static", "-O1", "-pthread", "-Wall", "-Werror", "-o"];
-    run(Command::new("gcc")
-        .args(flags)
-        .arg(dir.join("job"))
-        .arg(dir.join("job.c")))
-    .map(drop)
+    run(Command::new("gcc").args(flags).arg(dir.join("job")).arg(dir.join("job.c"))).map(drop)
 }
 
 /// The `apex-run` of the same build as this test.
@@ -307,16 +252,8 @@ fn apex_run() -> Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let test = std::env::current_exe().context("cannot tell where this test stands")?;
-    let path = test
-        .ancestors()
-        .nth(2)
-        .context("this test stands at the root")?
-        .join("apex-run");
-    ensure!(
-        path.exists(),
-        "{} is missing; build it with `cargo build -p apex-run`",
-        path.display()
-    );
+    let path = test.ancestors().nth(2).context("this test stands at the root")?.join("apex-run");
+    ensure!(path.exists(), "{} is missing; build it with `cargo build -p apex-run`", path.display());
     Ok(path)
 }
 
@@ -329,11 +266,7 @@ struct Scratch {
 impl Scratch {
     fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "apex-conformance-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("apex-conformance-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Scratch { path })
@@ -350,8 +283,8 @@ impl Drop for Scratch {
 
 /// Where the runner says that this package stands: not where it was built, since a plain user gets a copy that he may read.
 fn fixtures() -> Result<PathBuf> {
-    let package = std::env::var_os("CARGO_MANIFEST_DIR")
-        .context("CARGO_MANIFEST_DIR is not set; start the tests with cargo")?;
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set; start the tests with cargo")?;
     Ok(Path::new(&package).join("fixtures"))
 }
 
@@ -363,16 +296,14 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         if entry.file_type()?.is_dir() {
             copy_tree(&entry.path(), &dest)?;
         } else {
-            fs::copy(entry.path(), &dest)
-                .with_context(|| format!("cannot copy to {}", dest.display()))?;
+            fs::copy(entry.path(), &dest).with_context(|| format!("cannot copy to {}", dest.display()))?;
         }
     }
     Ok(())
 }
 
 fn give_tree(path: &Path, id: u32) -> Result<()> {
-    lchown(path, Some(id), Some(id))
-        .with_context(|| format!("cannot give {} to {id}", path.display()))?;
+    lchown(path, Some(id), Some(id)).with_context(|| format!("cannot give {} to {id}", path.display()))?;
     if !path.is_symlink() && path.is_dir() {
         for entry in fs::read_dir(path)? {
             give_tree(&entry?.path(), id)?;

@@ -23,12 +23,7 @@ fn gcc_and_make_build_a_source_tree() -> Result<()> {
         Err(error) => skip!(format!("no source tree: {error:#}"), Ok(())),
     };
     let job = Job::new("build", "build", &["sh", "job.sh"])?.seed(|dir| {
-        run(Command::new("tar")
-            .arg("xzf")
-            .arg(&tarball)
-            .arg("-C")
-            .arg(dir)
-            .arg(SOURCE))?;
+        run(Command::new("tar").arg("xzf").arg(&tarball).arg("-C").arg(dir).arg(SOURCE))?;
         fs::rename(dir.join(SOURCE), dir.join("source.tar.gz")).context("cannot place the source")
     })?;
     job.succeeds().map(drop)

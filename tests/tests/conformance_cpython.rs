@@ -163,10 +163,7 @@ type Differing = BTreeMap<String, [Ending; 2]>;
 #[test]
 fn cpython_passes_its_own_tests() -> Result<()> {
     if !Path::new(SUITE).exists() {
-        skip!(
-            format!("{SUITE} is missing; libpython3.11-testsuite brings it"),
-            Ok(())
-        );
+        skip!(format!("{SUITE} is missing; libpython3.11-testsuite brings it"), Ok(()));
     }
     let (tests, mut differing) = run_both(MODULES)?;
     ensure!(tests >= TESTS_MIN, "only {tests} tests ran outside");
@@ -176,9 +173,8 @@ fn cpython_passes_its_own_tests() -> Result<()> {
         let modules = modules_of(&news);
         let (_, again) = run_both(&modules)?;
         let was_repeated = |test: &str| modules.iter().any(|module| is_in(test, module));
-        differing.retain(|test, endings| {
-            !news.contains(test) || !was_repeated(test) || again.get(test) == Some(endings)
-        });
+        differing
+            .retain(|test, endings| !news.contains(test) || !was_repeated(test) || again.get(test) == Some(endings));
     }
     report(&differing)
 }
@@ -187,65 +183,31 @@ fn report(differing: &Differing) -> Result<()> {
     let mut complaints = Vec::new();
     for test in unexplained(differing) {
         let [outside, inside] = differing[&test];
-        complaints.push(format!(
-            "{test}: {outside:?} outside, {inside:?} inside, and no reason is listed"
-        ));
+        complaints.push(format!("{test}: {outside:?} outside, {inside:?} inside, and no reason is listed"));
     }
-    for listed in DIFFERENCES
-        .iter()
-        .filter(|listed| listed.is_for(Caller::now()))
-    {
-        if !differing
-            .iter()
-            .any(|(test, endings)| listed.explains(test, *endings))
-        {
-            complaints.push(format!(
-                "{}: listed ({}), but it does not differ any more",
-                listed.test, listed.reason
-            ));
+    for listed in DIFFERENCES.iter().filter(|listed| listed.is_for(Caller::now())) {
+        if !differing.iter().any(|(test, endings)| listed.explains(test, *endings)) {
+            complaints.push(format!("{}: listed ({}), but it does not differ any more", listed.test, listed.reason));
         }
     }
     if complaints.is_empty() {
         return Ok(());
     }
-    bail!(
-        "{} complaints:\n{}",
-        complaints.len(),
-        complaints.join("\n")
-    )
+    bail!("{} complaints:\n{}", complaints.len(), complaints.join("\n"))
 }
 
 fn unexplained(differing: &Differing) -> BTreeSet<String> {
-    let is_explained = |test: &str, endings| {
-        DIFFERENCES
-            .iter()
-            .any(|listed| listed.explains(test, endings))
-    };
-    let explained: Vec<&String> = differing
-        .iter()
-        .filter(|(test, endings)| is_explained(test, **endings))
-        .map(|(test, _)| test)
-        .collect();
+    let is_explained = |test: &str, endings| DIFFERENCES.iter().any(|listed| listed.explains(test, endings));
+    let explained: Vec<&String> =
+        differing.iter().filter(|(test, endings)| is_explained(test, **endings)).map(|(test, _)| test).collect();
     // A module fails with any of its tests: the line of the module is news only when no test accounts for it.
-    let is_module_of = |module: &str| {
-        explained
-            .iter()
-            .any(|test| test.starts_with(&format!("test.{module}.")))
-    };
-    differing
-        .keys()
-        .filter(|test| !explained.contains(test) && !is_module_of(test))
-        .cloned()
-        .collect()
+    let is_module_of = |module: &str| explained.iter().any(|test| test.starts_with(&format!("test.{module}.")));
+    differing.keys().filter(|test| !explained.contains(test) && !is_module_of(test)).cloned().collect()
 }
 
 /// The modules in which these tests stand. A few tests bear the name of a base class in another file and belong to none.
 fn modules_of(tests: &BTreeSet<String>) -> Vec<&'static str> {
-    MODULES
-        .iter()
-        .copied()
-        .filter(|module| tests.iter().any(|test| is_in(test, module)))
-        .collect()
+    MODULES.iter().copied().filter(|module| tests.iter().any(|test| is_in(test, module))).collect()
 }
 
 fn is_in(test: &str, module: &str) -> bool {
@@ -258,28 +220,19 @@ fn is_in(test: &str, module: &str) -> bool {
 
 /// How many tests ran outside, and those that ended otherwise inside.
 fn run_both(modules: &[&str]) -> Result<(usize, Differing)> {
-    let argv = [
-        &[PYTHON, "run.py", OUTCOMES, WORKERS],
-        modules,
-        &["--"],
-        LEFT_OUT,
-    ]
-    .concat();
+    let argv = [&[PYTHON, "run.py", OUTCOMES, WORKERS], modules, &["--"], LEFT_OUT].concat();
     let job = Job::new("python", "cpython", &argv)?.flags(FLAGS);
     let logs = [job.outside()?, job.inside()?];
     let mut sides = Vec::new();
     for (dir, log) in [job.dir_outside(), job.dir_inside()].into_iter().zip(&logs) {
-        let text = fs::read_to_string(dir.join(OUTCOMES))
-            .with_context(|| format!("the runner left no outcomes: {log}"))?;
+        let text =
+            fs::read_to_string(dir.join(OUTCOMES)).with_context(|| format!("the runner left no outcomes: {log}"))?;
         sides.push(parse(&text)?);
     }
     // Shown by the test runner only when the test fails, and then it is what one wants to read.
     println!("outside:\n{}\ninside:\n{}", logs[0], logs[1]);
-    let [outside, inside] = &sides[..] else {
-        bail!("there are two sides")
-    };
-    let ending =
-        |side: &BTreeMap<String, Ending>, test| side.get(test).copied().unwrap_or(Ending::Absent);
+    let [outside, inside] = &sides[..] else { bail!("there are two sides") };
+    let ending = |side: &BTreeMap<String, Ending>, test| side.get(test).copied().unwrap_or(Ending::Absent);
     let names: BTreeSet<&String> = outside.keys().chain(inside.keys()).collect();
     let differing = names
         .into_iter()

@@ -10,14 +10,8 @@ fn honest_job_is_the_same_in_each_mode() -> Result<()> {
             .flags(["--mode", mode])
             .compare()
             .with_context(|| format!("in mode {mode}"))?;
-        ensure!(
-            outcome.code == 128 + 15,
-            "the job ends itself by SIGTERM, in mode {mode}: {outcome}"
-        );
-        ensure!(
-            outcome.stdout.contains("system files are read-only"),
-            "in mode {mode}: {outcome}"
-        );
+        ensure!(outcome.code == 128 + 15, "the job ends itself by SIGTERM, in mode {mode}: {outcome}");
+        ensure!(outcome.stdout.contains("system files are read-only"), "in mode {mode}: {outcome}");
     }
     Ok(())
 }
@@ -25,9 +19,7 @@ fn honest_job_is_the_same_in_each_mode() -> Result<()> {
 #[test]
 fn static_program_is_the_same_in_each_mode() -> Result<()> {
     for mode in MODES {
-        let job = Job::new("static", "static", &["./job"])?
-            .flags(["--mode", mode])
-            .seed(compile_static)?;
+        let job = Job::new("static", "static", &["./job"])?.flags(["--mode", mode]).seed(compile_static)?;
         job.succeeds().with_context(|| format!("in mode {mode}"))?;
     }
     Ok(())

@@ -9,7 +9,5 @@ fn npm_installs_a_package_and_node_runs_it() -> Result<()> {
     if let Some(reason) = missing_program(&["node", "npm"]) {
         skip!(reason, Ok(()));
     }
-    Job::new("node", "node", &["sh", "job.sh"])?
-        .succeeds()
-        .map(drop)
+    Job::new("node", "node", &["sh", "job.sh"])?.succeeds().map(drop)
 }

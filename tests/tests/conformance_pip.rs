@@ -14,17 +14,12 @@ const ENSUREPIP: &str = "/usr/lib/python3.11/ensurepip";
 #[test]
 fn pip_installs_a_local_wheel() -> Result<()> {
     if !Path::new(ENSUREPIP).exists() {
-        skip!(
-            format!("{ENSUREPIP} is missing; python3-venv brings it"),
-            Ok(())
-        );
+        skip!(format!("{ENSUREPIP} is missing; python3-venv brings it"), Ok(()));
     }
     let job = Job::new("python", "pip", &["sh", "job.sh"])?.seed(|dir| {
         let wheels = dir.join("wheels");
         fs::create_dir(&wheels)?;
-        run(Command::new("/usr/bin/python3")
-            .arg(dir.join("wheel.py"))
-            .arg(wheels))?;
+        run(Command::new("/usr/bin/python3").arg(dir.join("wheel.py")).arg(wheels))?;
         Ok(())
     })?;
     job.succeeds().map(drop)

@@ -37,8 +37,5 @@ fn shell_controls_jobs_and_traps_signals() -> Result<()> {
 
 #[test]
 fn static_program_needs_no_library() -> Result<()> {
-    Job::new("static", "static", &["./job"])?
-        .seed(compile_static)?
-        .succeeds()
-        .map(drop)
+    Job::new("static", "static", &["./job"])?.seed(compile_static)?.succeeds().map(drop)
 }

@@ -165,18 +165,28 @@ impl<'a> Mounts<'a> {
         Ok(self.list)
     }
 
-    /// A passwd and a group file that name the sandbox's user and nobody else, unless the policy shows the host's.
+    /// Small files that programs look themselves and `localhost` up in. They name nobody and nothing of the host; where the policy
+    /// shows the host's own, those stand.
     fn add_accounts(&mut self, identity: &crate::plan::IdentityPlan) {
+        if !self.list.iter().any(|mount| covers(Path::new("/etc"), dest(mount))) {
+            return;
+        }
         let (uid, gid) = (identity.uid, identity.gid);
         let user = |name: &str, id: u32| (id != uid).then(|| format!("{name}:x:{id}:{id}::/:/usr/sbin/nologin\n"));
         let passwd =
             [user("root", 0), Some(format!("sandbox:x:{uid}:{gid}:sandbox:/tmp:/bin/sh\n")), user("nobody", 65534)];
         let group = |name: &str, id: u32| (id != gid).then(|| format!("{name}:x:{id}:\n"));
         let groups = [group("root", 0), Some(format!("sandbox:x:{gid}:\n")), group("nogroup", 65534)];
-        for (file, lines) in [("/etc/passwd", passwd), ("/etc/group", groups)] {
-            let file = PathBuf::from(file);
-            if !self.shows(&file) && self.list.iter().any(|mount| covers(Path::new("/etc"), dest(mount))) {
-                self.list.push(Mount::File { dest: file, content: lines.into_iter().flatten().collect() });
+        let hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", identity.hostname);
+        let files = [
+            ("/etc/passwd", passwd.into_iter().flatten().collect()),
+            ("/etc/group", groups.into_iter().flatten().collect()),
+            ("/etc/hosts", hosts),
+        ];
+        for (file, content) in files {
+            let dest = PathBuf::from(file);
+            if !self.shows(&dest) {
+                self.list.push(Mount::File { dest, content });
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A look at the real host, for the planner. Every path is opened once; the descriptor is held and later used instead of the name.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -29,6 +29,7 @@ pub struct Held {
 pub struct LiveHost {
     opened: RefCell<HashMap<(PathBuf, bool), Result<Rc<Held>, Refusal>>>,
     site: RefCell<Option<Rc<Site>>>,
+    cwd: OnceCell<PathBuf>,
 }
 
 /// Why a path was not opened.
@@ -68,16 +69,19 @@ impl LiveHost {
 
 impl Host for LiveHost {
     fn path(&self, path: &Path, follow: bool) -> PathFact {
+        // Most system paths are links on a merged /usr: one call tells.
+        if !follow && let Ok(target) = std::fs::read_link(path) {
+            return PathFact::Symlink(target);
+        }
         let held = match self.open(path, follow) {
             Ok(held) => held,
             Err(Refusal::Missing) => return PathFact::Missing,
             Err(Refusal::Other(reason)) => return PathFact::Refused(reason),
         };
         if held.stat.is(libc_mode::LINK) {
-            return match std::fs::read_link(path) {
-                Ok(target) => PathFact::Symlink(target),
-                Err(error) => PathFact::Refused(format!("its link cannot be read: {error}")),
-            };
+            return PathFact::Refused(
+                "it became a link while it was looked at; start again when it is at rest".to_owned(),
+            );
         }
         if held.stat.is(libc_mode::DIR) { PathFact::Dir } else { PathFact::File }
     }
@@ -120,7 +124,8 @@ impl Host for LiveHost {
     }
 
     fn cwd(&self) -> PathBuf {
-        std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))
+        let look = || std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        self.cwd.get_or_init(look).clone()
     }
 }
 

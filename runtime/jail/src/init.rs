@@ -3,7 +3,7 @@
 //! It is a clone of the launcher with one thread, so it may allocate. Everything of the sandbox dies with it: the kernel kills a pid
 //! namespace whose init is gone (pid_namespaces(7)), and the init itself dies with the launcher.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use apex_core::layer::Layer;
 use apex_core::plan::Plan;
@@ -17,9 +17,10 @@ use crate::host::LiveHost;
 use crate::seal::{Payload, Seal};
 use crate::seccomp::Program;
 use crate::step::{Failure, Step};
+use crate::streams::Streams;
 use crate::trees::Trees;
 use crate::wire::{End, Order, Report};
-use crate::{landlock, root};
+use crate::{landlock, root, streams};
 
 /// What the init is born with.
 pub struct Init<'a, 'p> {
@@ -30,6 +31,7 @@ pub struct Init<'a, 'p> {
     pub trees: Option<Trees>,
     pub program: Option<&'a Program>,
     pub pause: bool,
+    pub streams: &'a Streams,
     pub streams_on_terminal: [bool; 3],
     /// The signal mask that the command gets.
     pub mask: Set,
@@ -58,7 +60,8 @@ impl Init<'_, '_> {
         self.name_host()?;
         self.raise_loopback()?;
         root::enter(self.plan, &mut trees)?;
-        drop(trees);
+        std::mem::forget(trees);
+        self.let_go_of_host()?;
         let terminal = self.open_terminal()?;
         let ruleset = self.make_ruleset()?;
         self.await_order(Order::Attached)?;
@@ -109,6 +112,12 @@ impl Init<'_, '_> {
         }
     }
 
+    /// What the launcher held of the host and what building the root opened is closed at once, in two calls around the socket.
+    fn let_go_of_host(&self) -> Result<(), Failure> {
+        let keep: Vec<i32> = self.streams.passed.iter().copied().chain([self.socket.0.as_raw_fd()]).collect();
+        streams::close_others(&keep).map_err(Failure::at(Step::EnterRoot, 0))
+    }
+
     /// A terminal of the sandbox's own devpts; its master goes to the launcher.
     fn open_terminal(&self) -> Result<Option<OwnedFd>, Failure> {
         if !self.plan.tty {
@@ -125,8 +134,7 @@ impl Init<'_, '_> {
     }
 
     fn make_ruleset(&self) -> Result<Option<OwnedFd>, Failure> {
-        let streams: Vec<i32> = [0, 1, 2].into_iter().chain(self.plan.fds.iter().copied()).collect();
-        self.plan.landlock.as_ref().map(|plan| landlock::ruleset(plan, &streams)).transpose()
+        self.plan.landlock.as_ref().map(|plan| landlock::ruleset(plan, &self.streams.files)).transpose()
     }
 
     /// After the cgroup was joined: the namespace's root is the cgroup that one is in when entering it (cgroup_namespaces(7)).

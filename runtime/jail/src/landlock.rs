@@ -65,9 +65,8 @@ fn add(rules: RulesetCreated, place: OwnedFd, rights: BitFlags<AccessFs>) -> Res
 /// `echo > /dev/stderr` opens the stream anew: the file itself is granted as it was opened, nothing beside it.
 fn add_stream(rules: RulesetCreated, number: i32, abi: ABI) -> Result<RulesetCreated, RulesetError> {
     let Ok(stream) = fs::borrow(number) else { return Ok(rules) };
-    let is_file = fs::stat(stream, c"").is_ok_and(|stat| stat.is(nix::libc::S_IFREG) || stat.is(nix::libc::S_IFCHR));
     let Ok(mode) = nix::fcntl::fcntl(stream, nix::fcntl::FcntlArg::F_GETFL) else { return Ok(rules) };
-    if !is_file || mode & nix::libc::O_PATH != 0 {
+    if mode & nix::libc::O_PATH != 0 {
         return Ok(rules);
     }
     let mut rights = BitFlags::<AccessFs>::empty();

@@ -22,6 +22,7 @@ use crate::readback;
 pub use crate::seal::Payload;
 use crate::seccomp::{self, CacheDir, SeccompError};
 use crate::step::{Failure, Step};
+use crate::streams::Streams;
 use crate::supervise::{self, Running};
 use crate::trees::{self, Trees};
 use crate::wire::{End, Order};
@@ -114,29 +115,15 @@ pub struct Outcome {
 pub struct Options<'a> {
     /// Gets the receipt before the command starts.
     pub receipt: Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>,
+    /// The descriptors of the command.
+    pub streams: &'a Streams,
     /// What runs in the sandbox.
     pub payload: Payload<'a>,
-}
-
-/// Closes every descriptor that the caller leaked to us, before anything of our own is opened.
-pub fn close_inherited(keep: &[i32]) -> Result<(), Errno> {
-    let mut keep: Vec<u32> =
-        keep.iter().filter_map(|number| u32::try_from(*number).ok()).filter(|number| *number > 2).collect();
-    keep.sort_unstable();
-    let mut first = 3;
-    for number in keep {
-        if number > first {
-            process::close_from(first, number - 1, false)?;
-        }
-        first = number + 1;
-    }
-    process::close_from(first, u32::MAX, false)
 }
 
 /// Runs a plan to its end.
 pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome, JailError> {
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
-    check_descriptors(plan).map_err(explain)?;
     let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
     let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
     let cgroup = create_cgroup(plan, host)?;
@@ -159,6 +146,7 @@ pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome
                 trees,
                 program: program.as_ref(),
                 pause,
+                streams: options.streams,
                 streams_on_terminal: streams_on_terminal(plan),
                 mask,
                 payload: options.payload,
@@ -166,7 +154,9 @@ pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome
             init.run()
         }
         Side::Parent { pid, pidfd } => {
-            drop((inner, trees));
+            drop(inner);
+            // Closing them one by one would cost a system call each; this process ends with the sandbox.
+            std::mem::forget(trees);
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, placeholders, mask);
             running.attach(|running| attach(plan, running))?;
             let receipt = options.receipt;
@@ -197,18 +187,6 @@ fn deliver(receipt: Deliver<'_>, plan: &Plan, running: &Running<'_>, sealed: Pid
         Some(words) => Err(JailError::Mismatch(words)),
         None => Ok(()),
     }
-}
-
-/// A directory among the descriptors would be a way around the new root.
-fn check_descriptors(plan: &Plan) -> Result<(), Failure> {
-    for number in [0, 1, 2].into_iter().chain(plan.fds.iter().copied()) {
-        let failed = Failure::at(Step::CheckDescriptors, usize::try_from(number).unwrap_or(0));
-        let stat = fs::borrow(number).and_then(|fd| fs::stat(fd, c"")).map_err(&failed)?;
-        if stat.is(nix::libc::S_IFDIR) {
-            return Err(failed(Errno::EISDIR));
-        }
-    }
-    Ok(())
 }
 
 fn create_cgroup(plan: &Plan, host: &LiveHost) -> Result<Option<Cgroup>, JailError> {

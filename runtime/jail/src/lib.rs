@@ -13,6 +13,7 @@ mod root;
 mod seal;
 pub mod seccomp;
 pub mod step;
+pub mod streams;
 mod supervise;
 mod trees;
 mod wire;

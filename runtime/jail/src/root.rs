@@ -93,10 +93,8 @@ impl Root {
             plan.mounts.iter().position(|step| matches!(step, Mount::Bind { dest, .. } if dest == Path::new("/")));
         let fd = match host {
             Some(index) => trees.give(index).ok_or_else(|| Failure::at(Step::CreateRoot, 0)(Errno::ENOENT))?,
-            None => {
-                mount::new_filesystem(c"tmpfs", &[(c"size", c"1m"), (c"mode", c"0755")], attr::NOSUID | attr::NODEV)
-                    .map_err(Failure::at(Step::CreateRoot, 0))?
-            }
+            None => mount::new_filesystem(c"tmpfs", &[(c"mode", c"0755")], attr::NOSUID | attr::NODEV)
+                .map_err(Failure::at(Step::CreateRoot, 0))?,
         };
         // The place does not matter: the old root goes away with it.
         mount::attach(fd.as_fd(), fs::cwd(), c"/").map_err(Failure::at(Step::CreateRoot, 0))?;
@@ -112,6 +110,7 @@ impl Root {
                 }
                 let tree = tree.ok_or(Errno::EBADF)?;
                 self.attach(&tree, dest, *kind)?;
+                leave(tree);
                 self.grants.push(dest.clone());
                 Ok(())
             }
@@ -188,14 +187,16 @@ impl Root {
         self.parents(dest)?;
         let flags = nix::libc::O_WRONLY | nix::libc::O_CREAT | nix::libc::O_EXCL;
         let fd = fs::create(self.fd.as_fd(), &relative(dest)?, flags, 0o444, fs::resolve::NO_SYMLINKS)?;
+        // Closed here: a mount with a writer cannot be made read-only.
         fs::write(fd.as_fd(), content.as_bytes()).map(drop)
     }
 
     fn tmpfs(&mut self, dest: &Path, size_bytes: u64, exec: bool) -> Result<(), Errno> {
         let size = number(size_bytes);
         let flags = attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC };
-        let tree = mount::new_filesystem(c"tmpfs", &[(c"size", &size), (c"mode", c"1777")], flags)?;
+        let tree = mount::new_filesystem(c"tmpfs", &[(c"size", &size)], flags)?;
         self.attach(&tree, dest, Kind::Dir)?;
+        leave(tree);
         self.made.insert(dest.to_owned());
         // From here on the sandbox's own file system is on top.
         self.grants.retain(|grant| !grant.starts_with(dest));
@@ -210,6 +211,7 @@ impl Root {
             ProcView::Masked => mount::new_filesystem(c"proc", &[(c"hidepid", c"invisible")], FLAGS | attr::RDONLY)?,
         };
         self.attach(&tree, Path::new("/proc"), Kind::Dir)?;
+        leave(tree);
         if view == ProcView::Masked {
             for path in PROC_MASKED {
                 self.mask_proc(path)?;
@@ -231,27 +233,30 @@ impl Root {
 
     /// A /dev of its own. Comes before /proc and the masks, which are parked in it.
     fn dev(&mut self, shm_size_bytes: u64) -> Result<(), Errno> {
-        let tree =
-            mount::new_filesystem(c"tmpfs", &[(c"size", c"64k"), (c"mode", c"0755")], attr::NOSUID | attr::NOEXEC)?;
+        let tree = mount::new_filesystem(c"tmpfs", &[(c"mode", c"0755")], attr::NOSUID | attr::NOEXEC)?;
         self.attach(&tree, Path::new("/dev"), Kind::Dir)?;
+        leave(tree);
         let root = self.fd.as_fd();
         for (host, name) in DEVICES {
             fs::mkfile(root, name, 0o666)?;
             let node = mount::clone_tree(fs::cwd(), host)?;
             mount::attach(node.as_fd(), root, name)?;
+            leave(node);
         }
         for (target, name) in DEV_LINKS {
             fs::symlink(target, root, name)?;
         }
         fs::mkdir(root, c"dev/pts", 0o755)?;
-        let pts = [(c"newinstance", c""), (c"ptmxmode", c"0666"), (c"mode", c"0620")];
+        let pts = [(c"ptmxmode", c"0666"), (c"mode", c"0620")];
         let pts = mount::new_filesystem(c"devpts", &pts, attr::NOSUID | attr::NOEXEC)?;
         mount::attach(pts.as_fd(), root, c"dev/pts")?;
+        leave(pts);
         fs::mkdir(root, c"dev/shm", 0o755)?;
         let size = number(shm_size_bytes);
-        let shm = [(c"size", size.as_c_str()), (c"mode", c"1777")];
+        let shm = [(c"size", size.as_c_str())];
         let shm = mount::new_filesystem(c"tmpfs", &shm, attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
         mount::attach(shm.as_fd(), root, c"dev/shm")?;
+        leave(shm);
         self.made.extend(["/dev", "/dev/pts", "/dev/shm"].map(PathBuf::from));
         Ok(())
     }
@@ -314,10 +319,16 @@ impl Root {
 
     fn pivot(self) -> Result<(), Errno> {
         fs::enter(self.fd.as_fd())?;
+        leave(self.fd);
         mount::pivot_here()?;
         mount::detach_here()?;
         fs::chdir(c"/")
     }
+}
+
+/// Leaves a descriptor open until the init closes all of them in one call, instead of one call for each.
+fn leave(fd: OwnedFd) {
+    std::mem::forget(fd);
 }
 
 fn existing_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {

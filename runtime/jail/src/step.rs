@@ -8,8 +8,6 @@ use apex_sys::Errno;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
-    /// Checking the descriptors that the command gets.
-    CheckDescriptors,
     /// Making the cgroup and its limits.
     CreateCgroup,
     /// Copying a granted tree.
@@ -78,8 +76,7 @@ pub enum Step {
 
 impl Step {
     /// Every step, for decoding what crosses the socket.
-    const ALL: [Step; 33] = [
-        Step::CheckDescriptors,
+    const ALL: [Step; 32] = [
         Step::CreateCgroup,
         Step::CloneTree,
         Step::Idmap,
@@ -121,7 +118,6 @@ impl Step {
 
     const fn words(self) -> &'static str {
         match self {
-            Step::CheckDescriptors => "checking the descriptors that the command gets",
             Step::CreateCgroup => "making the sandbox's cgroup",
             Step::CloneTree => "taking the granted tree",
             Step::Idmap => "translating the owners of the granted tree",
@@ -198,7 +194,6 @@ impl Failure {
             Step::SetRlimit => plan.rlimits.get(self.index).map(|limit| limit.name.to_owned()),
             Step::EnterWorkdir => plan.command.workdir.last().map(|dir| dir.display().to_string()),
             Step::Exec => plan.command.candidates.first().map(|path| path.display().to_string()),
-            Step::CheckDescriptors => Some(self.index.to_string()),
             _ => None,
         }
         .unwrap_or_default()
@@ -234,12 +229,6 @@ impl Failure {
             }
             (Step::Placeholder, _) => {
                 "the name does not exist yet and apex-run may not hold it; create the path first, or deny its directory"
-            }
-            (Step::CheckDescriptors, Errno::EISDIR) => {
-                "this descriptor is a directory, and with it the command could walk the host's files; pass a file or a pipe"
-            }
-            (Step::CheckDescriptors, Errno::EBADF) => {
-                "this descriptor is not open; open it in the calling shell, as in `apex-run --fd 3 ... 3<file`"
             }
             (Step::Handshake, _) => "the sandbox's init ended early; it may have been killed for memory",
             (Step::Spawn, Errno::EAGAIN) => "the limit on tasks is too low to start the command; raise --tasks",

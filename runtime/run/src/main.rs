@@ -1,16 +1,15 @@
 //! `apex-run`: wires the command line to the planner and the jail. See the library for its words.
+#![no_main]
 
 mod session;
 
-use std::process::ExitCode;
+apex_sys::entry!(entry);
 
-fn main() -> ExitCode {
-    match session::run(std::env::args_os().skip(1)) {
-        Ok(code) => code,
-        Err(error) => {
-            // A closed standard error leaves nobody to tell.
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("apex-run: {error:#}\n"));
-            ExitCode::from(session::exit_code(&error))
-        }
-    }
+fn entry() -> i32 {
+    let code = session::run(std::env::args_os().skip(1)).unwrap_or_else(|error| {
+        // A closed standard error leaves nobody to tell.
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("apex-run: {error:#}\n"));
+        session::exit_code(&error)
+    });
+    i32::from(code)
 }

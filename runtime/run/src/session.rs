@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use apex_core::explain;
@@ -15,6 +15,7 @@ use apex_core::refusal::{Explanation, Refusal};
 use apex_core::seccomp::{Abi, groups};
 use apex_jail::host::LiveHost;
 use apex_jail::launch::{self, Ending, JailError, Outcome, Payload};
+use apex_jail::streams::Streams;
 use apex_run::help;
 use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
@@ -42,9 +43,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// Does what the words ask for.
-pub fn run(words: impl Iterator<Item = OsString>) -> Result<ExitCode> {
+pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8> {
     let options = options::parse(words)?;
-    launch::close_inherited(&options.fds).context("closing inherited descriptors")?;
+    let streams = Streams::settle(&options.fds)?;
     match options.action {
         Action::Help => say(&help::help()),
         Action::Version => say(&help::version()),
@@ -52,28 +53,29 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         Action::Doctor => todo_doctor(),
         Action::Plan => show_plan(&options),
         Action::Prove => todo_doctor(),
-        Action::Run => run_command(&options),
+        Action::Run => run_command(&options, &streams),
     }
 }
 
-fn say(text: &str) -> Result<ExitCode> {
+fn say(text: &str) -> Result<u8> {
     std::io::stdout().write_all(text.as_bytes()).context("writing to standard output")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
-fn show_plan(options: &Options) -> Result<ExitCode> {
+fn show_plan(options: &Options) -> Result<u8> {
     let host = LiveHost::new();
     let (_, plan) = plan(options, &host)?;
     report(options, Report::Plan(&plan))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
-fn todo_doctor() -> Result<ExitCode> {
+fn todo_doctor() -> Result<u8> {
     anyhow::bail!("not there yet")
 }
 
-fn run_command(options: &Options) -> Result<ExitCode> {
-    let host = LiveHost::new();
+fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
+    // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
+    let host = ManuallyDrop::new(LiveHost::new());
     let (policy, plan) = plan(options, &host)?;
     let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
     let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
@@ -81,7 +83,11 @@ fn run_command(options: &Options) -> Result<ExitCode> {
     let outcome = launch::run(
         &plan,
         &host,
-        launch::Options { receipt: if wants_receipt { Some(&mut deliver) } else { None }, payload: Payload::Command },
+        launch::Options {
+            receipt: if wants_receipt { Some(&mut deliver) } else { None },
+            streams,
+            payload: Payload::Command,
+        },
     );
     let outcome = outcome?;
     if options.why {
@@ -91,18 +97,18 @@ fn run_command(options: &Options) -> Result<ExitCode> {
 }
 
 /// The command's own code, or ours with a word why.
-fn finish(plan: &Plan, outcome: &Outcome) -> ExitCode {
+fn finish(plan: &Plan, outcome: &Outcome) -> u8 {
     let tell = |words: String| {
         let _ = writeln!(std::io::stderr(), "apex-run: {words}");
     };
-    let number = |value: i32| ExitCode::from(u8::try_from(value & 0xff).unwrap_or(code::FAILED));
+    let number = |value: i32| u8::try_from(value & 0xff).unwrap_or(code::FAILED);
     match outcome.ending {
         Ending::Code(value) => number(value),
         Ending::Signal(signal) => number(code::SIGNAL + signal),
         Ending::TimedOut => {
             let limit = plan.wall_time_ms.unwrap_or_default();
             tell(format!("the command was ended at its wall-time limit of {limit} ms; give it more with --time"));
-            ExitCode::from(code::TIMED_OUT)
+            code::TIMED_OUT
         }
         Ending::OutOfMemory => {
             let limit = plan.cgroup.as_ref().and_then(|limits| limits.memory_bytes).unwrap_or_default();

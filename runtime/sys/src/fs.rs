@@ -90,6 +90,12 @@ pub fn stat(dir: BorrowedFd<'_>, path: &CStr) -> Result<Stat, Errno> {
     })
 }
 
+/// Looks at an open descriptor by number; `EBADF` when it is closed (fstat(2)).
+pub fn stat_number(number: RawFd) -> Result<Stat, Errno> {
+    // SAFETY: the borrow lasts for the call only, and the call reports a closed descriptor.
+    stat(unsafe { BorrowedFd::borrow_raw(number) }, c"")
+}
+
 /// Creates a directory (mkdirat(2)).
 pub fn mkdir(dir: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
     // SAFETY: `path` is NUL-terminated and outlives the call.

@@ -1,0 +1,83 @@
+//! The descriptors that the command gets: the three standard streams and those that were asked for by number. Nothing else that the
+//! caller had open gets past this point.
+
+use std::os::fd::IntoRawFd;
+
+use apex_sys::{Errno, fs, process};
+
+/// Why a descriptor cannot be passed.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// It would be a way around the new root.
+    #[error(
+        "descriptor {0} is a directory, and with it the command could walk the host's files; pass a file or a pipe"
+    )]
+    Directory(i32),
+    /// It is not there.
+    #[error("descriptor {0} is not open; open it in the calling shell, as in `apex-run --fd 3 -- CMD 3<file`")]
+    Closed(i32),
+    /// The kernel refused something.
+    #[error("looking at descriptor {number}: {errno}")]
+    Kernel {
+        /// The descriptor.
+        number: i32,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+/// The descriptors of the command, looked at once.
+#[derive(Debug)]
+pub struct Streams {
+    /// Those above 2.
+    pub passed: Vec<i32>,
+    /// Those that are files or devices, which a program may open anew by their names in /dev and /proc.
+    pub files: Vec<i32>,
+}
+
+impl Streams {
+    /// Closes everything else. To be called before anything of our own is opened.
+    pub fn settle(passed: &[i32]) -> Result<Streams, StreamError> {
+        let mut passed: Vec<i32> = passed.iter().copied().filter(|number| *number > 2).collect();
+        passed.sort_unstable();
+        passed.dedup();
+        let mut files = Vec::new();
+        for number in (0..=2).chain(passed.iter().copied()) {
+            match fs::stat_number(number) {
+                Ok(stat) if stat.is(nix::libc::S_IFDIR) => return Err(StreamError::Directory(number)),
+                Ok(stat) if stat.is(nix::libc::S_IFREG) || stat.is(nix::libc::S_IFCHR) => files.push(number),
+                Ok(_) => {}
+                // A closed standard stream would be taken by the next file that somebody opens.
+                Err(Errno::EBADF) if number <= 2 => fill(number)?,
+                Err(Errno::EBADF) => return Err(StreamError::Closed(number)),
+                Err(errno) => return Err(StreamError::Kernel { number, errno }),
+            }
+        }
+        close_others(&passed).map_err(|errno| StreamError::Kernel { number: 3, errno })?;
+        Ok(Streams { passed, files })
+    }
+}
+
+/// The lowest free number is `number`, since those below it are open by now.
+fn fill(number: i32) -> Result<(), StreamError> {
+    let failed = |errno| StreamError::Kernel { number, errno };
+    let null = fs::open(fs::cwd(), c"/dev/null", nix::libc::O_RDWR, 0).map_err(failed)?.into_raw_fd();
+    if null != number {
+        return Err(failed(Errno::EBADF));
+    }
+    fs::set_inherited(number, true).map_err(failed)
+}
+
+/// Closes every descriptor above 2 that is not among `kept`.
+pub fn close_others(kept: &[i32]) -> Result<(), Errno> {
+    let mut kept = kept.to_vec();
+    kept.sort_unstable();
+    let mut first = 3;
+    for number in kept.iter().filter_map(|number| u32::try_from(*number).ok()) {
+        if number > first {
+            process::close_from(first, number - 1, false)?;
+        }
+        first = first.max(number + 1);
+    }
+    process::close_from(first, u32::MAX, false)
+}

@@ -96,7 +96,7 @@ impl Output {
 }
 
 /// A command line of `apex-run` in the making.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Sandbox {
     args: Vec<OsString>,
     prelude: String,
@@ -267,7 +267,7 @@ impl Sandbox {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        Session::start(spawn(&mut command))
+        Session::start(spawn(&mut command), self.clone())
     }
 
     /// Starts `inside`; the caller talks to it line by line.
@@ -278,7 +278,7 @@ impl Sandbox {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        Session::over(spawn(&mut command))
+        Session::over(spawn(&mut command), self.clone())
     }
 }
 

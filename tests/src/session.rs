@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::sandbox::{Output, exit_code, wait};
+use crate::sandbox::{Output, Sandbox, exit_code, wait};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LINES_MAX: usize = 100_000;
@@ -20,11 +20,13 @@ pub struct Session {
     input: Option<ChildStdin>,
     lines: Receiver<String>,
     errors: Receiver<String>,
+    /// Keeps the granted directories of the test alive as long as the sandbox runs.
+    _sandbox: Sandbox,
 }
 
 impl Session {
     /// Over a child whose three streams are pipes.
-    pub fn over(mut child: Child) -> Self {
+    pub fn over(mut child: Child, sandbox: Sandbox) -> Self {
         let input = child.stdin.take();
         let lines = lines_aside(child.stdout.take().expect("piped"));
         let errors = lines_aside(child.stderr.take().expect("piped"));
@@ -33,13 +35,14 @@ impl Session {
             input,
             lines,
             errors,
+            _sandbox: sandbox,
         }
     }
 
     /// Over an attack program that serves attempts; waits until it is ready.
     #[track_caller]
-    pub fn start(child: Child) -> Self {
-        let mut session = Session::over(child);
+    pub fn start(child: Child, sandbox: Sandbox) -> Self {
+        let mut session = Session::over(child, sandbox);
         let line = session.line();
         assert_eq!(line, "ready ok", "{}", session.errors());
         session

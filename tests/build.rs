@@ -22,9 +22,7 @@ fn main() -> io::Result<()> {
     for (width, name) in [("-m64", "attack64"), ("-m32", "attack32")] {
         let target = Path::new(&out).join(name);
         if !x86 || !compile(&sources, width, &target) {
-            println!(
-                "cargo:warning={name} was not built: no C compiler with static libraries for {width}"
-            );
+            println!("cargo:warning={name} was not built: no C compiler with static libraries for {width}");
             fs::write(&target, b"")?;
         }
     }
@@ -35,19 +33,7 @@ fn main() -> io::Result<()> {
 fn compile(sources: &[std::path::PathBuf], width: &str, target: &Path) -> bool {
     let compiler = env::var("CC").unwrap_or_else(|_| "gcc".to_owned());
     Command::new(compiler)
-        .args([
-            width,
-            "-static",
-            "-no-pie",
-            "-O1",
-            "-g0",
-            "-s",
-            "-mno-red-zone",
-            "-pthread",
-            "-Wall",
-            "-Wextra",
-            "-o",
-        ])
+        .args([width, "-static", "-no-pie", "-O1", "-g0", "-s", "-mno-red-zone", "-pthread", "-Wall", "-Wextra", "-o"])
         .arg(target)
         .args(sources)
         .status()

@@ -13,7 +13,7 @@ static PROGRAM_64: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attack64"))
 static PROGRAM_32: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attack32"));
 
 /// Where the attack program lies inside a sandbox.
-pub const INSIDE: &str = "/attack";
+pub const INSIDE: &str = "/tmp/attack";
 
 /// By which door system calls enter the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,8 @@ impl Abi {
     /// Name of the program inside [`INSIDE`].
     pub const fn program(self) -> &'static str {
         match self {
-            Abi::I386 => "/attack/attack32",
-            Abi::X64 | Abi::X32 | Abi::Int80 => "/attack/attack64",
+            Abi::I386 => "/tmp/attack/attack32",
+            Abi::X64 | Abi::X32 | Abi::Int80 => "/tmp/attack/attack64",
         }
     }
 
@@ -92,11 +92,7 @@ impl Attack {
 
     /// Runs the program outside any sandbox.
     pub fn outside(&self, abi: Abi, args: &[&str]) -> String {
-        let name = abi
-            .program()
-            .rsplit('/')
-            .next()
-            .expect("a path has a last part");
+        let name = abi.program().rsplit('/').next().expect("a path has a last part");
         let output = Command::new(self.dir().join(name))
             .args([abi.flag(), "--outside"])
             .args(args)
@@ -139,11 +135,7 @@ pub fn table() -> &'static [Attempt] {
         text.lines()
             .filter_map(|line| {
                 let mut words = line.split(' ').map(str::to_owned);
-                Some(Attempt {
-                    name: words.next()?,
-                    group: words.next()?,
-                    flags: words.collect(),
-                })
+                Some(Attempt { name: words.next()?, group: words.next()?, flags: words.collect() })
             })
             .collect()
     })

@@ -7,6 +7,7 @@
 
 pub mod attack;
 pub mod leaks;
+pub mod programs;
 pub mod sandbox;
 pub mod session;
 pub mod temp;
@@ -74,20 +75,11 @@ pub fn apex_run() -> PathBuf {
         return PathBuf::from(path);
     }
     let own = std::env::current_exe().expect("/proc is mounted");
-    let profile = own
-        .parent()
-        .and_then(|deps| deps.parent())
-        .expect("test binaries lie in TARGET/PROFILE/deps");
+    let profile = own.parent().and_then(|deps| deps.parent()).expect("test binaries lie in TARGET/PROFILE/deps");
     let path = profile.join("apex-run");
-    assert!(
-        path.exists(),
-        "{} is not there: build it with `cargo build -p apex-run`, or set APEX_RUN",
-        path.display()
-    );
+    assert!(path.exists(), "{} is not there: build it with `cargo build -p apex-run`, or set APEX_RUN", path.display());
     path
 }
-
-pub mod programs;
 
 /// Ends a test that cannot run here: `skip!("no delegated cgroup")`, or `skip!("...", Ok(()))` where the test returns something.
 ///

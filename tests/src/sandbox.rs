@@ -58,13 +58,7 @@ impl Output {
     /// Fails the test unless the exit code is this.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
-        assert_eq!(
-            self.code,
-            code,
-            "exit code\nstdout: {}\nstderr: {}",
-            self.out(),
-            self.err()
-        );
+        assert_eq!(self.code, code, "exit code\nstdout: {}\nstderr: {}", self.out(), self.err());
         self
     }
 
@@ -85,13 +79,7 @@ impl Output {
     pub fn answer(&self, name: &str) -> String {
         attack::verdicts(&self.out())
             .remove(name)
-            .unwrap_or_else(|| {
-                panic!(
-                    "no answer to {name}\nstdout: {}\nstderr: {}",
-                    self.out(),
-                    self.err()
-                )
-            })
+            .unwrap_or_else(|| panic!("no answer to {name}\nstdout: {}\nstderr: {}", self.out(), self.err()))
     }
 }
 
@@ -119,22 +107,12 @@ impl Sandbox {
             stdin: None,
             env: Vec::new(),
             attack: None,
-            mark: Mark(
-                cwd.path()
-                    .file_name()
-                    .expect("it has a name")
-                    .to_string_lossy()
-                    .into_owned(),
-            ),
+            mark: Mark(cwd.path().file_name().expect("it has a name").to_string_lossy().into_owned()),
             cwd,
         };
         let marked = format!("{MARK_VARIABLE}={}", sandbox.mark.0);
         let sandbox = sandbox.arg("--env").arg(marked);
-        if as_root() {
-            sandbox
-        } else {
-            sandbox.arg("--optional").arg("cgroup")
-        }
+        if as_root() { sandbox } else { sandbox.arg("--optional").arg("cgroup") }
     }
 
     /// With the attack program at [`attack::INSIDE`]; `None` where no C compiler was there to build it.
@@ -212,18 +190,10 @@ impl Sandbox {
             Command::new(apex_run())
         } else {
             let mut shell = Command::new("/bin/sh");
-            shell
-                .arg("-c")
-                .arg(format!("{} exec \"$@\"", self.prelude))
-                .arg("sh")
-                .arg(apex_run());
+            shell.arg("-c").arg(format!("{} exec \"$@\"", self.prelude)).arg("sh").arg(apex_run());
             shell
         };
-        command
-            .args(&self.args)
-            .arg("--")
-            .args(inside)
-            .current_dir(self.cwd.path());
+        command.args(&self.args).arg("--").args(inside).current_dir(self.cwd.path());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -232,11 +202,7 @@ impl Sandbox {
     #[track_caller]
     pub fn run(&self, inside: &[&str]) -> Output {
         let mut command = self.command(inside);
-        command.stdin(if self.stdin.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        });
+        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         if let (Some(bytes), Some(mut pipe)) = (self.stdin.clone(), child.stdin.take()) {
             // A command that ends without reading breaks the pipe; that is its business.
@@ -263,10 +229,7 @@ impl Sandbox {
     #[track_caller]
     pub fn session(&self) -> Session {
         let mut command = self.command(&[Abi::X64.program(), "serve"]);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Session::start(spawn(&mut command), self.clone())
     }
 
@@ -274,19 +237,14 @@ impl Sandbox {
     #[track_caller]
     pub fn start(&self, inside: &[&str]) -> Session {
         let mut command = self.command(inside);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Session::over(spawn(&mut command), self.clone())
     }
 }
 
 #[track_caller]
 fn spawn(command: &mut Command) -> Child {
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+    command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
 }
 
 /// Waits for a child and its output, both bounded.
@@ -306,19 +264,12 @@ pub fn collect(mut child: Child) -> Output {
             String::from_utf8_lossy(&stderr)
         )
     };
-    Output {
-        pid,
-        code,
-        stdout,
-        stderr,
-    }
+    Output { pid, code, stdout, stderr }
 }
 
 /// 128 + n for signal n, as shells say it.
 pub fn exit_code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// Waits that long; after it the child is killed and `None` returned.

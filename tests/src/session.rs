@@ -1,6 +1,7 @@
 //! A running sandbox that is talked to line by line, so that the host can act between two attempts.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -30,13 +31,7 @@ impl Session {
         let input = child.stdin.take();
         let lines = lines_aside(child.stdout.take().expect("piped"));
         let errors = lines_aside(child.stderr.take().expect("piped"));
-        Session {
-            child,
-            input,
-            lines,
-            errors,
-            _sandbox: sandbox,
-        }
+        Session { child, input, lines, errors, _sandbox: sandbox }
     }
 
     /// Over an attack program that serves attempts; waits until it is ready.
@@ -73,11 +68,7 @@ impl Session {
         self.send(&format!("{attempt}\n"));
         let line = self.line();
         let (name, answer) = line.split_once(' ').unwrap_or((line.as_str(), ""));
-        assert_eq!(
-            Some(name),
-            attempt.split(' ').next(),
-            "answers out of step: {line}"
-        );
+        assert_eq!(Some(name), attempt.split(' ').next(), "answers out of step: {line}");
         answer.to_owned()
     }
 
@@ -85,36 +76,22 @@ impl Session {
     #[track_caller]
     pub fn allowed(&mut self, attempt: &str) -> String {
         let answer = self.ask(attempt);
-        assert!(
-            answer == "ok" || answer.starts_with("ok "),
-            "{attempt}: {answer}, but it should work"
-        );
-        answer
-            .strip_prefix("ok")
-            .map(str::trim_start)
-            .unwrap_or_default()
-            .to_owned()
+        assert!(answer == "ok" || answer.starts_with("ok "), "{attempt}: {answer}, but it should work");
+        answer.strip_prefix("ok").map(str::trim_start).unwrap_or_default().to_owned()
     }
 
     /// Makes one attempt that must fail with an errno; returns its name.
     #[track_caller]
     pub fn refused(&mut self, attempt: &str) -> String {
         let answer = self.ask(attempt);
-        assert!(
-            answer.starts_with('E'),
-            "{attempt}: {answer}, but it must be refused"
-        );
+        assert!(answer.starts_with('E'), "{attempt}: {answer}, but it must be refused");
         answer.split(' ').next().unwrap_or_default().to_owned()
     }
 
     /// Writes to standard input.
     #[track_caller]
     pub fn send(&mut self, text: &str) {
-        let sent = self
-            .input
-            .as_mut()
-            .expect("input is open")
-            .write_all(text.as_bytes());
+        let sent = self.input.as_mut().expect("input is open").write_all(text.as_bytes());
         if let Err(error) = sent {
             let text = self.errors();
             panic!("the sandbox reads no more ({error}); standard error: {text}");
@@ -139,18 +116,11 @@ impl Session {
         let status = wait(&mut self.child, PATIENCE);
         let stdout: Vec<u8> = drain(&self.lines).into_bytes();
         let stderr: Vec<u8> = drain(&self.errors).into_bytes();
-        let Some(status) = status else {
-            panic!(
-                "hung for {PATIENCE:?}: {}",
-                String::from_utf8_lossy(&stderr)
-            )
-        };
-        Output {
-            pid,
-            code: exit_code(status),
-            stdout,
-            stderr,
+        let Some(status) = status else { panic!("hung for {PATIENCE:?}: {}", String::from_utf8_lossy(&stderr)) };
+        if status.signal().is_some() {
+            crate::leaks::sweep(pid);
         }
+        Output { pid, code: exit_code(status), stdout, stderr }
     }
 
     fn errors(&mut self) -> String {
@@ -162,7 +132,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         // A failing test must not leave its sandbox behind; both calls do nothing when it has ended.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let ended = self.child.wait();
+        if ended.is_ok_and(|status| status.signal().is_some()) && !std::thread::panicking() {
+            crate::leaks::sweep(self.child.id());
+        }
     }
 }
 
@@ -187,11 +160,7 @@ fn drain(receiver: &Receiver<String>) -> String {
 fn lines_aside(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(pipe)
-            .lines()
-            .map_while(Result::ok)
-            .take(LINES_MAX)
-        {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok).take(LINES_MAX) {
             if sender.send(line).is_err() {
                 return;
             }

@@ -17,8 +17,7 @@ impl TempDir {
     pub fn new() -> Self {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("apex-test-{}-{number}", std::process::id()));
-        fs::create_dir(&path)
-            .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("we own it");
         TempDir(path)
     }
@@ -30,19 +29,12 @@ impl TempDir {
 
     /// A path in it, as text for a command line.
     pub fn at(&self, name: &str) -> String {
-        self.0
-            .join(name)
-            .to_str()
-            .expect("names in tests are UTF-8")
-            .to_owned()
+        self.0.join(name).to_str().expect("names in tests are UTF-8").to_owned()
     }
 
     /// Its own path, as text.
     pub fn text(&self) -> String {
-        self.0
-            .to_str()
-            .expect("names in tests are UTF-8")
-            .to_owned()
+        self.0.to_str().expect("names in tests are UTF-8").to_owned()
     }
 
     /// Writes a file in it, with the directories above, and returns its path.

@@ -81,32 +81,16 @@ pub fn run(command: &Command, stderr: &Path, fault: Option<Fault>) -> Traced {
     let guard = std::thread::spawn(move || {
         let hung = watchdog.recv_timeout(PATIENCE).is_err();
         if hung {
-            for pid in watched
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-            {
+            for pid in watched.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                 // Not reaped yet, so the number is still its own.
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
         }
         hung
     });
-    let mut tracer = Tracer {
-        fault,
-        tracees: BTreeMap::new(),
-        alive,
-        executions: 0,
-        result: Traced::default(),
-    };
+    let mut tracer = Tracer { fault, tracees: BTreeMap::new(), alive, executions: 0, result: Traced::default() };
     tracer.result.pid = first.as_raw().unsigned_abs();
-    tracer.tracees.insert(
-        first.as_raw(),
-        Tracee {
-            order: 0,
-            ..Tracee::default()
-        },
-    );
+    tracer.tracees.insert(first.as_raw(), Tracee { order: 0, ..Tracee::default() });
     tracer.follow(first);
     // The watchdog may have gone already; then it fired.
     let _ = done.send(());
@@ -119,23 +103,14 @@ pub fn run(command: &Command, stderr: &Path, fault: Option<Fault>) -> Traced {
 /// A shell that stops itself, is seized, and then becomes the command: so no code runs between fork and exec here.
 #[track_caller]
 fn start(command: &Command, stderr: &Path) -> Pid {
-    let output =
-        File::create(stderr).unwrap_or_else(|error| panic!("{}: {error}", stderr.display()));
+    let output = File::create(stderr).unwrap_or_else(|error| panic!("{}: {error}", stderr.display()));
     let again = output.try_clone().expect("a file can be duplicated");
     let mut shell = Command::new("/bin/sh");
-    shell
-        .args(["-c", "kill -STOP $$; exec \"$@\"", "sh"])
-        .arg(command.get_program())
-        .args(command.get_args());
+    shell.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {
         shell.current_dir(dir);
     }
-    let child = shell
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(again)
-        .spawn()
-        .expect("/bin/sh starts");
+    let child = shell.stdin(Stdio::null()).stdout(output).stderr(again).spawn().expect("/bin/sh starts");
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits"));
     let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("it is our child");
     assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
@@ -174,10 +149,7 @@ impl Tracer {
 
     fn gone(&mut self, pid: Pid, first: Pid, code: i32) {
         self.tracees.remove(&pid.as_raw());
-        self.alive
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|it| *it != pid.as_raw());
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).retain(|it| *it != pid.as_raw());
         if pid == first {
             self.result.code = Some(code);
         }
@@ -185,15 +157,8 @@ impl Tracer {
 
     /// A tracee may be killed at any moment; then the next wait says so and the error here means nothing.
     fn resume(&self, pid: Pid, signal: Option<Signal>) {
-        let watched = self
-            .tracees
-            .get(&pid.as_raw())
-            .is_some_and(|tracee| tracee.watched);
-        let _ = if watched || self.executions == 0 {
-            ptrace::syscall(pid, signal)
-        } else {
-            ptrace::cont(pid, signal)
-        };
+        let watched = self.tracees.get(&pid.as_raw()).is_some_and(|tracee| tracee.watched);
+        let _ = if watched || self.executions == 0 { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
     }
 
     fn at_event(&mut self, pid: Pid, event: i32) {
@@ -212,26 +177,11 @@ impl Tracer {
     /// The child's first stop and the parent's event come in either order.
     fn born(&mut self, child: i32, parent: i32) {
         let order = self.tracees.len();
-        let of_command = self
-            .tracees
-            .get(&parent)
-            .is_some_and(|tracee| !tracee.watched);
-        let next = self
-            .tracees
-            .values()
-            .map(|tracee| tracee.order + 1)
-            .max()
-            .unwrap_or(order);
+        let of_command = self.tracees.get(&parent).is_some_and(|tracee| !tracee.watched);
+        let next = self.tracees.values().map(|tracee| tracee.order + 1).max().unwrap_or(order);
         self.tracees.entry(child).or_insert_with(|| {
-            self.alive
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(child);
-            Tracee {
-                order: next,
-                watched: !of_command,
-                ..Tracee::default()
-            }
+            self.alive.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+            Tracee { order: next, watched: !of_command, ..Tracee::default() }
         });
     }
 
@@ -260,12 +210,7 @@ impl Tracer {
     }
 }
 
-fn at_watched_call(
-    pid: Pid,
-    tracee: &mut Tracee,
-    fault: Option<Fault>,
-    result: &mut Traced,
-) -> nix::Result<()> {
+fn at_watched_call(pid: Pid, tracee: &mut Tracee, fault: Option<Fault>, result: &mut Traced) -> nix::Result<()> {
     if !tracee.inside_call {
         if std::mem::take(&mut tracee.failing) {
             let mut registers = ptrace::getregs(pid)?;
@@ -278,10 +223,7 @@ fn at_watched_call(
     let mut registers = ptrace::getregs(pid)?;
     let number = registers.orig_rax.cast_signed();
     let calls = result.calls.entry(tracee.order).or_default();
-    let place = Place {
-        process: tracee.order,
-        index: calls.len(),
-    };
+    let place = Place { process: tracee.order, index: calls.len() };
     calls.push(number);
     if fault.is_some_and(|fault| fault.place == place) {
         result.injected = Some(number);

@@ -10,17 +10,32 @@ const SECRET: &str = "the secret";
 /// Every way of reading `path`; none may show the secret, and none may succeed.
 #[track_caller]
 fn expect_unreadable(session: &mut Session, path: &str) {
-    for way in ["read", "reopen_read", "procroot_read", "initroot_read", "dotdot_read", "openat2_read", "map_write", "lock"] {
+    for way in
+        ["read", "reopen_read", "procroot_read", "initroot_read", "dotdot_read", "openat2_read", "map_write", "lock"]
+    {
         session.refused(&format!("{way} {path}"));
     }
     session.refused(&format!("up_read /tmp {path}"));
-    session.refused(&format!("climb_read /data {path}"));
+    session.refused(&format!("climb_read /tmp/data {path}"));
 }
 
 /// Every way of changing it or putting something in its place. `beside` is a writable directory of the same grant.
 #[track_caller]
 fn expect_immovable(session: &mut Session, path: &str, beside: &str) {
-    for way in ["write", "append", "trunc_open", "truncate", "unlink", "rmdir", "create", "mkdir", "mkfifo", "chmod", "chown", "touch"] {
+    for way in [
+        "write",
+        "append",
+        "trunc_open",
+        "truncate",
+        "unlink",
+        "rmdir",
+        "create",
+        "mkdir",
+        "mkfifo",
+        "chmod",
+        "chown",
+        "touch",
+    ] {
         session.refused(&format!("{way} {path}"));
     }
     for way in ["rename", "exchange", "whiteout", "link", "link_follow", "link_procfd"] {
@@ -35,7 +50,7 @@ fn expect_immovable(session: &mut Session, path: &str, beside: &str) {
 }
 
 fn denying(mode: Mode, dir: &TempDir, denied: &str) -> Option<Sandbox> {
-    Some(Sandbox::with_attack()?.mode(mode).rw(&dir.text(), "/data").deny(&dir.at(denied)))
+    Some(Sandbox::with_attack()?.mode(mode).rw(&dir.text(), "/tmp/data").deny(&dir.at(denied)))
 }
 
 macro_rules! denying {
@@ -54,9 +69,9 @@ fn an_existing_file() {
         dir.file("secret", SECRET);
         dir.file("open", "open");
         let mut session = denying!(mode, &dir, "secret").session();
-        assert_eq!(session.allowed("read /data/open"), "open");
-        expect_unreadable(&mut session, "/data/secret");
-        expect_immovable(&mut session, "/data/secret", "/data");
+        assert_eq!(session.allowed("read /tmp/data/open"), "open");
+        expect_unreadable(&mut session, "/tmp/data/secret");
+        expect_immovable(&mut session, "/tmp/data/secret", "/tmp/data");
         session.finish().expect_code(0);
         assert_eq!(dir.read("secret"), SECRET);
         assert_eq!(dir.listing(), ["open", "secret"]);
@@ -70,13 +85,13 @@ fn an_existing_directory_with_all_beneath_it() {
         dir.file("keys/one", SECRET);
         dir.file("keys/deep/two", SECRET);
         let mut session = denying!(mode, &dir, "keys").session();
-        expect_unreadable(&mut session, "/data/keys/one");
-        expect_unreadable(&mut session, "/data/keys/deep/two");
+        expect_unreadable(&mut session, "/tmp/data/keys/one");
+        expect_unreadable(&mut session, "/tmp/data/keys/deep/two");
         for way in ["list", "chdir", "watch", "create", "mkdir", "reopen_read"] {
-            session.refused(&format!("{way} /data/keys/"));
+            session.refused(&format!("{way} /tmp/data/keys/"));
         }
-        session.refused("create /data/keys/new");
-        expect_immovable(&mut session, "/data/keys", "/data");
+        session.refused("create /tmp/data/keys/new");
+        expect_immovable(&mut session, "/tmp/data/keys", "/tmp/data");
         session.finish().expect_code(0);
         assert_eq!(dir.listing(), ["keys/", "keys/deep/", "keys/deep/two", "keys/one"]);
     });
@@ -88,10 +103,10 @@ fn a_missing_file_is_not_created_inside() {
     each_mode(|mode| {
         let dir = TempDir::new();
         let mut session = denying!(mode, &dir, "secret").session();
-        expect_unreadable(&mut session, "/data/secret");
-        expect_immovable(&mut session, "/data/secret", "/data");
-        session.allowed("create /data/other");
-        session.refused("rename /data/other /data/secret");
+        expect_unreadable(&mut session, "/tmp/data/secret");
+        expect_immovable(&mut session, "/tmp/data/secret", "/tmp/data");
+        session.allowed("create /tmp/data/other");
+        session.refused("rename /tmp/data/other /tmp/data/secret");
         session.finish().expect_code(0);
         assert_eq!(dir.listing(), ["other"], "something was left on the host");
     });
@@ -102,9 +117,9 @@ fn a_missing_file_is_not_created_inside() {
 fn a_missing_file_in_a_missing_directory() {
     let dir = TempDir::new();
     let mut session = denying!(Mode::Isolation, &dir, "keys/secret").session();
-    session.ask("mkdir /data/keys");
-    session.refused("create /data/keys/secret");
-    session.refused("read /data/keys/secret");
+    session.ask("mkdir /tmp/data/keys");
+    session.refused("create /tmp/data/keys/secret");
+    session.refused("read /tmp/data/keys/secret");
     session.finish().expect_code(0);
     assert!(!dir.path().join("keys/secret").exists(), "something was left on the host: {:?}", dir.listing());
 }
@@ -115,13 +130,13 @@ fn a_file_that_the_host_creates_later() {
     each_mode(|mode| {
         let dir = TempDir::new();
         let mut session = denying!(mode, &dir, "secret").session();
-        session.refused("read /data/secret");
+        session.refused("read /tmp/data/secret");
         fs::write(dir.at("secret"), SECRET).expect("the host may use the name");
-        expect_unreadable(&mut session, "/data/secret");
+        expect_unreadable(&mut session, "/tmp/data/secret");
         dir.file("fresh", SECRET);
         fs::rename(dir.at("fresh"), dir.at("secret")).expect("the host may use the name");
-        expect_unreadable(&mut session, "/data/secret");
-        session.refused("write /data/secret");
+        expect_unreadable(&mut session, "/tmp/data/secret");
+        session.refused("write /tmp/data/secret");
         session.finish().expect_code(0);
         assert_eq!(dir.read("secret"), SECRET, "the host's file was taken away");
     });
@@ -134,13 +149,13 @@ fn a_file_that_the_host_replaces() {
         let dir = TempDir::new();
         dir.file("secret", SECRET);
         let mut session = denying!(mode, &dir, "secret").session();
-        session.refused("read /data/secret");
+        session.refused("read /tmp/data/secret");
         dir.file("fresh", SECRET);
         fs::rename(dir.at("fresh"), dir.at("secret")).expect("the host may use the name");
-        expect_unreadable(&mut session, "/data/secret");
+        expect_unreadable(&mut session, "/tmp/data/secret");
         fs::remove_file(dir.at("secret")).expect("the host may use the name");
         fs::write(dir.at("secret"), SECRET).expect("the host may use the name");
-        expect_unreadable(&mut session, "/data/secret");
+        expect_unreadable(&mut session, "/tmp/data/secret");
         session.finish().expect_code(0);
         assert_eq!(dir.read("secret"), SECRET);
     });
@@ -153,16 +168,18 @@ fn moving_the_directory_above() {
         let dir = TempDir::new();
         dir.file("a/b/secret", SECRET);
         let mut session = denying!(mode, &dir, "a/b/secret").session();
-        for (from, to) in [("/data/a", "/data/x"), ("/data/a/b", "/data/a/y"), ("/data/a/b", "/data/z")] {
+        for (from, to) in
+            [("/tmp/data/a", "/tmp/data/x"), ("/tmp/data/a/b", "/tmp/data/a/y"), ("/tmp/data/a/b", "/tmp/data/z")]
+        {
             session.refused(&format!("rename {from} {to}"));
         }
-        session.allowed("mkdir /data/other");
-        session.refused("exchange /data/a /data/other");
-        session.refused("exchange /data/a/b /data/other");
-        session.refused("rename /data/other /data/a");
-        expect_unreadable(&mut session, "/data/a/b/secret");
-        session.allowed("create /data/a/b/beside");
-        session.allowed("create /data/a/beside");
+        session.allowed("mkdir /tmp/data/other");
+        session.refused("exchange /tmp/data/a /tmp/data/other");
+        session.refused("exchange /tmp/data/a/b /tmp/data/other");
+        session.refused("rename /tmp/data/other /tmp/data/a");
+        expect_unreadable(&mut session, "/tmp/data/a/b/secret");
+        session.allowed("create /tmp/data/a/b/beside");
+        session.allowed("create /tmp/data/a/beside");
         session.finish().expect_code(0);
         assert_eq!(dir.read("a/b/secret"), SECRET);
     });
@@ -174,8 +191,8 @@ fn moving_the_directory_above_a_missing_file() {
     let dir = TempDir::new();
     dir.dir("a");
     let mut session = denying!(Mode::Isolation, &dir, "a/secret").session();
-    session.refused("rename /data/a /data/x");
-    session.refused("create /data/a/secret");
+    session.refused("rename /tmp/data/a /tmp/data/x");
+    session.refused("create /tmp/data/a/secret");
     session.finish().expect_code(0);
     assert_eq!(dir.listing(), ["a/"], "something was left on the host");
 }
@@ -189,8 +206,8 @@ fn hard_links_are_not_made_inside() {
         dir.file("secret", SECRET);
         let mut session = denying!(mode, &dir, "secret").session();
         for way in ["link", "link_follow", "link_procfd"] {
-            session.refused(&format!("{way} /data/secret /data/copy"));
-            session.refused(&format!("{way} /data/secret /tmp/copy"));
+            session.refused(&format!("{way} /tmp/data/secret /tmp/data/copy"));
+            session.refused(&format!("{way} /tmp/data/secret /tmp/copy"));
         }
         session.finish().expect_code(0);
     });
@@ -204,9 +221,9 @@ fn symbolic_links_lead_to_the_refusal() {
         symlink("keys/secret", dir.at("before")).expect("we own it");
         symlink("keys", dir.at("dir")).expect("we own it");
         let mut session = denying!(mode, &dir, "keys").session();
-        session.allowed("symlink /data/keys/secret /data/after");
-        session.allowed("symlink /data/keys/secret /tmp/after");
-        for name in ["/data/before", "/data/dir/secret", "/data/after", "/tmp/after"] {
+        session.allowed("symlink /tmp/data/keys/secret /tmp/data/after");
+        session.allowed("symlink /tmp/data/keys/secret /tmp/after");
+        for name in ["/tmp/data/before", "/tmp/data/dir/secret", "/tmp/data/after", "/tmp/after"] {
             for way in ["read", "reopen_read", "openat2_read", "write", "truncate"] {
                 session.refused(&format!("{way} {name}"));
             }
@@ -223,8 +240,8 @@ fn a_deny_through_a_symbolic_link() {
     dir.file("real/secret", SECRET);
     symlink("real", dir.at("alias")).expect("we own it");
     let mut session = denying!(Mode::Isolation, &dir, "alias/secret").session();
-    session.refused("read /data/alias/secret");
-    session.refused("read /data/real/secret");
+    session.refused("read /tmp/data/alias/secret");
+    session.refused("read /tmp/data/real/secret");
     session.finish().expect_code(0);
 }
 
@@ -235,8 +252,8 @@ fn a_deny_of_a_symbolic_link() {
     dir.file("real", SECRET);
     symlink("real", dir.at("secret")).expect("we own it");
     let mut session = denying!(Mode::Isolation, &dir, "secret").session();
-    session.refused("read /data/secret");
-    session.refused("read /data/real");
+    session.refused("read /tmp/data/secret");
+    session.refused("read /tmp/data/real");
     session.finish().expect_code(0);
 }
 
@@ -249,17 +266,19 @@ fn a_directory_that_is_granted_twice() {
         dir.file("sub/secret", SECRET);
         let sandbox = armed!()
             .mode(mode)
-            .rw(&dir.text(), "/one")
-            .ro(&dir.text(), "/two")
-            .rw(&dir.at("sub"), "/three")
+            .rw(&dir.text(), "/tmp/one")
+            .ro(&dir.text(), "/tmp/two")
+            .rw(&dir.at("sub"), "/tmp/three")
             .deny(&dir.at("secret"))
             .deny(&dir.at("sub/secret"));
         let mut session = sandbox.session();
-        for path in ["/one/secret", "/two/secret", "/one/sub/secret", "/two/sub/secret", "/three/secret"] {
+        for path in
+            ["/tmp/one/secret", "/tmp/two/secret", "/tmp/one/sub/secret", "/tmp/two/sub/secret", "/tmp/three/secret"]
+        {
             session.refused(&format!("read {path}"));
             session.refused(&format!("reopen_read {path}"));
         }
-        session.refused("rename /one/sub /one/moved");
+        session.refused("rename /tmp/one/sub /tmp/one/moved");
         session.finish().expect_code(0);
     });
 }
@@ -269,12 +288,12 @@ fn inside_a_read_only_grant() {
     each_mode(|mode| {
         let dir = TempDir::new();
         dir.file("secret", SECRET);
-        let sandbox = armed!().mode(mode).ro(&dir.text(), "/data").deny(&dir.at("secret")).deny(&dir.at("missing"));
+        let sandbox = armed!().mode(mode).ro(&dir.text(), "/tmp/data").deny(&dir.at("secret")).deny(&dir.at("missing"));
         let mut session = sandbox.session();
-        session.refused("read /data/secret");
-        session.refused("read /data/missing");
+        session.refused("read /tmp/data/secret");
+        session.refused("read /tmp/data/missing");
         fs::write(dir.at("missing"), SECRET).expect("the host may use the name");
-        session.refused("read /data/missing");
+        session.refused("read /tmp/data/missing");
         session.finish().expect_code(0);
         assert_eq!(dir.listing(), ["missing", "secret"]);
     });
@@ -287,11 +306,11 @@ fn deny_wins_over_the_grant() {
     dir.file("secret", SECRET);
     let file = dir.at("secret");
     for sandbox in [
-        armed!().rw(&dir.text(), "/data").deny(&dir.text()),
-        armed!().ro(&file, "/data/secret").deny(&file),
-        armed!().deny(&file).ro(&dir.text(), "/data"),
+        armed!().rw(&dir.text(), "/tmp/data").deny(&dir.text()),
+        armed!().ro(&file, "/tmp/data/secret").deny(&file),
+        armed!().deny(&file).ro(&dir.text(), "/tmp/data"),
     ] {
-        let output = sandbox.mode(Mode::Isolation).run(&["/attack/attack64", "read", "/data/secret"]);
+        let output = sandbox.mode(Mode::Isolation).run(&["/tmp/attack/attack64", "read", "/tmp/data/secret"]);
         // A contradiction may also be refused before anything starts.
         if output.code != apex_tests::APEX_FAILED {
             assert!(output.answer("read").starts_with('E'), "{}", output.out());
@@ -306,7 +325,7 @@ fn other_spellings() {
     dir.file("a/secret", SECRET);
     for spelling in ["a/./secret", "a//secret", "a/../a/secret", "a/secret/"] {
         let sandbox = denying!(Mode::Isolation, &dir, spelling);
-        let output = sandbox.run(&["/attack/attack64", "read", "/data/a/secret"]);
+        let output = sandbox.run(&["/tmp/attack/attack64", "read", "/tmp/data/a/secret"]);
         if output.code != apex_tests::APEX_FAILED {
             assert!(output.answer("read").starts_with('E'), "--deny {spelling}: {}", output.out());
         }

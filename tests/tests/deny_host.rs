@@ -26,23 +26,30 @@ fn settled(dir: &TempDir, wanted: &[&str]) -> Vec<String> {
 fn two_sandboxes_with_the_same_deny() {
     for first_to_end in [0, 1] {
         let dir = TempDir::new();
-        let sandbox = || Some(apex_tests::Sandbox::with_attack()?.mode(Mode::Isolation).rw(&dir.text(), "/data").deny(&dir.at("secret")));
+        let sandbox = || {
+            Some(
+                apex_tests::Sandbox::with_attack()?
+                    .mode(Mode::Isolation)
+                    .rw(&dir.text(), "/tmp/data")
+                    .deny(&dir.at("secret")),
+            )
+        };
         let (Some(one), Some(two)) = (sandbox(), sandbox()) else {
             apex_tests::skip!("no C compiler with static libraries to build the attack program")
         };
         let mut sessions = vec![one.session(), two.session()];
         for session in &mut sessions {
-            session.refused("create /data/secret");
+            session.refused("create /tmp/data/secret");
         }
         sessions.remove(first_to_end).finish().expect_code(0);
         let mut rest = sessions.remove(0);
         for way in ["create", "mkdir", "read"] {
-            rest.refused(&format!("{way} /data/secret"));
+            rest.refused(&format!("{way} /tmp/data/secret"));
         }
         fs::write(dir.at("secret"), SECRET).expect("the host may use the name");
-        rest.refused("read /data/secret");
+        rest.refused("read /tmp/data/secret");
         fs::remove_file(dir.at("secret")).expect("the host may use the name");
-        rest.refused("create /data/secret");
+        rest.refused("create /tmp/data/secret");
         rest.finish().expect_code(0);
         assert_eq!(dir.listing(), [""; 0], "something was left on the host");
     }
@@ -52,15 +59,15 @@ fn two_sandboxes_with_the_same_deny() {
 #[test]
 fn a_killed_run_leaves_no_placeholder_for_ever() {
     let dir = TempDir::new();
-    let sandbox = armed!().mode(Mode::Isolation).rw(&dir.text(), "/data").deny(&dir.at("secret"));
+    let sandbox = armed!().mode(Mode::Isolation).rw(&dir.text(), "/tmp/data").deny(&dir.at("secret"));
     let mut session = sandbox.session();
-    session.refused("create /data/secret");
+    session.refused("create /tmp/data/secret");
     let pid = session.pid().unsigned_abs();
     session.signal(Signal::SIGKILL);
     let output = session.finish();
     assert_eq!(output.code, 128 + 9);
     leaks::expect_none(sandbox.mark(), pid);
-    let again = sandbox.attempt(&["create", "/data/secret"]);
+    let again = sandbox.attempt(&["create", "/tmp/data/secret"]);
     assert!(again.starts_with('E'), "{again}");
     assert_eq!(settled(&dir, &[]), [""; 0], "a killed run left its placeholder, and the next run did not take it away");
 }
@@ -69,18 +76,18 @@ fn a_killed_run_leaves_no_placeholder_for_ever() {
 #[test]
 fn a_file_of_the_host_is_never_removed() {
     let dir = TempDir::new();
-    let sandbox = armed!().mode(Mode::Isolation).rw(&dir.text(), "/data").deny(&dir.at("secret"));
+    let sandbox = armed!().mode(Mode::Isolation).rw(&dir.text(), "/tmp/data").deny(&dir.at("secret"));
     let mut session = sandbox.session();
-    session.refused("read /data/secret");
+    session.refused("read /tmp/data/secret");
     fs::write(dir.at("secret"), SECRET).expect("the host may use the name");
     session.signal(Signal::SIGKILL);
     session.finish();
-    sandbox.attempt(&["read", "/data/secret"]);
+    sandbox.attempt(&["read", "/tmp/data/secret"]);
     assert_eq!(dir.read("secret"), SECRET);
     // An empty file of the host is the host's too.
     fs::remove_file(dir.at("secret")).expect("it is ours");
     fs::write(dir.at("secret"), "").expect("it is ours");
-    sandbox.attempt(&["read", "/data/secret"]);
+    sandbox.attempt(&["read", "/tmp/data/secret"]);
     assert_eq!(dir.listing(), ["secret"], "an empty file of the host was taken for a placeholder");
 }
 
@@ -90,7 +97,11 @@ fn a_placeholder_that_cannot_be_made() {
     if apex_tests::as_root() {
         apex_tests::skip!("root may make a placeholder anywhere");
     }
-    let output = armed!().mode(Mode::Isolation).ro("/usr", "/data").deny("/usr/apex-none").run(&["/attack/attack64", "exit", "0"]);
+    let output = armed!().mode(Mode::Isolation).ro("/usr", "/tmp/data").deny("/usr/apex-none").run(&[
+        "/tmp/attack/attack64",
+        "exit",
+        "0",
+    ]);
     if output.code == 0 {
         // Nobody inside can create it either, and it is not there.
         assert!(!fs::exists("/usr/apex-none").unwrap_or(true));

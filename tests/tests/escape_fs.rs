@@ -10,15 +10,7 @@ const SECRET: &str = "the secret";
 /// Every way of reading `path`.
 #[track_caller]
 fn expect_unreadable(session: &mut Session, path: &str) {
-    for way in [
-        "read",
-        "reopen_read",
-        "procroot_read",
-        "initroot_read",
-        "dotdot_read",
-        "openat2_read",
-        "map_write",
-    ] {
+    for way in ["read", "reopen_read", "procroot_read", "initroot_read", "dotdot_read", "openat2_read", "map_write"] {
         session.refused(&format!("{way} {path}"));
     }
     for dir in ["/", "/tmp", "/usr"] {
@@ -51,14 +43,7 @@ fn expect_unwritable(session: &mut Session, path: &str, scratch: &str) {
     ] {
         session.refused(&format!("{way} {path}"));
     }
-    for way in [
-        "rename",
-        "exchange",
-        "whiteout",
-        "link",
-        "link_follow",
-        "link_procfd",
-    ] {
+    for way in ["rename", "exchange", "whiteout", "link", "link_follow", "link_procfd"] {
         session.refused(&format!("{way} {path} {path}-moved"));
         session.refused(&format!("{way} {path} {scratch}/moved"));
     }
@@ -93,14 +78,7 @@ fn system_directories_cannot_be_changed() {
             expect_unwritable(&mut session, path, "/tmp");
         }
         for dir in ["/usr", "/usr/bin", "/etc", "/", "/proc", "/dev"] {
-            for way in [
-                "create",
-                "mkdir",
-                "mkfifo",
-                "unix_bind",
-                "symlink /tmp",
-                "link /usr/bin/env",
-            ] {
+            for way in ["create", "mkdir", "mkfifo", "unix_bind", "symlink /tmp", "link /usr/bin/env"] {
                 session.refused(&format!("{way} {dir}/attack"));
             }
             session.refused(&format!("chmod {dir}"));
@@ -120,23 +98,20 @@ fn a_read_only_grant_stays_unchanged() {
     let scratch = TempDir::new();
     each_mode(|mode| {
         let before = dir.listing();
-        let mut session = armed!()
-            .mode(mode)
-            .ro(&dir.at("ro"), "/data")
-            .rw(&scratch.text(), "/scratch")
-            .session();
-        assert_eq!(session.allowed("read /data/file"), SECRET);
-        for path in ["/data/file", "/data/sub/file"] {
-            expect_unwritable(&mut session, path, "/scratch");
+        let mut session =
+            armed!().mode(mode).ro(&dir.at("ro"), "/tmp/data").rw(&scratch.text(), "/tmp/scratch").session();
+        assert_eq!(session.allowed("read /tmp/data/file"), SECRET);
+        for path in ["/tmp/data/file", "/tmp/data/sub/file"] {
+            expect_unwritable(&mut session, path, "/tmp/scratch");
         }
         for way in ["create", "mkdir", "mkfifo", "unix_bind"] {
-            session.refused(&format!("{way} /data/new"));
-            session.refused(&format!("{way} /data/sub/new"));
+            session.refused(&format!("{way} /tmp/data/new"));
+            session.refused(&format!("{way} /tmp/data/sub/new"));
         }
-        session.refused("tmpfile_link /data /data/new");
-        session.refused("rename /data/sub /data/other");
-        session.refused("exchange /data/sub /data/file");
-        session.refused("exchange /data/sub /scratch");
+        session.refused("tmpfile_link /tmp/data /tmp/data/new");
+        session.refused("rename /tmp/data/sub /tmp/data/other");
+        session.refused("exchange /tmp/data/sub /tmp/data/file");
+        session.refused("exchange /tmp/data/sub /tmp/scratch");
         session.finish().expect_code(0);
         assert_eq!(dir.listing(), before);
         assert_eq!(dir.read("ro/file"), SECRET);
@@ -153,28 +128,21 @@ fn a_writable_grant_is_no_way_out() {
     symlink("../outside/secret", dir.at("inside/relative")).expect("we own it");
     symlink("/", dir.at("inside/root")).expect("we own it");
     for mode in [Mode::Isolation, Mode::Hybrid] {
-        let mut session = armed!().mode(mode).rw(&inside, "/data").session();
+        let mut session = armed!().mode(mode).rw(&inside, "/tmp/data").session();
         for name in ["absolute", "relative", "../outside/secret"] {
-            for way in [
-                "read",
-                "write",
-                "reopen_read",
-                "openat2_read",
-                "chmod",
-                "link_follow",
-            ] {
-                session.refused(&format!("{way} /data/{name} /data/copy"));
+            for way in ["read", "write", "reopen_read", "openat2_read", "chmod", "link_follow"] {
+                session.refused(&format!("{way} /tmp/data/{name} /tmp/data/copy"));
             }
         }
-        session.refused(&format!("read /data/root{secret}"));
-        session.refused(&format!("up_read /data {secret}"));
-        session.refused(&format!("climb_read /data {secret}"));
-        session.refused("climb_read /data /outside/secret");
-        session.allowed("mkdir /data/deep");
-        session.refused(&format!("moved_read /data/deep /data {secret}"));
-        session.refused("moved_read /data/deep /data /outside/secret");
-        session.refused(&format!("moved_read /data /tmp {secret}"));
-        session.allowed("rmdir /data/deep");
+        session.refused(&format!("read /tmp/data/root{secret}"));
+        session.refused(&format!("up_read /tmp/data {secret}"));
+        session.refused(&format!("climb_read /tmp/data {secret}"));
+        session.refused("climb_read /tmp/data /outside/secret");
+        session.allowed("mkdir /tmp/data/deep");
+        session.refused(&format!("moved_read /tmp/data/deep /tmp/data {secret}"));
+        session.refused("moved_read /tmp/data/deep /tmp/data /outside/secret");
+        session.refused(&format!("moved_read /tmp/data /tmp {secret}"));
+        session.allowed("rmdir /tmp/data/deep");
         session.finish().expect_code(0);
     }
     assert_eq!(dir.read("outside/secret"), SECRET);
@@ -186,15 +154,12 @@ fn a_directory_moved_out_of_the_grant_leads_nowhere() {
     let dir = TempDir::new();
     dir.dir("inside/sub");
     let secret = dir.file("secret", SECRET);
-    let mut session = armed!()
-        .mode(Mode::Isolation)
-        .rw(&dir.at("inside"), "/data")
-        .session();
-    session.allowed("stat /data/sub");
+    let mut session = armed!().mode(Mode::Isolation).rw(&dir.at("inside"), "/tmp/data").session();
+    session.allowed("stat /tmp/data/sub");
     fs::rename(dir.at("inside/sub"), dir.at("moved")).expect("we own it");
-    session.refused("stat /data/sub");
-    session.refused(&format!("up_read /data {secret}"));
-    session.refused("climb_read /data /secret");
+    session.refused("stat /tmp/data/sub");
+    session.refused(&format!("up_read /tmp/data {secret}"));
+    session.refused("climb_read /tmp/data /secret");
     session.finish().expect_code(0);
 }
 
@@ -205,22 +170,18 @@ fn mount_points_stay() {
     dir.dir("a/b");
     dir.file("c/file", SECRET);
     each_mode(|mode| {
-        let mut session = armed!()
-            .mode(mode)
-            .rw(&dir.at("a"), "/data")
-            .ro(&dir.at("c"), "/data/b")
-            .session();
+        let mut session = armed!().mode(mode).rw(&dir.at("a"), "/tmp/data").ro(&dir.at("c"), "/tmp/data/b").session();
         for way in ["rmdir", "unlink"] {
-            session.refused(&format!("{way} /data/b"));
-            session.refused(&format!("{way} /data"));
+            session.refused(&format!("{way} /tmp/data/b"));
+            session.refused(&format!("{way} /tmp/data"));
             session.refused(&format!("{way} /tmp"));
         }
-        session.allowed("mkdir /data/x");
-        session.refused("rename /data/b /data/y");
-        session.refused("rename /data/x /data/b");
-        session.refused("exchange /data/x /data/b");
-        session.refused("write /data/b/file");
-        session.allowed("rmdir /data/x");
+        session.allowed("mkdir /tmp/data/x");
+        session.refused("rename /tmp/data/b /tmp/data/y");
+        session.refused("rename /tmp/data/x /tmp/data/b");
+        session.refused("exchange /tmp/data/x /tmp/data/b");
+        session.refused("write /tmp/data/b/file");
+        session.allowed("rmdir /tmp/data/x");
         session.finish().expect_code(0);
         assert_eq!(dir.listing(), ["a/", "a/b/", "c/", "c/file"]);
     });
@@ -232,8 +193,8 @@ fn files_made_inside_belong_to_the_caller() {
     use std::os::unix::fs::MetadataExt;
     each_mode(|mode| {
         let dir = TempDir::new();
-        let mut session = armed!().mode(mode).rw(&dir.text(), "/data").session();
-        session.allowed("create /data/new");
+        let mut session = armed!().mode(mode).rw(&dir.text(), "/tmp/data").session();
+        session.allowed("create /tmp/data/new");
         session.finish().expect_code(0);
         let made = fs::metadata(dir.at("new")).expect("it was made");
         assert_eq!(made.uid(), nix::unistd::geteuid().as_raw());
@@ -251,9 +212,9 @@ fn files_of_others_are_not_owned_inside() {
     let file = dir.file("theirs", SECRET);
     std::os::unix::fs::chown(&file, Some(1234), Some(1234)).expect("we are root");
     each_mode(|mode| {
-        let mut session = armed!().mode(mode).rw(&dir.text(), "/data").session();
+        let mut session = armed!().mode(mode).rw(&dir.text(), "/tmp/data").session();
         for way in ["write", "chmod", "chown", "chown_root", "touch"] {
-            session.refused(&format!("{way} /data/theirs"));
+            session.refused(&format!("{way} /tmp/data/theirs"));
         }
         session.finish().expect_code(0);
     });
@@ -266,15 +227,9 @@ fn only_harmless_devices() {
         let mut session = armed!().mode(mode).session();
         let shown = session.allowed("list_devices /dev");
         for name in shown.split_whitespace() {
-            let harmless = [
-                "null", "zero", "full", "random", "urandom", "tty", "ptmx", "console", "stdin",
-                "stdout", "stderr",
-            ];
-            assert!(
-                harmless.contains(&name),
-                "/dev/{name} is in {} mode",
-                mode.name()
-            );
+            let harmless =
+                ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console", "stdin", "stdout", "stderr"];
+            assert!(harmless.contains(&name), "/dev/{name} is in {} mode", mode.name());
         }
         session.allowed("write /dev/null");
         session.allowed("read /dev/urandom");
@@ -284,18 +239,9 @@ fn only_harmless_devices() {
         let dir = TempDir::new();
         let kind = nix::sys::stat::SFlag::S_IFCHR;
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
-        nix::sys::stat::mknod(
-            dir.at("null").as_str(),
-            kind,
-            mode,
-            nix::sys::stat::makedev(1, 3),
-        )
-        .expect("we are root");
-        let mut session = armed!()
-            .mode(Mode::Isolation)
-            .rw(&dir.text(), "/data")
-            .session();
-        session.refused("read /data/null");
+        nix::sys::stat::mknod(dir.at("null").as_str(), kind, mode, nix::sys::stat::makedev(1, 3)).expect("we are root");
+        let mut session = armed!().mode(Mode::Isolation).rw(&dir.text(), "/tmp/data").session();
+        session.refused("read /tmp/data/null");
         session.finish().expect_code(0);
     }
 }

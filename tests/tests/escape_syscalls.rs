@@ -16,41 +16,24 @@ fn promised(attempt: &Attempt, mode: Mode) -> bool {
 #[track_caller]
 fn check_group(output: &Output, group: &str, mode: Mode, abi: Abi) {
     let answers = attack::verdicts(&output.out());
-    assert!(
-        answers.contains_key("group"),
-        "{mode:?} {abi:?} {group} did not end\n{}\n{}",
-        output.out(),
-        output.err()
-    );
+    assert!(answers.contains_key("group"), "{mode:?} {abi:?} {group} did not end\n{}\n{}", output.out(), output.err());
     let mut holes = Vec::new();
-    for attempt in attack::table()
-        .iter()
-        .filter(|it| it.group == group && promised(it, mode))
-    {
+    for attempt in attack::table().iter().filter(|it| it.group == group && promised(it, mode)) {
         if abi != Abi::X64 && abi != Abi::I386 && !attempt.is("abis") {
             continue;
         }
-        let answer = answers
-            .get(&attempt.name)
-            .unwrap_or_else(|| panic!("no answer to {}", attempt.name));
+        let answer = answers.get(&attempt.name).unwrap_or_else(|| panic!("no answer to {}", attempt.name));
         let word = attack::word(answer);
         if !(word.starts_with('E') || word.starts_with("SIG") || word == "n/a") {
             holes.push(format!("{} {answer}", attempt.name));
         }
     }
-    assert!(
-        holes.is_empty(),
-        "{} mode through {abi:?} lets through: {holes:#?}",
-        mode.name()
-    );
+    assert!(holes.is_empty(), "{} mode through {abi:?} lets through: {holes:#?}", mode.name());
 }
 
 fn check_native(group: &str) {
     each_mode(|mode| {
-        let output = armed!()
-            .mode(mode)
-            .attack(Abi::X64, &["group", group])
-            .expect_code(0);
+        let output = armed!().mode(mode).attack(Abi::X64, &["group", group]).expect_code(0);
         check_group(&output, group, mode, Abi::X64);
     });
 }
@@ -103,15 +86,8 @@ fn check_int80(mode: Mode) {
         }
         for (name, answer) in attack::verdicts(&output.out()) {
             let word = attack::word(&answer);
-            let nothing_happened = word.starts_with('E')
-                || word.starts_with("SIG")
-                || word == "n/a"
-                || name == "group";
-            assert!(
-                nothing_happened,
-                "{} mode through int 0x80: {name} {answer}",
-                mode.name()
-            );
+            let nothing_happened = word.starts_with('E') || word.starts_with("SIG") || word == "n/a" || name == "group";
+            assert!(nothing_happened, "{} mode through int 0x80: {name} {answer}", mode.name());
         }
     }
 }
@@ -153,9 +129,7 @@ fn x32_numbers() {
 }
 
 fn is_raw(name: &str) -> bool {
-    attack::table()
-        .iter()
-        .any(|it| it.name == name && it.is("abis"))
+    attack::table().iter().any(|it| it.name == name && it.is("abis"))
 }
 
 #[test]
@@ -165,18 +139,8 @@ fn a_32_bit_program_does_nothing_where_it_is_not_granted() {
     }
     for mode in [Mode::Isolation, Mode::Hybrid] {
         let output = armed!().mode(mode).attack(Abi::I386, &["group", "ns"]);
-        assert_ne!(
-            output.code,
-            0,
-            "a 32-bit program ran in {}: {}",
-            mode.name(),
-            output.out()
-        );
-        assert!(
-            output.stdout.is_empty(),
-            "a 32-bit program wrote: {}",
-            output.out()
-        );
+        assert_ne!(output.code, 0, "a 32-bit program ran in {}: {}", mode.name(), output.out());
+        assert!(output.stdout.is_empty(), "a 32-bit program wrote: {}", output.out());
     }
 }
 
@@ -207,9 +171,7 @@ fn no_number_of_a_foreign_abi_is_served() {
 fn unknown_numbers_are_refused() {
     let sandbox = armed!().mode(Mode::Isolation);
     for (from, to) in [("480", "700"), ("1000", "1100")] {
-        let output = sandbox
-            .attack(Abi::X64, &["sweep", from, to])
-            .expect_code(0);
+        let output = sandbox.attack(Abi::X64, &["sweep", from, to]).expect_code(0);
         assert_eq!(output.out(), "sweep done\n");
     }
 }

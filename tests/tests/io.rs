@@ -22,7 +22,8 @@ fn only_the_standard_descriptors() {
 
 #[test]
 fn exactly_the_descriptors_that_were_asked_for() {
-    let sandbox = armed!().mode(Mode::Isolation).args(["--fd", "9"]).prelude("exec 5</etc/passwd 9</etc/passwd 10</etc/passwd;");
+    let sandbox =
+        armed!().mode(Mode::Isolation).args(["--fd", "9"]).prelude("exec 5</etc/passwd 9</etc/passwd 10</etc/passwd;");
     assert_eq!(sandbox.attempt(&["fds"]).trim_end(), "ok 0 1 2 9");
     let two = armed!().args(["--fd", "9", "--fd", "4"]).prelude("exec 4</etc/passwd 9</etc/passwd 10</etc/passwd;");
     assert_eq!(two.attempt(&["fds"]).trim_end(), "ok 0 1 2 4 9");
@@ -31,10 +32,7 @@ fn exactly_the_descriptors_that_were_asked_for() {
 /// With a directory as a descriptor the command could walk the host from there.
 #[test]
 fn directories_are_not_taken_as_descriptors() {
-    for (prelude, args) in [
-        ("exec 0</etc;", [].as_slice()),
-        ("exec 9</etc;", ["--fd", "9"].as_slice()),
-    ] {
+    for (prelude, args) in [("exec 0</etc;", [].as_slice()), ("exec 9</etc;", ["--fd", "9"].as_slice())] {
         let output = armed!().args(args.iter().copied()).prelude(prelude).attack(Abi::X64, &["fds"]);
         output.expect_refusal(&["director"]);
     }
@@ -84,8 +82,10 @@ fn files_as_streams() {
 /// Like `| head -1`: the reader goes, the writer gets SIGPIPE.
 #[test]
 fn a_broken_pipe_ends_the_writer() {
-    let mut command = armed!().mode(Mode::Isolation).command(&[Abi::X64.program(), "yes", "1000000000"]);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("apex-run starts");
+    let sandbox = armed!().mode(Mode::Isolation);
+    let mut command = sandbox.command(&[Abi::X64.program(), "yes", "1000000000"]);
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("apex-run starts");
     let mut some = [0; 10];
     let mut pipe = child.stdout.take().expect("piped");
     pipe.read_exact(&mut some).expect("it writes");
@@ -133,7 +133,15 @@ fn exit_codes_of_the_command() {
 
 #[test]
 fn signals_that_end_the_command() {
-    for signal in [Signal::SIGHUP, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGUSR1] {
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGKILL,
+        Signal::SIGTERM,
+        Signal::SIGSEGV,
+        Signal::SIGABRT,
+        Signal::SIGSYS,
+        Signal::SIGUSR1,
+    ] {
         let number = (signal as i32).to_string();
         armed!().attack(Abi::X64, &["raise", &number]).expect_code(128 + signal as i32);
     }
@@ -143,12 +151,12 @@ fn signals_that_end_the_command() {
 fn commands_that_cannot_start() {
     let dir = TempDir::new();
     dir.file("plain", "no program");
-    let sandbox = armed!().mode(Mode::Isolation).ro(&dir.text(), "/data");
-    for missing in ["/none", "none-such-command", "/usr/none", "/data/none"] {
+    let sandbox = armed!().mode(Mode::Isolation).ro(&dir.text(), "/tmp/data");
+    for missing in ["/none", "none-such-command", "/usr/none", "/tmp/data/none"] {
         let output = sandbox.run(&[missing]).expect_code(NOT_FOUND);
         assert!(output.err().contains(missing), "the message does not name it: {}", output.err());
     }
-    for refused in ["/data/plain", "/data", "/etc/ld.so.cache"] {
+    for refused in ["/tmp/data/plain", "/tmp/data", "/etc/ld.so.cache"] {
         let output = sandbox.run(&[refused]).expect_code(CANNOT_EXECUTE);
         assert!(output.err().contains(refused), "the message does not name it: {}", output.err());
     }
@@ -157,9 +165,12 @@ fn commands_that_cannot_start() {
 #[test]
 fn signals_to_the_launcher_reach_the_command() {
     each_mode(|mode| {
-        let mut session = armed!().mode(mode).start(&[Abi::X64.program(), "wait_signal", "10", "12", "2", "1", "3", "28", "15"]);
+        let mut session =
+            armed!().mode(mode).start(&[Abi::X64.program(), "wait_signal", "10", "12", "2", "1", "3", "28", "15"]);
         session.expect_line("waiting");
-        for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM] {
+        for signal in
+            [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM]
+        {
             session.signal(signal);
             session.expect_line(&format!("signal {}", signal as i32));
         }
@@ -181,8 +192,12 @@ fn ignored_signals_of_the_caller() {
 #[test]
 fn working_directories() {
     let dir = TempDir::new();
-    let output = armed!().ro(&dir.text(), "/data").args(["--workdir", "/data"]).run(&["/attack/attack64", "readlink", "/proc/self/cwd"]);
-    assert_eq!(output.expect_code(0).answer("readlink"), "ok /data");
+    let output = armed!().ro(&dir.text(), "/tmp/data").args(["--workdir", "/tmp/data"]).run(&[
+        "/tmp/attack/attack64",
+        "readlink",
+        "/proc/self/cwd",
+    ]);
+    assert_eq!(output.expect_code(0).answer("readlink"), "ok /tmp/data");
     armed!().args(["--workdir", "/none"]).attack(Abi::X64, &["fds"]).expect_refusal(&["/none"]);
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use apex_tests::attack::Abi;
-use apex_tests::{Mode, Sandbox, TempDir, TIME_OVER, armed, each_mode, leaks};
+use apex_tests::{Mode, Sandbox, TIME_OVER, TempDir, armed, each_mode, leaks};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
@@ -21,7 +21,7 @@ impl Witness {
     }
 
     fn grant(&self, sandbox: Sandbox) -> Sandbox {
-        sandbox.rw(&self.0.text(), "/data")
+        sandbox.rw(&self.0.text(), "/tmp/data")
     }
 
     fn is_held(&self) -> bool {
@@ -44,7 +44,8 @@ impl Witness {
 #[test]
 fn a_living_process_is_seen() {
     let witness = Witness::new();
-    let mut session = witness.grant(armed!()).mode(Mode::Isolation).start(&[Abi::X64.program(), "nap", "/data/lock"]);
+    let mut session =
+        witness.grant(armed!()).mode(Mode::Isolation).start(&[Abi::X64.program(), "nap", "/tmp/data/lock"]);
     session.expect_line("holding");
     assert!(witness.is_held());
     drop(session);
@@ -56,7 +57,7 @@ fn a_daemon_dies_with_the_command() {
     each_mode(|mode| {
         let witness = Witness::new();
         let sandbox = witness.grant(armed!()).mode(mode);
-        let output = sandbox.attack(Abi::X64, &["daemon", "/data/lock"]).expect_code(0);
+        let output = sandbox.attack(Abi::X64, &["daemon", "/tmp/data/lock"]).expect_code(0);
         assert!(output.out().starts_with("holding\n"), "{}", output.out());
         witness.expect_released();
         leaks::expect_none(sandbox.mark(), output.pid);
@@ -69,7 +70,7 @@ fn everything_dies_with_a_killed_launcher() {
         for verb in ["daemon", "stubborn", "stop_self"] {
             let witness = Witness::new();
             let sandbox = witness.grant(armed!()).mode(mode);
-            let mut session = sandbox.start(&[Abi::X64.program(), verb, "/data/lock", "stay"]);
+            let mut session = sandbox.start(&[Abi::X64.program(), verb, "/tmp/data/lock", "stay"]);
             session.expect_line("holding");
             session.signal(Signal::SIGKILL);
             session.finish();
@@ -85,7 +86,7 @@ fn wall_time_ends_what_resists() {
     for verb in ["nap", "stubborn", "stop_self", "daemon"] {
         let witness = Witness::new();
         let sandbox = witness.grant(armed!()).mode(Mode::Isolation).args(["--time", "1s"]);
-        let output = sandbox.attack(Abi::X64, &[verb, "/data/lock", "stay"]).expect_code(TIME_OVER);
+        let output = sandbox.attack(Abi::X64, &[verb, "/tmp/data/lock", "stay"]).expect_code(TIME_OVER);
         assert!(output.err().contains("time"), "the message does not name the limit: {}", output.err());
         witness.expect_released();
         leaks::expect_none(sandbox.mark(), output.pid);
@@ -105,7 +106,7 @@ fn a_terminated_launcher_ends_the_sandbox() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let witness = Witness::new();
         let sandbox = witness.grant(armed!()).mode(Mode::Isolation);
-        let mut session = sandbox.start(&[Abi::X64.program(), "nap", "/data/lock"]);
+        let mut session = sandbox.start(&[Abi::X64.program(), "nap", "/tmp/data/lock"]);
         session.expect_line("holding");
         session.signal(signal);
         let output = session.finish();
@@ -120,7 +121,7 @@ fn a_terminated_launcher_ends_the_sandbox() {
 fn a_stopped_launcher_can_be_killed() {
     let witness = Witness::new();
     let sandbox = witness.grant(armed!()).mode(Mode::Isolation);
-    let mut session = sandbox.start(&[Abi::X64.program(), "nap", "/data/lock"]);
+    let mut session = sandbox.start(&[Abi::X64.program(), "nap", "/tmp/data/lock"]);
     session.expect_line("holding");
     session.signal(Signal::SIGSTOP);
     session.signal(Signal::SIGKILL);

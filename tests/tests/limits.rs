@@ -45,8 +45,13 @@ fn isolation_limits_tasks_by_itself() {
 
 #[test]
 fn memory_over_the_limit_ends_the_command() {
-    let output = limited!().args(["--memory", "32M"]).attack(Abi::X64, &["memory_here", "67108864"]).expect_code(MEMORY_OVER);
-    assert!(output.err().contains("memory") && output.err().contains("32"), "the message does not name the limit: {}", output.err());
+    let output =
+        limited!().args(["--memory", "32M"]).attack(Abi::X64, &["memory_here", "67108864"]).expect_code(MEMORY_OVER);
+    assert!(
+        output.err().contains("memory") && output.err().contains("32"),
+        "the message does not name the limit: {}",
+        output.err()
+    );
 }
 
 /// Memory of a child of the command: the command itself goes on, as without a sandbox.
@@ -107,8 +112,8 @@ fn the_size_of_a_file_is_bounded() {
     let dir = TempDir::new();
     let policy = dir.file("policy.toml", "[resources]\nfile_size = \"1M\"\n");
     let data = dir.dir("data");
-    let sandbox = armed!().mode(Mode::Isolation).arg("--policy").arg(policy).rw(&data, "/data");
-    let answer = sandbox.attempt(&["fill", "/data/big", "8388608"]);
+    let sandbox = armed!().mode(Mode::Isolation).arg("--policy").arg(policy).rw(&data, "/tmp/data");
+    let answer = sandbox.attempt(&["fill", "/tmp/data/big", "8388608"]);
     assert!(answer.starts_with("EFBIG"), "{answer}");
     assert_eq!(reached(&answer), 1 << 20);
 }

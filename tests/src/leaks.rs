@@ -1,0 +1,115 @@
+//! What one sandbox left on the host: processes, cgroups, mounts, files. Each sandbox carries a mark, so that tests that run at
+//! the same time do not accuse each other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A killed sandbox may need the kernel's workers to go; what is there after this stays.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+const CGROUP_DEPTH_MAX: u32 = 6;
+
+/// The mark of one sandbox: it stands on the command line of `apex-run` (and so of the init, its clone) and in the environment of
+/// the command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark(pub String);
+
+/// Whatever of this sandbox is still there once `PATIENCE` is over; empty is good.
+pub fn left_by(mark: &Mark, apex_pid: u32) -> Vec<String> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut found = processes(mark);
+        found.extend(cgroups(apex_pid));
+        found.extend(mounts(mark));
+        if found.is_empty() || Instant::now() > end {
+            return found;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Fails the test when something is left.
+#[track_caller]
+pub fn expect_none(mark: &Mark, apex_pid: u32) {
+    let left = left_by(mark, apex_pid);
+    assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+/// Processes with the mark, zombies not counted: they belong to whoever must wait for them.
+pub fn processes(mark: &Mark) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == std::process::id() {
+            continue;
+        }
+        let dir = entry.path();
+        let holds = |file: &str| fs::read(dir.join(file)).is_ok_and(|bytes| contains(&bytes, mark.0.as_bytes()));
+        if holds("cmdline") || holds("environ") {
+            let status = fs::read_to_string(dir.join("status")).unwrap_or_default();
+            if !status.contains("State:\tZ") && !status.is_empty() {
+                let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+                found.push(format!("process {pid}: {}", String::from_utf8_lossy(&line).replace('\0', " ")));
+            }
+        }
+    }
+    found
+}
+
+/// Directories `apex-PID-*` in any cgroup hierarchy.
+pub fn cgroups(apex_pid: u32) -> Vec<String> {
+    let mut found = Vec::new();
+    below(Path::new("/sys/fs/cgroup"), &format!("apex-{apex_pid}-"), CGROUP_DEPTH_MAX, &mut found);
+    found.iter().map(|path| format!("cgroup {}", path.display())).collect()
+}
+
+/// Removes what a launcher that was killed could not: its cgroups. A later start of Apex would sweep them; a test must not leave
+/// them to chance. One that cannot be removed still holds a process.
+#[track_caller]
+pub fn sweep(apex_pid: u32) {
+    let end = Instant::now() + PATIENCE;
+    let mut found = Vec::new();
+    below(Path::new("/sys/fs/cgroup"), &format!("apex-{apex_pid}-"), CGROUP_DEPTH_MAX, &mut found);
+    for path in found {
+        while let Err(error) = fs::remove_dir(&path) {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                break;
+            }
+            assert!(Instant::now() < end, "{} of a killed launcher cannot be removed: {error}", path.display());
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+fn below(dir: &Path, prefix: &str, depth: u32, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        } else if depth > 0 {
+            below(&entry.path(), prefix, depth - 1, found);
+        }
+    }
+}
+
+/// Mounts of the host that name the mark: grants of a marked sandbox lie in directories whose names hold it.
+fn mounts(mark: &Mark) -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().filter(|line| line.contains(&mark.0)).map(|line| format!("mount {line}")).collect()
+}
+
+/// The mount table of the host, to be compared before and after.
+pub fn mount_table() -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    text.lines().map(str::to_owned).collect()
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}

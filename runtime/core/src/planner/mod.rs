@@ -55,7 +55,7 @@ pub enum PlanError {
         deny: Origin,
     },
     /// A required layer is not to be had.
-    #[error("layer {layer}: {reason}; {remedy}, or give it up knowingly with `--optional {layer}`")]
+    #[error("layer {layer}: {reason}; {remedy}")]
     MissingLayer {
         /// The layer.
         layer: Layer,
@@ -151,6 +151,11 @@ impl Layers {
             self.skipped.insert(layer, reason);
             return Ok(());
         }
+        let remedy = if remedy.contains("--optional") {
+            remedy
+        } else {
+            format!("{remedy}, or give it up knowingly with `--optional {layer}`")
+        };
         Err(PlanError::MissingLayer { layer, reason, remedy })
     }
 }

@@ -135,9 +135,10 @@ impl<'a> Mounts<'a> {
         })
     }
 
-    /// Whether something stands at this path inside.
+    /// Whether something stands at this path inside. The way to what is granted is there too.
     pub(super) fn has(&self, path: &Path) -> bool {
-        self.list.iter().any(|mount| match mount {
+        let leads_to = |mount: &Mount| dest(mount) != path && covers(path, dest(mount));
+        self.list.iter().any(|mount| leads_to(mount) || match mount {
             Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
                 rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
             }),

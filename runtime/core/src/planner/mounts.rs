@@ -135,18 +135,31 @@ impl<'a> Mounts<'a> {
         })
     }
 
+    /// Whether a path inside is for a bind to fill, from wherever on the host.
+    pub(super) fn binds(&self, path: &Path) -> bool {
+        self.list.iter().any(|mount| match mount {
+            Mount::Bind { dest, .. } | Mount::Symlink { dest, .. } => covers(dest, path),
+            _ => false,
+        })
+    }
+
     /// Whether something stands at this path inside. The way to what is granted is there too.
     pub(super) fn has(&self, path: &Path) -> bool {
         let leads_to = |mount: &Mount| dest(mount) != path && covers(path, dest(mount));
-        self.list.iter().any(|mount| leads_to(mount) || match mount {
-            Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
-                rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
-            }),
-            Mount::Symlink { dest, .. } => dest == path,
-            Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
-            Mount::File { .. } | Mount::Proc { .. } | Mount::Dev { .. } | Mount::Hide { .. } | Mount::Deny { .. } => {
-                false
-            }
+        self.list.iter().any(|mount| {
+            leads_to(mount)
+                || match mount {
+                    Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
+                        rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
+                    }),
+                    Mount::Symlink { dest, .. } => dest == path,
+                    Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
+                    Mount::File { .. }
+                    | Mount::Proc { .. }
+                    | Mount::Dev { .. }
+                    | Mount::Hide { .. }
+                    | Mount::Deny { .. } => false,
+                }
         }) || builtin_dirs().iter().any(|dir| dir == path)
     }
 

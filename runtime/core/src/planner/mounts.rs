@@ -272,9 +272,12 @@ impl<'a> Mounts<'a> {
             // Nothing there: the first missing component holds the name, so that nothing can come into being below it.
             while kind.is_none() && inside.parent() != Some(base) {
                 let (Some(up_inside), Some(up_outside)) = (inside.parent(), outside.parent()) else { break };
-                if self.kind_at(up_outside).is_some() {
+                kind = self.kind_at(up_outside);
+                if kind == Some(Kind::Dir) {
+                    kind = None;
                     break;
                 }
+                // A file in the way is often the one with which another sandbox holds the name. It is denied like a missing one.
                 (inside, outside) = (up_inside.to_owned(), up_outside.to_owned());
             }
         }

@@ -10,15 +10,23 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::unistd::{AccessFlags, access, geteuid};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{AccessFlags, Pid, access, geteuid};
 
 /// The modes, by name.
 pub const MODES: [&str; 3] = ["isolation", "development", "hybrid"];
 
 /// Who a sandbox of root is inside, unless it asks for something else.
 const ID_FOR_ROOT: u32 = 1000;
+
+/// How long one run of a job may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// After the end of a job that was killed, for what still holds its output.
+const PATIENCE_AFTER: Duration = Duration::from_secs(10);
 
 /// Outside, the same search path as the one that the modes set inside.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
@@ -55,9 +63,11 @@ impl std::fmt::Display for Outcome {
 #[derive(Debug)]
 pub struct Job {
     scratch: Scratch,
+    beside: Vec<PathBuf>,
     profile: &'static str,
     flags: Vec<OsString>,
     argv: Vec<OsString>,
+    patience: Duration,
 }
 
 impl Job {
@@ -65,9 +75,11 @@ impl Job {
     pub fn new(profile: &'static str, fixture: &str, argv: &[&str]) -> Result<Self> {
         let job = Job {
             scratch: Scratch::new()?,
+            beside: Vec::new(),
             profile,
             flags: Vec::new(),
             argv: argv.iter().map(OsString::from).collect(),
+            patience: PATIENCE,
         };
         let files = fixtures()?.join(fixture);
         for dir in job.dirs() {
@@ -81,6 +93,24 @@ impl Job {
     pub fn flags<S: AsRef<OsStr>>(mut self, flags: impl IntoIterator<Item = S>) -> Self {
         self.flags.extend(flags.into_iter().map(|flag| flag.as_ref().to_owned()));
         self
+    }
+
+    /// How long each of the two runs may take; one that takes longer is killed, and the test fails.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// A directory beside the job, filled by `fill` and granted for reading under its own name. It belongs to whoever
+    /// runs the job: outside to the plain user, inside to the caller.
+    pub fn beside(mut self, name: &str, fill: impl Fn(&Path) -> Result<()>) -> Result<Self> {
+        let dir = self.scratch.path.join(name);
+        fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        fill(&dir)?;
+        self.flags.extend(["--ro".into(), dir.clone().into_os_string()]);
+        self.beside.push(dir);
+        Ok(self)
     }
 
     /// Puts more into both directories before the job runs.
@@ -112,17 +142,23 @@ impl Job {
         command.args(&self.argv[1..]).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").env("HOME", &dir);
         command.current_dir(&dir).stdin(Stdio::null());
         if geteuid().is_root() {
-            give_tree(&dir, ID_FOR_ROOT)?;
+            for tree in self.beside.iter().chain([&dir]) {
+                give_tree(tree, ID_FOR_ROOT)?;
+            }
             // The standard library also drops the supplementary groups.
             command.uid(ID_FOR_ROOT).gid(ID_FOR_ROOT);
         }
-        let output = command.output().with_context(|| format!("cannot run {:?} outside", self.argv[0]))?;
-        Ok(Outcome::new(output))
+        finish(&mut command, self.patience).with_context(|| format!("running {:?} outside", self.argv[0]))
     }
 
     /// Runs the job under `apex-run`.
     pub fn inside(&self) -> Result<Outcome> {
         let dir = self.dir_outside();
+        if geteuid().is_root() {
+            for tree in &self.beside {
+                give_tree(tree, 0)?;
+            }
+        }
         let mut grant = self.dir_inside().into_os_string();
         grant.push(":");
         grant.push(&dir);
@@ -136,8 +172,7 @@ impl Job {
             command.args(["--optional", "cgroup"]);
         }
         command.args(&self.flags).arg("--").args(&self.argv);
-        let output = command.stdin(Stdio::null()).output().context("cannot start apex-run")?;
-        Ok(Outcome::new(output))
+        finish(command.stdin(Stdio::null()), self.patience).context("running apex-run")
     }
 
     /// Runs the job on both sides, requires that it does the same, and returns what that was.
@@ -154,6 +189,26 @@ impl Job {
         ensure!(outcome.code == 0, "the job fails on both sides: {outcome}");
         ensure!(outcome.stdout.ends_with("done\n"), "the job stopped half way: {outcome}");
         Ok(outcome)
+    }
+}
+
+/// Runs a command to its end, which is brought about after `patience`.
+fn finish(command: &mut Command, patience: Duration) -> Result<Outcome> {
+    // A group of its own: whatever it started ends with it.
+    let child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().context("cannot start")?;
+    let group = Pid::from_raw(i32::try_from(child.id())?);
+    let (sender, receiver) = mpsc::channel();
+    // When nobody waits any more, the test has failed already.
+    std::thread::spawn(move || sender.send(child.wait_with_output()).ok());
+    if let Ok(output) = receiver.recv_timeout(patience) {
+        return Ok(Outcome::new(output?));
+    }
+    // It was there a moment ago; had it ended since, its output would have come.
+    killpg(group, Signal::SIGKILL).ok();
+    match receiver.recv_timeout(PATIENCE_AFTER) {
+        Ok(output) => bail!("hung for {patience:?} and was killed: {}", Outcome::new(output?)),
+        Err(_) => bail!("hung for {patience:?} and was killed, and something outlived it that still holds its output"),
     }
 }
 

@@ -1,7 +1,11 @@
 //! Everyday tools do under their profiles what they do without: git, tar, xz, sqlite3, a shell, a static program.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
 use anyhow::Result;
-use apex_tests::programs::{Job, compile_static, missing_program};
+use apex_tests::programs::{Job, compile_static, missing_program, run};
 use apex_tests::skip;
 
 const SCRIPT: [&str; 2] = ["bash", "job.sh"];
@@ -12,6 +16,29 @@ fn git_clones_commits_and_repacks() -> Result<()> {
         skip!(reason, Ok(()));
     }
     Job::new("build", "git", &SCRIPT)?.succeeds().map(drop)
+}
+
+/// git refuses repositories of other users: the owner must come through as well.
+#[test]
+fn git_clones_from_a_directory_that_is_granted_for_reading() -> Result<()> {
+    if let Some(reason) = missing_program(&["git"]) {
+        skip!(reason, Ok(()));
+    }
+    let job = Job::new("build", "git", &["bash", "granted.sh"])?.beside("origin", make_origin)?;
+    job.succeeds().map(drop)
+}
+
+fn make_origin(dir: &Path) -> Result<()> {
+    let git = |args: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(["-c", "user.name=A", "-c", "user.email=a@example.org"]).args(args).current_dir(dir);
+        run(command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null"))
+    };
+    git(&["init", "--quiet", "--initial-branch=main"])?;
+    fs::write(dir.join("file"), "content\n")?;
+    git(&["add", "."])?;
+    git(&["commit", "--quiet", "-m", "one"])?;
+    Ok(())
 }
 
 #[test]

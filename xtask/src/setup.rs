@@ -53,6 +53,12 @@ const PACKAGES: &[Package] = &[
         sign: Sign::Path("/usr/lib/python3/dist-packages/setuptools"),
     },
     Package { name: "python3-wheel", need: Need::Tests, sign: Sign::Path("/usr/lib/python3/dist-packages/wheel") },
+    Package { name: "python3-venv", need: Need::Tests, sign: Sign::Path("/usr/lib/python3.11/ensurepip") },
+    Package {
+        name: "libpython3.11-testsuite",
+        need: Need::Tests,
+        sign: Sign::Path("/usr/lib/python3.11/test/test_os.py"),
+    },
     program("make", Need::Tests, "make"),
     program("git", Need::Tests, "git"),
     program("tar", Need::Tests, "tar"),

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
+use apex_core::host::Host;
 use apex_core::plan::{Kind, Mount, Plan};
 use apex_sys::Errno;
 use apex_sys::fs::{self, Stat, resolve};
@@ -75,15 +76,22 @@ fn is_placeholder(stat: &Stat) -> bool {
 fn hold(path: &Path, is_missing: bool, host: &LiveHost) -> Result<Option<Placeholder>, Errno> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
     let name = c_path(Path::new(name))?;
+    // The planner asks about the directory only when the file is not there yet.
+    host.path(parent, true);
     let Some(dir) = host.held(parent) else {
         return if is_missing { Err(Errno::ENOENT) } else { Ok(None) };
     };
+    let mut may_create = is_missing;
     for _ in 0..ATTEMPTS_MAX {
-        let file = match is_missing.then(|| create(&dir, &name)).unwrap_or(Err(Errno::EEXIST)) {
+        let file = match may_create.then(|| create(&dir, &name)).unwrap_or(Err(Errno::EEXIST)) {
             Ok(file) => file,
             Err(Errno::EEXIST) => {
                 let stat = match fs::stat(dir.fd.as_fd(), &name) {
-                    Err(Errno::ENOENT) if is_missing => continue,
+                    // The sandbox that held the name has ended since the planner looked.
+                    Err(Errno::ENOENT) => {
+                        may_create = true;
+                        continue;
+                    }
                     other => other?,
                 };
                 if !is_placeholder(&stat) {

@@ -78,6 +78,8 @@ struct Root {
     made: HashSet<PathBuf>,
     /// Mount points of pieces of the host.
     grants: Vec<PathBuf>,
+    /// Mount points of the sandbox's own file systems.
+    own: Vec<PathBuf>,
     masks: Masks,
 }
 
@@ -99,7 +101,7 @@ impl Root {
         // The place does not matter: the old root goes away with it.
         mount::attach(fd.as_fd(), fs::cwd(), c"/").map_err(Failure::at(Step::CreateRoot, 0))?;
         let grants = if host.is_some() { vec![PathBuf::from("/")] } else { Vec::new() };
-        Ok(Root { fd, is_host: host.is_some(), made: HashSet::new(), grants, masks: Masks::default() })
+        Ok(Root { fd, is_host: host.is_some(), made: HashSet::new(), grants, own: Vec::new(), masks: Masks::default() })
     }
 
     fn put(&mut self, step: &Mount, tree: Option<OwnedFd>) -> Result<(), Errno> {
@@ -127,7 +129,10 @@ impl Root {
 
     /// Whether `path` lies in a piece of the host.
     fn is_in_grant(&self, path: &Path) -> bool {
-        self.grants.iter().any(|grant| path.starts_with(grant))
+        let depth = |list: &[PathBuf]| {
+            list.iter().filter(|it| path.starts_with(it)).map(|it| it.components().count()).max().unwrap_or(0)
+        };
+        depth(&self.grants) > depth(&self.own)
     }
 
     /// Puts a tree at a place, which is created when it lies in the sandbox's own file systems.
@@ -200,6 +205,7 @@ impl Root {
         self.made.insert(dest.to_owned());
         // From here on the sandbox's own file system is on top.
         self.grants.retain(|grant| !grant.starts_with(dest));
+        self.own.push(dest.to_owned());
         Ok(())
     }
 

@@ -33,8 +33,10 @@ pub(super) fn locate(
 ) -> Result<Vec<PathBuf>, PlanError> {
     let name = request.argv.first().ok_or(PlanError::NoCommand)?;
     if name.as_bytes().contains(&b'/') {
-        let path = absolute(Path::new(name), host);
-        if !mounts.shows(&path) && host.path(&path, true) == PathFact::File {
+        // Like a shell that stands in the directory where the program will start.
+        let start = request.workdir.as_ref().map_or_else(|| host.cwd(), |dir| absolute(dir, host));
+        let path = absolute(&start.join(name), host);
+        if !mounts.binds(&path) && host.path(&path, true) == PathFact::File {
             mounts.grant_command(&path)?;
         }
         return Ok(vec![path]);

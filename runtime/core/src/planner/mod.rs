@@ -55,7 +55,7 @@ pub enum PlanError {
         deny: Origin,
     },
     /// A required layer is not to be had.
-    #[error("layer {layer}: {reason}; {remedy}, or give it up knowingly with `--optional {layer}`")]
+    #[error("layer {layer}: {reason}; {remedy}")]
     MissingLayer {
         /// The layer.
         layer: Layer,
@@ -114,7 +114,8 @@ pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan
         landlock: (abi > 0).then(|| LandlockPlan {
             abi,
             rules: rules::landlock(&mounts, &policy.filesystem.exec),
-            tcp_refused: policy.network == Network::None && abi >= 4,
+            // In an empty network of its own there is nobody to reach, and servers on its loopback are ordinary work.
+            tcp_refused: policy.network == Network::None && abi >= 4 && !layers.asked(Layer::Netns),
             scoped: abi >= 6,
         }),
         seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, request.record)).transpose()?,
@@ -151,6 +152,11 @@ impl Layers {
             self.skipped.insert(layer, reason);
             return Ok(());
         }
+        let remedy = if remedy.contains("--optional") {
+            remedy
+        } else {
+            format!("{remedy}, or give it up knowingly with `--optional {layer}`")
+        };
         Err(PlanError::MissingLayer { layer, reason, remedy })
     }
 }

@@ -135,17 +135,31 @@ impl<'a> Mounts<'a> {
         })
     }
 
-    /// Whether something stands at this path inside.
-    pub(super) fn has(&self, path: &Path) -> bool {
+    /// Whether a path inside is for a bind to fill, from wherever on the host.
+    pub(super) fn binds(&self, path: &Path) -> bool {
         self.list.iter().any(|mount| match mount {
-            Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
-                rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
-            }),
-            Mount::Symlink { dest, .. } => dest == path,
-            Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
-            Mount::File { .. } | Mount::Proc { .. } | Mount::Dev { .. } | Mount::Hide { .. } | Mount::Deny { .. } => {
-                false
-            }
+            Mount::Bind { dest, .. } | Mount::Symlink { dest, .. } => covers(dest, path),
+            _ => false,
+        })
+    }
+
+    /// Whether something stands at this path inside. The way to what is granted is there too.
+    pub(super) fn has(&self, path: &Path) -> bool {
+        let leads_to = |mount: &Mount| dest(mount) != path && covers(path, dest(mount));
+        self.list.iter().any(|mount| {
+            leads_to(mount)
+                || match mount {
+                    Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
+                        rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
+                    }),
+                    Mount::Symlink { dest, .. } => dest == path,
+                    Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
+                    Mount::File { .. }
+                    | Mount::Proc { .. }
+                    | Mount::Dev { .. }
+                    | Mount::Hide { .. }
+                    | Mount::Deny { .. } => false,
+                }
         }) || builtin_dirs().iter().any(|dir| dir == path)
     }
 
@@ -258,9 +272,12 @@ impl<'a> Mounts<'a> {
             // Nothing there: the first missing component holds the name, so that nothing can come into being below it.
             while kind.is_none() && inside.parent() != Some(base) {
                 let (Some(up_inside), Some(up_outside)) = (inside.parent(), outside.parent()) else { break };
-                if self.kind_at(up_outside).is_some() {
+                kind = self.kind_at(up_outside);
+                if kind == Some(Kind::Dir) {
+                    kind = None;
                     break;
                 }
+                // A file in the way is often the one with which another sandbox holds the name. It is denied like a missing one.
                 (inside, outside) = (up_inside.to_owned(), up_outside.to_owned());
             }
         }

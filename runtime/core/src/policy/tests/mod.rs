@@ -24,6 +24,7 @@ const GROUPS: &[&str] = &[
     "polling",
     "terminal",
     "identity-read",
+    "identity-set",
     "scheduling",
     "memory-advice",
     "random",

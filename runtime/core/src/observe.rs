@@ -15,6 +15,9 @@ pub use interpreter::{HEAD_BYTES, interpreter};
 use crate::plan::{BindAccess, LandlockRule, Mount, Plan};
 use crate::refusal::Access;
 
+/// Files that C libraries look for in every program and do without in nearly all: told each time, they would drown what matters.
+const PROBED: [&str; 3] = ["/etc/locale.alias", "/etc/ld.so.preload", "/etc/gai.conf"];
+
 /// What of the plan a call runs into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
@@ -85,11 +88,11 @@ impl Found {
 ///
 /// Only likely refusals are told. A file that is missing on both sides is no refusal: programs probe for such by the hundred.
 pub fn obstacle(plan: &Plan, path: &Path, access: Access, makes: Makes, found: &Found) -> Option<Obstacle> {
-    if is_own_process(path) {
+    if is_own_process(path) || (access != Access::Write && PROBED.iter().any(|probed| path == Path::new(probed))) {
         return None;
     }
     let reaches_in = access != Access::Look || !found.inside();
-    if reaches_in && let Some(obstacle) = masked(plan, path) {
+    if reaches_in && let Some(obstacle) = masked(plan, path, access, found) {
         return Some(obstacle);
     }
     match (found, makes) {
@@ -121,8 +124,10 @@ pub fn is_own_process(path: &Path) -> bool {
 }
 
 /// The deepest mask over a path, unless something is mounted on top of it further down.
-fn masked(plan: &Plan, path: &Path) -> Option<Obstacle> {
+fn masked(plan: &Plan, path: &Path, access: Access, found: &Found) -> Option<Obstacle> {
     match deepest(plan, path)? {
+        // A placeholder for a name that the host does not have either: who only looks misses nothing.
+        Mount::Deny { kind: None, .. } if matches!(access, Access::Look | Access::Read) && !found.outside() => None,
         Mount::Deny { .. } => Some(Obstacle::Denied),
         Mount::Hide { .. } => Some(Obstacle::Hidden),
         _ => None,
@@ -169,3 +174,6 @@ fn deepest<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Mount> {
 pub fn absolute(base: &Path, path: &Path) -> PathBuf {
     base.join(path).components().filter(|part| *part != Component::CurDir).collect()
 }
+
+#[cfg(test)]
+mod tests;

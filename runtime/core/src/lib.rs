@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod explain;
 pub mod host;
 pub mod layer;
+pub mod observe;
 pub mod plan;
 pub mod planner;
 pub mod policy;

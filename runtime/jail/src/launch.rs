@@ -123,6 +123,16 @@ pub struct Options<'a> {
 
 /// Runs a plan to its end.
 pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome, JailError> {
+    run_recording(plan, host, options, &mut Vec::new())
+}
+
+/// Runs a plan to its end. When that fails, `refusals` gets what was recorded until then: it may tell why.
+pub fn run_recording(
+    plan: &Plan,
+    host: &LiveHost,
+    options: Options<'_>,
+    refusals: &mut Vec<Refusal>,
+) -> Result<Outcome, JailError> {
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
     let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
     let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
@@ -161,6 +171,7 @@ pub fn run(plan: &Plan, host: &LiveHost, options: Options<'_>) -> Result<Outcome
             running.attach(|running| attach(plan, running))?;
             let receipt = options.receipt;
             supervise::to_the_end(&mut running, |running, sealed| deliver(receipt, plan, running, sealed))
+                .inspect_err(|_| refusals.extend(running.take_refusals()))
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use apex_core::amount;
 use apex_core::plan::Plan;
 use apex_core::refusal::{Attempt, Refusal};
 use apex_sys::Errno;
@@ -89,6 +90,11 @@ impl<'a> Running<'a> {
         Err(error)
     }
 
+    /// What was refused up to now; the end of the record.
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+        self.listener.take().map(Listener::into_refusals).unwrap_or_default()
+    }
+
     fn failed(&self, step: Step) -> impl Fn(Errno) -> JailError {
         let plan = self.plan;
         move |errno| JailError::from_failure(Failure { step, index: 0, errno }, plan)
@@ -172,19 +178,18 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Err
         Interest { fd: signals.as_fd(), write: false, ready: false },
     ];
     let listener_at = interests.len();
-    interests.extend(running.listener.as_ref().map(|listener| Interest {
-        fd: listener.fd(),
-        write: false,
-        ready: false,
-    }));
+    let listener = running.listener.as_ref().and_then(Listener::fd);
+    interests.extend(listener.map(|fd| Interest { fd, write: false, ready: false }));
     let relay_at = interests.len();
     interests.extend(running.relay.iter().flat_map(Relay::interests));
     signal::poll(&mut interests, timeout)?;
     let ready: Vec<bool> = interests.iter().map(|interest| interest.ready).collect();
     drop(interests);
-    if relay_at > listener_at && ready[listener_at] && !running.listener.as_mut().is_none_or(Listener::serve) {
-        // Nobody who could call is left.
-        running.listener = running.listener.take().map(Listener::close);
+    if relay_at > listener_at
+        && ready[listener_at]
+        && let Some(listener) = &mut running.listener
+    {
+        listener.serve();
     }
     if let Some(relay) = &mut running.relay {
         relay.serve(&ready[relay_at..])?;
@@ -254,7 +259,7 @@ fn finish(running: &mut Running<'_>, ended: Option<Ended>) -> Result<Outcome, Ja
         Some(Ended::Signal(number)) => Ending::Signal(number),
         Some(Ended::Code(code)) => Ending::Code(code),
     };
-    let mut refusals = running.listener.take().map(Listener::into_refusals).unwrap_or_default();
+    let mut refusals = running.take_refusals();
     refusals.extend(limits_reached(running.plan, ending, usage.as_ref()));
     Ok(Outcome { ending, refusals, usage })
 }
@@ -279,6 +284,10 @@ fn limits_reached(plan: &Plan, ending: Ending, usage: Option<&cgroup::Outcome>) 
         push("memory", memory, usage.oom_kills.unwrap_or(0), "SIGKILL");
         let tasks = limits.and_then(|limits| limits.tasks).map(|tasks| tasks.to_string());
         push("tasks", tasks, usage.tasks_refused.unwrap_or(0), "EAGAIN");
+    }
+    if ending == Ending::Signal(nix::libc::SIGXFSZ) {
+        let fsize = plan.rlimits.iter().find(|limit| limit.name == "fsize").map(|limit| amount::size(limit.value));
+        push("file-size", fsize, 1, "SIGXFSZ");
     }
     if ending == Ending::TimedOut {
         push("wall-time", plan.wall_time_ms.map(|ms| format!("{ms} ms")), 1, "SIGKILL");

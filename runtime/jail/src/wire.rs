@@ -139,7 +139,8 @@ impl End {
     pub fn next_report(&self) -> Result<Option<(Report, Option<OwnedFd>)>, Errno> {
         let mut bytes = [0; SIZE];
         let (count, fd) = match net::receive(self.0.as_fd(), &mut bytes) {
-            Err(Errno::ECONNRESET) => return Ok(None),
+            // The other end was closed before it had read everything. What it sent before still waits here.
+            Err(Errno::ECONNRESET) => net::receive(self.0.as_fd(), &mut bytes)?,
             other => other?,
         };
         if count == 0 {

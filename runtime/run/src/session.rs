@@ -80,7 +80,8 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
     let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
     let wants_receipt = options.receipt.is_some();
-    let outcome = launch::run(
+    let mut before_failing = Vec::new();
+    let outcome = launch::run_recording(
         &plan,
         &host,
         launch::Options {
@@ -88,12 +89,13 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
             streams,
             payload: Payload::Command,
         },
+        &mut before_failing,
     );
-    let outcome = outcome?;
     if options.why {
-        explain_all(options, &policy, &plan, &outcome.refusals)?;
+        let refusals = outcome.as_ref().map_or(&before_failing, |outcome| &outcome.refusals);
+        explain_all(options, &policy, &plan, refusals)?;
     }
-    Ok(finish(&plan, &outcome))
+    Ok(finish(&plan, &outcome?))
 }
 
 /// The command's own code, or ours with a word why.

@@ -150,6 +150,37 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd, Errn
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Bytes of a page: a read that ends at the end of one fails as a whole or not at all.
+const PAGE_BYTES: u64 = 4096;
+
+/// Reads from the memory of another process until `bytes` is full or the memory ends (process_vm_readv(2)); returns how many came.
+///
+/// # Errors
+/// EFAULT when nothing is there, EPERM when the caller may not trace the process, ESRCH when it is gone.
+pub fn read_memory(pid: Pid, address: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let from = address.checked_add(done as u64).ok_or(Errno::EFAULT)?;
+        let to_page_end = (PAGE_BYTES - from % PAGE_BYTES) as usize;
+        let part = bytes.len().min(done + to_page_end);
+        match read_vector(pid, from, &mut bytes[done..part]) {
+            Ok(0) | Err(Errno::EFAULT) if done > 0 => break,
+            Ok(0) => return Err(Errno::EFAULT),
+            Ok(count) => done += count,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+fn read_vector(pid: Pid, address: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
+    // SAFETY: `local` describes `bytes`, which outlives the call; `remote` is an address of the other process and never used as a pointer here.
+    let count = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    check(count as libc::c_long).map(|count| count as usize)
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {

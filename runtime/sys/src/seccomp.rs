@@ -143,6 +143,34 @@ mod ioctl {
     nix::ioctl_write_ptr!(notif_addfd, b'!', 3, AddFd);
 }
 
+/// What a listener has to say at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// A notification waits: [`receive`] does not block.
+    Call,
+    /// Nothing waits.
+    Nothing,
+    /// Nobody under the filter is left.
+    Nobody,
+}
+
+/// Looks whether a notification waits, without waiting (poll(2)).
+///
+/// # Errors
+/// EINTR, ENOMEM.
+pub fn waiting(listener: BorrowedFd<'_>) -> Result<Waiting, Errno> {
+    let mut slot = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `slot` is one pollfd and outlives the call.
+    Errno::result(unsafe { libc::poll(&raw mut slot, 1, 0) })?;
+    Ok(if slot.revents & libc::POLLIN != 0 {
+        Waiting::Call
+    } else if slot.revents != 0 {
+        Waiting::Nobody
+    } else {
+        Waiting::Nothing
+    })
+}
+
 /// Waits for the next notification.
 ///
 /// # Errors

@@ -55,6 +55,13 @@ fn explain_normal(path: &Path, seen: &Seen<'_>, plan: &Plan, policy: &Policy) ->
             .rule(&rule.origin)
             .caution(&format!("hiding is deliberate; if it is wrong, remove the rule at {}", rule.origin));
     }
+    if let Some((dest, origin)) = held(path, plan) {
+        let because =
+            format!("a rule denies a path below {}, which the host does not have: the name is held", dest.display());
+        return Answer::new(Some(Layer::Mountns), because)
+            .rule(origin)
+            .caution("create that directory on the host, then only the denied path itself is refused");
+    }
     match (seen.exists_inside, seen.exists_outside, seen.access) {
         (true, _, _) => explain_present(path, seen, plan),
         (false, true, _) => explain_hidden(path, seen.access, plan),
@@ -64,6 +71,14 @@ fn explain_normal(path: &Path, seen: &Seen<'_>, plan: &Plan, policy: &Policy) ->
             Answer::new(None, "it does not exist on the host either")
         }
     }
+}
+
+/// The mask over a path, where it stands for a rule about a longer one: nothing below it exists yet.
+fn held<'p>(path: &Path, plan: &'p Plan) -> Option<(&'p Path, &'p Origin)> {
+    plan.mounts.iter().find_map(|mount| match mount {
+        Mount::Deny { dest, origin, .. } if path.starts_with(dest) => Some((dest.as_path(), origin)),
+        _ => None,
+    })
 }
 
 /// It exists outside and not inside.

@@ -219,7 +219,12 @@ impl<'a> Mounts<'a> {
         }
         for deny in &self.filesystem.deny {
             for (inside, outside, holder) in self.appearances(&deny.path) {
-                masks.push(self.deny(&deny.origin, inside, outside, holder)?);
+                let mask = self.deny(&deny.origin, inside, outside, holder)?;
+                // Below a denied path nothing is left to be denied, and several missing names may have one missing directory.
+                let is_denied = |other: &Mount| matches!(other, Mount::Deny { .. }) && covers(dest(other), dest(&mask));
+                if !masks.iter().any(is_denied) {
+                    masks.push(mask);
+                }
             }
         }
         Ok(masks)

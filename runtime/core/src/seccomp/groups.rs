@@ -58,6 +58,12 @@ pub fn of_call(abi: Abi, nr: u32) -> Option<&'static Group> {
     generated::GROUPS.get(usize::from(entry & INDEX))
 }
 
+/// Whether a call takes a path or an address.
+#[cfg(test)]
+pub(crate) fn names_path(abi: Abi, nr: u32) -> bool {
+    usize::try_from(nr).ok().and_then(|nr| abi.calls().get(nr)).is_some_and(|entry| entry & PATH != 0)
+}
+
 /// The calls of a group, as number and name.
 pub fn calls(group: &Group, abi: Abi) -> impl Iterator<Item = (u32, &'static str)> {
     (0u32..)

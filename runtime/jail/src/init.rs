@@ -114,7 +114,12 @@ impl Init<'_, '_> {
 
     /// What the launcher held of the host and what building the root opened is closed at once, in two calls around the socket.
     fn let_go_of_host(&self) -> Result<(), Failure> {
-        let keep: Vec<i32> = self.streams.passed.iter().copied().chain([self.socket.0.as_raw_fd()]).collect();
+        let answers = match &self.payload {
+            Payload::Command => None,
+            Payload::Function { answers, .. } => Some(answers.as_raw_fd()),
+        };
+        let own = [self.socket.0.as_raw_fd()].into_iter().chain(answers);
+        let keep: Vec<i32> = self.streams.passed.iter().copied().chain(own).collect();
         streams::close_others(&keep).map_err(Failure::at(Step::EnterRoot, 0))
     }
 
@@ -190,7 +195,7 @@ impl Init<'_, '_> {
                 let payload = &mut self.payload;
                 process::vfork(&mut stack, &mut || seal.run(payload)).map_err(failed)
             }
-            Payload::Function(_) => spawn_function(&seal, &mut self.payload),
+            Payload::Function { .. } => spawn_function(&seal, &mut self.payload),
         }
     }
 
@@ -241,15 +246,13 @@ fn spawn_function(seal: &Seal<'_>, payload: &mut Payload<'_>) -> Result<Pid, Fai
     let (begun, beginning) = pipe?;
     match process::clone_into(0, None).map_err(&failed)? {
         process::Side::Child => {
+            let Payload::Function { run, answers } = payload else { return Err(failed(Errno::EINVAL)) };
             let mut beginning = Some(beginning);
-            let mut function = || {
+            let mut run = || {
                 beginning.take();
-                match payload {
-                    Payload::Function(function) => function(),
-                    Payload::Command => 125,
-                }
+                run()
             };
-            process::exit_now(seal.run(&mut Payload::Function(&mut function)))
+            process::exit_now(seal.run(&mut Payload::Function { run: &mut run, answers: *answers }))
         }
         process::Side::Parent { pid, .. } => {
             drop(beginning);

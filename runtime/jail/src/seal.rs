@@ -4,7 +4,7 @@
 //! failure goes to the launcher through the socket.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use apex_core::plan::{LandlockPlan, Plan};
@@ -23,8 +23,13 @@ use crate::wire::{Domain, End, Order, Report};
 pub enum Payload<'a> {
     /// The command of the plan.
     Command,
-    /// A function of Apex itself (`--prove`); its value is the exit code.
-    Function(&'a mut dyn FnMut() -> i32),
+    /// A function of Apex itself (`--prove`).
+    Function {
+        /// Its value is the exit code.
+        run: &'a mut dyn FnMut() -> i32,
+        /// The one descriptor above 2 that it keeps.
+        answers: BorrowedFd<'a>,
+    },
 }
 
 /// The command's process, made ready.
@@ -122,7 +127,7 @@ impl<'a> Seal<'a> {
         let failure = match self.seal() {
             Ok(()) => match payload {
                 Payload::Command => self.exec(),
-                Payload::Function(function) => return function(),
+                Payload::Function { run, .. } => return run(),
             },
             Err(failure) => failure,
         };

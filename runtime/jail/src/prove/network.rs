@@ -18,25 +18,31 @@ const DELIVERED: Duration = Duration::from_secs(1);
 /// An address that no network has (RFC 5737): where there is a route at all, the attempt to send goes through.
 const ELSEWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
-/// Things outside that the sandbox must not reach. They live as long as the proof.
+/// Things outside that the sandbox must not reach. They live as long as the proof; inside, their descriptors are closed.
 pub(super) struct Outside {
     pub(super) pid: Pid,
-    tcp: TcpListener,
-    udp: UdpSocket,
-    _abstract: UnixListener,
+    tcp: SocketAddr,
+    udp: SocketAddr,
     abstract_name: Vec<u8>,
+    _tcp: TcpListener,
+    _udp: UdpSocket,
+    _abstract: UnixListener,
 }
 
 impl Outside {
     pub(super) fn open() -> io::Result<Outside> {
         let pid = std::process::id();
         let abstract_name = format!("apex-prove-{pid}").into_bytes();
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         Ok(Outside {
             pid: Pid::try_from(pid).map_err(io::Error::other)?,
-            tcp: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
-            udp: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?,
+            tcp: tcp.local_addr()?,
+            udp: udp.local_addr()?,
             _abstract: UnixListener::bind_addr(&UnixAddr::from_abstract_name(&abstract_name)?)?,
             abstract_name,
+            _tcp: tcp,
+            _udp: udp,
         })
     }
 }
@@ -64,9 +70,7 @@ impl<'a> Trials<'a> {
         let mut expected = self.or_filter(&[], &["socket"]);
         expected.insert(0, Got::Seen(0));
         self.attempt(Layer::Netns, interfaces, &expected, |_| other_interfaces());
-        self.attempt(Layer::Netns, datagram, &refused, |_| {
-            Got::of_io(outside.udp.local_addr().and_then(|address| send_datagram(address, true)))
-        });
+        self.attempt(Layer::Netns, datagram, &refused, |_| Got::of_io(send_datagram(outside.udp, true)));
         self.attempt(Layer::Netns, way_out, &unreachable, |_| Got::of_io(send_datagram(ELSEWHERE, false)));
     }
 
@@ -74,9 +78,7 @@ impl<'a> Trials<'a> {
         let expected = self.or_filter(&[Errno::EACCES], &["socket", "connect", "bind"]);
         let (connect, bind) = ("connect to a TCP port", "bind a TCP port");
         if self.plan.landlock.as_ref().is_some_and(|landlock| landlock.tcp_refused) {
-            self.attempt(Layer::Landlock, connect, &expected, |_| {
-                Got::of_io(outside.tcp.local_addr().and_then(TcpStream::connect))
-            });
+            self.attempt(Layer::Landlock, connect, &expected, |_| Got::of_io(TcpStream::connect(outside.tcp)));
             return self.attempt(Layer::Landlock, bind, &expected, |_| Got::of(net::try_tcp_bind()));
         }
         let reason = match (&self.plan.landlock, self.plan.network) {

@@ -114,7 +114,12 @@ impl Init<'_, '_> {
 
     /// What the launcher held of the host and what building the root opened is closed at once, in two calls around the socket.
     fn let_go_of_host(&self) -> Result<(), Failure> {
-        let keep: Vec<i32> = self.streams.passed.iter().copied().chain([self.socket.0.as_raw_fd()]).collect();
+        let answers = match &self.payload {
+            Payload::Command => None,
+            Payload::Function { answers, .. } => Some(answers.as_raw_fd()),
+        };
+        let own = [self.socket.0.as_raw_fd()].into_iter().chain(answers);
+        let keep: Vec<i32> = self.streams.passed.iter().copied().chain(own).collect();
         streams::close_others(&keep).map_err(Failure::at(Step::EnterRoot, 0))
     }
 
@@ -190,14 +195,7 @@ impl Init<'_, '_> {
                 let payload = &mut self.payload;
                 process::vfork(&mut stack, &mut || seal.run(payload)).map_err(failed)
             }
-            // It runs on: it needs memory of its own.
-            Payload::Function(_) => match process::clone_into(0, None).map_err(&failed)? {
-                process::Side::Child => process::exit_now(seal.run(&mut self.payload)),
-                process::Side::Parent { pid, .. } => {
-                    prctl::set_dumpable(false).map_err(&failed)?;
-                    Ok(pid)
-                }
-            },
+            Payload::Function { .. } => spawn_function(&seal, &mut self.payload),
         }
     }
 
@@ -236,6 +234,32 @@ impl Init<'_, '_> {
         let _ = process::close_from(0, 2, false);
         for number in &self.plan.fds {
             let _ = process::close_from(*number as u32, *number as u32, false);
+        }
+    }
+}
+
+/// The function runs on beside the init, so it needs memory of its own. Until it begins, the launcher's orders are for its process,
+/// which shares the socket: the init must not take one away.
+fn spawn_function(seal: &Seal<'_>, payload: &mut Payload<'_>) -> Result<Pid, Failure> {
+    let failed = Failure::at(Step::Spawn, 0);
+    let pipe = std::io::pipe().map_err(|error| failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)));
+    let (begun, beginning) = pipe?;
+    match process::clone_into(0, None).map_err(&failed)? {
+        process::Side::Child => {
+            let Payload::Function { run, answers } = payload else { return Err(failed(Errno::EINVAL)) };
+            let mut beginning = Some(beginning);
+            let mut run = || {
+                beginning.take();
+                run()
+            };
+            process::exit_now(seal.run(&mut Payload::Function { run: &mut run, answers: *answers }))
+        }
+        process::Side::Parent { pid, .. } => {
+            drop(beginning);
+            prctl::set_dumpable(false).map_err(&failed)?;
+            // Nothing is ever written: the end comes when the function begins or its process is gone.
+            fs::read(begun.as_fd(), &mut [0]).map_err(&failed)?;
+            Ok(pid)
         }
     }
 }

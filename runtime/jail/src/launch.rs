@@ -25,7 +25,7 @@ use crate::step::{Failure, Step};
 use crate::streams::Streams;
 use crate::supervise::{self, Running};
 use crate::trees::{self, Trees};
-use crate::wire::{End, Order};
+use crate::wire::{Domain, End, Order};
 
 /// First host id of the sandboxes that root starts; the launcher's pid is added, so that no two live sandboxes share one. The range
 /// above 0x6fffffff is used by nobody (systemd's UIDS-GIDS document).
@@ -68,6 +68,9 @@ pub enum JailError {
     /// The kernel's answers differ from the plan.
     #[error("the kernel did not put in force what was asked for: {0}; the sandbox was not started")]
     Mismatch(String),
+    /// The proof did not come to its end.
+    #[error("the proof was not finished: {0}")]
+    Proof(String),
     /// The receipt could not be handed over.
     #[error("writing the receipt: {0}; the sandbox was not started")]
     Receipt(String),
@@ -170,8 +173,10 @@ pub fn run_recording(
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, placeholders, mask);
             running.attach(|running| attach(plan, running))?;
             let receipt = options.receipt;
-            supervise::to_the_end(&mut running, |running, sealed| deliver(receipt, plan, running, sealed))
-                .inspect_err(|_| refusals.extend(running.take_refusals()))
+            supervise::to_the_end(&mut running, |running, sealed, domain| {
+                deliver(receipt, plan, running, sealed, domain)
+            })
+            .inspect_err(|_| refusals.extend(running.take_refusals()))
         }
     }
 }
@@ -190,9 +195,15 @@ fn attach(plan: &Plan, running: &mut Running<'_>) -> Result<(), JailError> {
 type Deliver<'a> = Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>;
 
 /// Reads the receipt while the sealed process waits, and only lets it go on when the kernel confirms the plan.
-fn deliver(receipt: Deliver<'_>, plan: &Plan, running: &Running<'_>, sealed: Pid) -> Result<(), JailError> {
+fn deliver(
+    receipt: Deliver<'_>,
+    plan: &Plan,
+    running: &Running<'_>,
+    sealed: Pid,
+    domain: Domain,
+) -> Result<(), JailError> {
     let Some(deliver) = receipt else { return Ok(()) };
-    let receipt = readback::read(plan, running.init, sealed, running.cgroup.as_ref());
+    let receipt = readback::read(plan, running.init, sealed, domain, running.cgroup.as_ref());
     deliver(&receipt).map_err(JailError::Receipt)?;
     match readback::mismatch(&receipt) {
         Some(words) => Err(JailError::Mismatch(words)),
@@ -242,11 +253,11 @@ fn write_id_maps(init: Pid, identity: &IdentityPlan) -> Result<(), Errno> {
     write_map(init, "gid_map", identity.gid, outside(identity.caller_gid))
 }
 
-fn write_map(pid: Pid, file: &str, inside: u32, outside: u32) -> Result<(), Errno> {
+pub(crate) fn write_map(pid: Pid, file: &str, inside: u32, outside: u32) -> Result<(), Errno> {
     write_proc(pid, file, &format!("{inside} {outside} 1"))
 }
 
-fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> {
+pub(crate) fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> {
     let name = crate::host::c_path(format!("/proc/{pid}/{file}").as_ref())?;
     let file = fs::open(fs::cwd(), &name, nix::libc::O_WRONLY, 0)?;
     fs::write(file.as_fd(), text.as_bytes()).map(drop)

@@ -1,12 +1,14 @@
 //! `apex-jail` carries out a plan and reports what the kernel says about it.
 
 pub mod cgroup;
+pub mod doctor;
 pub mod host;
 mod init;
 mod landlock;
 pub mod launch;
 mod listen;
 mod placeholder;
+pub mod prove;
 mod readback;
 mod relay;
 mod root;

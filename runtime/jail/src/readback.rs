@@ -10,16 +10,18 @@ use apex_core::layer::{Layer, Requirement};
 use apex_core::plan::{BindAccess, Mount, Plan};
 use apex_core::policy::{Network, ProcView};
 use apex_core::receipt::{LayerReceipt, Receipt, State};
+use apex_sys::Errno;
 use apex_sys::process::Pid;
 
 use crate::cgroup::Cgroup;
+use crate::wire::Domain;
 
 /// Version of the shape of [`Receipt`].
 const RECEIPT_VERSION: u32 = 1;
 
-/// Reads a receipt. `sealed` is the process that will become the command.
-pub fn read(plan: &Plan, init: Pid, sealed: Pid, cgroup: Option<&Cgroup>) -> Receipt {
-    let view = View { plan, pid: sealed, status: status(sealed), cgroup };
+/// Reads a receipt. `sealed` is the process that will become the command, `domain` the answer to its own attempt on Landlock.
+pub fn read(plan: &Plan, init: Pid, sealed: Pid, domain: Domain, cgroup: Option<&Cgroup>) -> Receipt {
+    let view = View { plan, pid: sealed, status: status(sealed), domain, cgroup };
     Receipt {
         version: RECEIPT_VERSION,
         kernel: text("/proc/sys/kernel/osrelease"),
@@ -55,6 +57,7 @@ struct View<'a> {
     plan: &'a Plan,
     pid: Pid,
     status: HashMap<String, String>,
+    domain: Domain,
     cgroup: Option<&'a Cgroup>,
 }
 
@@ -279,11 +282,31 @@ impl View<'_> {
         let net = if landlock.tcp_refused { ", TCP refused" } else { "" };
         let scope = if landlock.scoped { ", signals and abstract sockets scoped" } else { "" };
         let abi = apex_sys::prctl::landlock_abi();
+        let (attempt, expected) = if landlock.scoped {
+            ("a signal to pid 1, which stands outside the domain", Errno::EPERM)
+        } else {
+            ("a TCP bind", Errno::EACCES)
+        };
+        let answer = match self.domain {
+            Domain::Unprobed => "the policy holds nothing that could be tried here".to_owned(),
+            Domain::Open => format!("{attempt} went through"),
+            Domain::Refused(errno) => format!("{attempt}: {errno:?}"),
+        };
+        let evidence = match self.domain {
+            Domain::Unprobed => "landlock_create_ruleset(VERSION), landlock_restrict_self() = 0; --prove tries files",
+            Domain::Open | Domain::Refused(_) => "the sealed process tried it before its filter was loaded",
+        };
+        // Without scopes and TCP rules there is nothing to try that Landlock alone refuses; `restrict_self` has succeeded then.
+        let holds = match self.domain {
+            Domain::Unprobed => !landlock.scoped && !landlock.tcp_refused,
+            Domain::Open => false,
+            Domain::Refused(errno) => errno == expected,
+        };
         Answer {
             requested: format!("ABI {}, {} rules{net}{scope}", landlock.abi, landlock.rules.len()),
-            effective: format!("kernel ABI {abi}, restrict_self succeeded"),
-            evidence: "landlock_create_ruleset(VERSION); /proc shows no domain: see --prove".to_owned(),
-            agrees: abi >= landlock.abi,
+            effective: format!("kernel ABI {abi}; {answer}"),
+            evidence: evidence.to_owned(),
+            agrees: abi >= landlock.abi && holds,
         }
     }
 

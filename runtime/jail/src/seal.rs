@@ -4,27 +4,32 @@
 //! failure goes to the launcher through the socket.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use apex_core::plan::Plan;
+use apex_core::plan::{LandlockPlan, Plan};
 use apex_core::seccomp::Table;
 use apex_sys::limits::{self, Resource};
 use apex_sys::process::CStrings;
 use apex_sys::signal::{self, Set};
-use apex_sys::{Errno, fs, prctl, process, terminal};
+use apex_sys::{Errno, fs, net, prctl, process, terminal};
 
 use crate::host::c_path;
 use crate::seccomp::{self, Program};
 use crate::step::{Failure, Step};
-use crate::wire::{End, Order, Report};
+use crate::wire::{Domain, End, Order, Report};
 
 /// What runs once everything is sealed.
 pub enum Payload<'a> {
     /// The command of the plan.
     Command,
-    /// A function of Apex itself (`--prove`); its value is the exit code.
-    Function(&'a mut dyn FnMut() -> i32),
+    /// A function of Apex itself (`--prove`).
+    Function {
+        /// Its value is the exit code.
+        run: &'a mut dyn FnMut() -> i32,
+        /// The one descriptor above 2 that it keeps.
+        answers: BorrowedFd<'a>,
+    },
 }
 
 /// The command's process, made ready.
@@ -47,6 +52,33 @@ pub struct Seal<'a> {
     argv: CStrings,
     env: CStrings,
     rlimits: Vec<(Resource, u64)>,
+    probe: Option<DomainProbe>,
+}
+
+/// What only the Landlock domain refuses: tried before the filter is loaded, which could refuse it too.
+#[derive(Clone, Copy)]
+enum DomainProbe {
+    /// A signal to the init, which has the same user and stands outside the domain (ABI 6).
+    Signal,
+    /// A TCP port (ABI 4).
+    TcpBind,
+}
+
+impl DomainProbe {
+    fn of(landlock: &LandlockPlan) -> Option<DomainProbe> {
+        if landlock.scoped {
+            return Some(DomainProbe::Signal);
+        }
+        landlock.tcp_refused.then_some(DomainProbe::TcpBind)
+    }
+
+    fn attempt(self) -> Domain {
+        let result = match self {
+            DomainProbe::Signal => process::kill(1, 0),
+            DomainProbe::TcpBind => net::try_tcp_bind(),
+        };
+        result.map_or_else(Domain::Refused, |()| Domain::Open)
+    }
 }
 
 impl<'a> Seal<'a> {
@@ -81,6 +113,7 @@ impl<'a> Seal<'a> {
             argv: CStrings::new(words(&command.argv).map_err(&exec)?),
             env: CStrings::new(words(&command.env).map_err(&exec)?),
             rlimits: rlimits.collect::<Result<_, _>>()?,
+            probe: plan.landlock.as_ref().and_then(DomainProbe::of),
         })
     }
 
@@ -94,7 +127,7 @@ impl<'a> Seal<'a> {
         let failure = match self.seal() {
             Ok(()) => match payload {
                 Payload::Command => self.exec(),
-                Payload::Function(function) => return function(),
+                Payload::Function { run, .. } => return run(),
             },
             Err(failure) => failure,
         };
@@ -115,7 +148,9 @@ impl<'a> Seal<'a> {
         if let Some(ruleset) = &self.ruleset {
             prctl::landlock_restrict(ruleset.as_fd()).map_err(Failure::at(Step::SealLandlock, 0))?;
         }
-        self.seal_seccomp()
+        // Only a receipt wants to know.
+        let domain = self.probe.filter(|_| self.pause).map_or(Domain::Unprobed, DomainProbe::attempt);
+        self.seal_seccomp(domain)
     }
 
     fn take_terminal(&self) -> Result<(), Failure> {
@@ -161,21 +196,21 @@ impl<'a> Seal<'a> {
         Ok(())
     }
 
-    fn seal_seccomp(&self) -> Result<(), Failure> {
+    fn seal_seccomp(&self, domain: Domain) -> Result<(), Failure> {
         let Some(program) = self.program else {
-            return self.wait(-1);
+            return self.wait(-1, domain);
         };
         let listener = seccomp::load(program, self.listen).map_err(Failure::at(Step::SealSeccomp, 0))?;
-        self.wait(listener.as_ref().map_or(-1, AsRawFd::as_raw_fd))
+        self.wait(listener.as_ref().map_or(-1, AsRawFd::as_raw_fd), domain)
     }
 
     /// Lets the launcher read the receipt and take the listener. Uses only calls that every filter allows (read, write: see `base`).
-    fn wait(&self, listener: i32) -> Result<(), Failure> {
+    fn wait(&self, listener: i32, domain: Domain) -> Result<(), Failure> {
         if !self.waits() {
             return Ok(());
         }
         let pid = std::process::id() as i32;
-        self.socket.write_report(Report::Sealed { pid, listener }).map_err(Failure::at(Step::Handshake, 0))?;
+        self.socket.write_report(Report::Sealed { pid, listener, domain }).map_err(Failure::at(Step::Handshake, 0))?;
         self.socket.read_expect(Order::Go).map_err(Failure::at(Step::Handshake, 0))?;
         prctl::set_dumpable(false).map_err(Failure::at(Step::BindLife, 0))
     }

@@ -16,7 +16,7 @@ use crate::listen::Listener;
 use crate::placeholder::Placeholders;
 use crate::relay::Relay;
 use crate::step::{Failure, Step};
-use crate::wire::{End, Order, Report};
+use crate::wire::{Domain, End, Order, Report};
 
 /// Signals that a signalfd yields here.
 const WATCHED: [i32; 11] = [
@@ -140,7 +140,7 @@ enum Event {
 /// Watches a sandbox until it has ended. `sealed` is called when the command's process waits with every layer in force.
 pub fn to_the_end(
     running: &mut Running<'_>,
-    sealed: impl FnOnce(&Running<'_>, Pid) -> Result<(), JailError>,
+    sealed: impl FnOnce(&Running<'_>, Pid, Domain) -> Result<(), JailError>,
 ) -> Result<Outcome, JailError> {
     let signals = signal::descriptor(&Set::of(&WATCHED)).map_err(running.failed(Step::Supervise))?;
     let mut sealed = Some(sealed);
@@ -153,10 +153,10 @@ pub fn to_the_end(
             Event::Report(Report::Terminal, master) => {
                 running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;
             }
-            Event::Report(Report::Sealed { pid, listener }, _) => {
+            Event::Report(Report::Sealed { pid, listener, domain }, _) => {
                 let pid = outside_pid(running.init, pid).map_err(running.failed(Step::Handshake))?;
                 if let Some(sealed) = sealed.take() {
-                    sealed(running, pid)?;
+                    sealed(running, pid, domain)?;
                 }
                 running.listener =
                     Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;

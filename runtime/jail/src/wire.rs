@@ -35,9 +35,40 @@ pub enum Report {
         pid: i32,
         /// Descriptor number, -1 for none.
         listener: i32,
+        /// What the kernel answered when the process tried what only its Landlock domain refuses.
+        domain: Domain,
     },
     /// The command ended.
     Ended(Ended),
+}
+
+/// The answer to an attempt that only a Landlock domain refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// Nothing was attempted.
+    Unprobed,
+    /// It went through: there is no domain.
+    Open,
+    /// The kernel refused it with this errno.
+    Refused(Errno),
+}
+
+impl Domain {
+    fn encode(self) -> i32 {
+        match self {
+            Domain::Unprobed => -1,
+            Domain::Open => 0,
+            Domain::Refused(errno) => errno as i32,
+        }
+    }
+
+    fn decode(word: i32) -> Domain {
+        match word {
+            ..=-1 => Domain::Unprobed,
+            0 => Domain::Open,
+            errno => Domain::Refused(Errno::from_raw(errno)),
+        }
+    }
 }
 
 const SIZE: usize = 16;
@@ -70,7 +101,7 @@ fn encode(report: Report) -> [u8; SIZE] {
     match report {
         Report::Failed(Failure { step, index, errno }) => pack(1, step as u8, [index as i32, errno as i32, 0]),
         Report::Terminal => pack(2, 0, [0; 3]),
-        Report::Sealed { pid, listener } => pack(3, 0, [pid, listener, 0]),
+        Report::Sealed { pid, listener, domain } => pack(3, 0, [pid, listener, domain.encode()]),
         Report::Ended(Ended::Code(code)) => pack(4, 0, [code, 0, 0]),
         Report::Ended(Ended::Signal(signal)) => pack(5, 0, [signal, 0, 0]),
     }
@@ -153,7 +184,7 @@ impl End {
                 errno: Errno::from_raw(errno),
             }),
             (2, ..) => Report::Terminal,
-            (3, _, [pid, listener, _]) => Report::Sealed { pid, listener },
+            (3, _, [pid, listener, domain]) => Report::Sealed { pid, listener, domain: Domain::decode(domain) },
             (4, _, [code, ..]) => Report::Ended(Ended::Code(code)),
             (5, _, [signal, ..]) => Report::Ended(Ended::Signal(signal)),
             _ => return Err(Errno::EBADMSG),

@@ -50,9 +50,9 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8> {
         Action::Help => say(&help::help()),
         Action::Version => say(&help::version()),
         Action::Completions(shell) => say(&help::completions(shell)),
-        Action::Doctor => todo_doctor(),
+        Action::Doctor => doctor(&options),
         Action::Plan => show_plan(&options),
-        Action::Prove => todo_doctor(),
+        Action::Prove => prove(&options, &streams),
         Action::Run => run_command(&options, &streams),
     }
 }
@@ -69,8 +69,18 @@ fn show_plan(options: &Options) -> Result<u8> {
     Ok(0)
 }
 
-fn todo_doctor() -> Result<u8> {
-    anyhow::bail!("not there yet")
+fn prove(options: &Options, streams: &Streams) -> Result<u8> {
+    let host = LiveHost::new();
+    let (_, plan) = plan(options, &host)?;
+    let proof = apex_jail::prove::prove(&plan, &host, streams)?;
+    report(options, Report::Proof(&proof))?;
+    Ok(if proof.passed { 0 } else { code::FAILED })
+}
+
+fn doctor(options: &Options) -> Result<u8> {
+    let diagnosis = apex_jail::doctor::examine();
+    report(options, Report::Doctor(&diagnosis))?;
+    Ok(if diagnosis.usable() { 0 } else { code::FAILED })
 }
 
 fn run_command(options: &Options, streams: &Streams) -> Result<u8> {

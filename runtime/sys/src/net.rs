@@ -19,6 +19,21 @@ pub fn loopback_up() -> Result<(), Errno> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into()).map(drop)
 }
 
+/// Tries to bind a TCP socket to a free port of 127.0.0.1 (bind(2)); nothing listens on it and it is closed at once.
+pub fn try_tcp_bind() -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) }.into())?;
+    // SAFETY: a fresh descriptor from the kernel.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // SAFETY: sockaddr_in is plain data; all zeroes is a valid value.
+    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    address.sin_family = libc::AF_INET as libc::sa_family_t;
+    address.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
+    let size = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: `address` has `size` bytes and outlives the call.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) }.into()).map(drop)
+}
+
 /// A connected pair of sockets that keep message boundaries (unix(7), `SOCK_SEQPACKET`).
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut fds: [RawFd; 2] = [-1; 2];

@@ -12,6 +12,21 @@ pub fn set_no_new_privs() -> Result<(), Errno> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
 }
 
+/// Whether no_new_privs is set (PR_GET_NO_NEW_PRIVS(2const)).
+pub fn no_new_privs() -> bool {
+    prctl(libc::PR_GET_NO_NEW_PRIVS, 0) == Ok(1)
+}
+
+/// Tries to unset no_new_privs, which the kernel refuses with `EINVAL`.
+pub fn clear_no_new_privs() -> Result<(), Errno> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 0).map(drop)
+}
+
+/// Whether a capability is in the bounding set (PR_CAPBSET_READ(2const)); what the kernel does not know is not.
+pub fn is_bounding(capability: u32) -> bool {
+    prctl(libc::PR_CAPBSET_READ, capability.into()) == Ok(1)
+}
+
 /// The signal that the process gets when its parent ends (PR_SET_PDEATHSIG(2const)). A change of ids clears it.
 pub fn set_parent_death_signal(signal: i32) -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong).map(drop)

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use crate::process::Pid;
 use crate::seccomp::{self, Filter};
 
 /// The door through which a call enters the kernel.
@@ -64,6 +65,50 @@ pub fn try_calls(program: &[Filter], calls: &[Call]) -> io::Result<Vec<i64>> {
         _ if answers.len() == calls.len() => Ok(answers),
         _ => Err(io::Error::other(format!("the probing child ended with wait status {status:#x} before it answered"))),
     }
+}
+
+/// The right to make raw calls: held only by a child that exists to try them, so whatever a call does to memory, nobody else uses it.
+#[derive(Debug)]
+pub struct Probing(());
+
+impl Probing {
+    /// Makes one call.
+    ///
+    /// # Errors
+    /// The kernel's or the filter's answer.
+    pub fn call(&self, call: &Call) -> Result<i64, Errno> {
+        let result = make(call);
+        // The kernel's errors are the highest 4095 numbers; a mapping's address may look negative too.
+        if (-4095..0).contains(&result) {
+            return Err(Errno::from_raw(i32::try_from(-result).unwrap_or(0)));
+        }
+        Ok(result)
+    }
+}
+
+/// Forks a child that does `work` and ends with its value as exit code, without running anything else of the caller's.
+///
+/// The caller must have a single thread, since the child may allocate, and must wait for the child.
+///
+/// # Errors
+/// No child: a limit, or a filter that refuses it.
+pub fn spawn(work: &mut dyn FnMut(&Probing) -> i32) -> Result<Pid, Errno> {
+    // SAFETY: the caller has a single thread, so the copy holds no lock that nobody releases; it never returns from here.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        crate::process::exit_now(work(&Probing(())));
+    }
+    Errno::result(pid)
+}
+
+/// Whether the kernel knows a listener flag of seccomp(2) that keeps other signals from interrupting a notified call (Linux 5.19). It looks
+/// at the flags before it looks at the program, of which there is none.
+pub fn has_wait_killable() -> bool {
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV;
+    // SAFETY: a null program is never read through: the kernel answers EFAULT.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::null::<u8>()) };
+    result == -1 && Errno::last() == Errno::EFAULT
 }
 
 fn child(program: &[Filter], calls: &[Call], pipe: i32) -> ! {

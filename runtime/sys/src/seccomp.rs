@@ -21,7 +21,7 @@ pub struct Filter {
 const _: () = assert!(size_of::<Filter>() == size_of::<libc::sock_filter>());
 
 /// Since Linux 5.19: a notified call that the listener has seen is only interrupted by a fatal signal (linux/seccomp.h).
-const FILTER_FLAG_WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
+pub(crate) const FILTER_FLAG_WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
 /// A response: the kernel carries the call out as if it had not been notified.
 const NOTIF_FLAG_CONTINUE: u32 = 1;
 /// Sets the number of the descriptor that ADDFD makes.

@@ -1,0 +1,70 @@
+//! Attempts at processes: those of the host, and the init of the sandbox.
+
+use std::fs::File;
+
+use apex_core::layer::Layer;
+use apex_sys::Errno;
+use apex_sys::process::{self, Pid};
+
+use super::network::Outside;
+use super::{Got, Trials};
+
+/// Numbers that every sandbox has too: the init and the process that makes the attempts.
+const OWN_PIDS: Pid = 2;
+
+impl Trials<'_> {
+    pub(super) fn processes(&mut self, outside: &Outside) {
+        self.host_processes(outside.pid);
+        self.init_memory();
+        self.init_signal();
+    }
+
+    fn host_processes(&mut self, pid: Pid) {
+        let gone = [Got::Errno(Errno::ESRCH)];
+        if pid <= OWN_PIDS {
+            return self.skip(Layer::Pidns, "signal the launcher", &gone, "its number is one that the sandbox has too");
+        }
+        let expected = self.or_filter(&[Errno::ESRCH], &["kill"]);
+        self.attempt(Layer::Pidns, "signal the launcher", &expected, move |_| {
+            // The number of a process in here by chance: nothing of the host can be meant by it.
+            if std::process::id() == pid.unsigned_abs() {
+                return Got::Errno(Errno::ESRCH);
+            }
+            Got::of(process::kill(pid, 0))
+        });
+        let expected = self.or_filter(&[Errno::ENOENT], &["openat"]);
+        self.attempt(Layer::Pidns, "look at the launcher in /proc", &expected, move |_| {
+            if std::process::id() == pid.unsigned_abs() {
+                return Got::Errno(Errno::ENOENT);
+            }
+            Got::of_io(File::open(format!("/proc/{pid}/status")))
+        });
+    }
+
+    /// The init is the runtime's own binary with the runtime's own memory.
+    fn init_memory(&mut self) {
+        let expected = self.or_filter(&[Errno::EACCES, Errno::EPERM, Errno::ENOENT], &["openat"]);
+        for name in ["mem", "environ", "maps"] {
+            self.attempt(Layer::Mountns, format!("read /proc/1/{name}"), &expected, move |_| {
+                Got::of_io(File::open(format!("/proc/1/{name}")))
+            });
+        }
+        let expected = self.or_filter(&[Errno::EACCES, Errno::EPERM, Errno::ENOENT], &["readlink"]);
+        for name in ["root", "exe", "cwd", "fd/3"] {
+            self.attempt(Layer::Mountns, format!("follow /proc/1/{name}"), &expected, move |_| {
+                Got::of_io(std::fs::metadata(format!("/proc/1/{name}")))
+            });
+        }
+    }
+
+    fn init_signal(&mut self) {
+        let expected = self.or_filter(&[Errno::EPERM], &["kill"]);
+        let attempt = "signal pid 1, which stands outside the domain";
+        match &self.plan.landlock {
+            Some(landlock) if landlock.scoped => {
+                self.attempt(Layer::Landlock, attempt, &expected, |_| Got::of(process::kill(1, 0)));
+            }
+            _ => self.skip(Layer::Landlock, attempt, &expected, "this kernel's Landlock has no scopes (ABI 6)"),
+        }
+    }
+}

@@ -97,9 +97,11 @@ static int landlock_ruleset(int c, char **v) {
   (void)c, (void)v;
   return verdict(call3(NR_landlock_create_ruleset, 0, 0, 1));
 }
-static int clock_parent(int c, char **v) {
+static int clock_offset(int c, char **v) {
   (void)c, (void)v;
-  return try_open("/proc/self/timens_offsets", O_WRONLY);
+  int fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return errno;
+  return verdict(write(fd, "monotonic 1 0\n", 14));
 }
 
 #define DEVICE(id, path, flags) \
@@ -199,7 +201,7 @@ const struct attempt kernel_attempts[] = {
     {"vm86old", "kernel", STRICT | RARE | ABIS, vm86_old},
     {"lsm_set_self_attr", "kernel", STRICT | RARE | ABIS, lsm_set},
     {"mbind", "kernel", LONE | RARE | ABIS, mbind_any},
-    {"timens_offsets", "kernel", ALWAYS | ROOT | RARE, clock_parent},
+    {"timens_offsets", "kernel", ALWAYS | INSIDE, clock_offset},
     D(mem), D(kmsg), D(port), D(kvm), D(fuse), D(uffd), D(loop), D(tun), D(vsock), D(console), D(tty0), D(block),
     K(hostname), K(core_pattern), K(modprobe), K(overcommit), K(drop_caches), K(ip_forward), K(max_userns),
     K(ns_last_pid), K(sysrq), K(uevent_helper), K(sys_power), K(irq), K(oom_score),

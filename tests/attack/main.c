@@ -25,6 +25,9 @@ void detail(const char *format, ...) {
   size_t used = strlen(detail_text);
   vsnprintf(detail_text + used, sizeof detail_text - used, format, list);
   va_end(list);
+  /* One line of text, whatever was read. */
+  for (char *at = detail_text + used; *at; at++)
+    if ((unsigned char)*at < ' ' || (unsigned char)*at > '~') *at = '.';
 }
 
 long init_pid(void) { return outside ? getppid() : 1; }

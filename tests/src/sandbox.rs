@@ -194,6 +194,8 @@ impl Sandbox {
             shell
         };
         command.args(&self.args).arg("--").args(inside).current_dir(self.cwd.path());
+        // Policies speak of the home directory, and Apex holds names in it: the tester's own is left alone.
+        command.env("HOME", self.cwd.path());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }

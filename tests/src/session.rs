@@ -133,7 +133,7 @@ impl Drop for Session {
         // A failing test must not leave its sandbox behind; both calls do nothing when it has ended.
         let _ = self.child.kill();
         let ended = self.child.wait();
-        if ended.is_ok_and(|status| status.signal().is_some()) && !std::thread::panicking() {
+        if ended.is_ok_and(|status| status.signal().is_some()) {
             crate::leaks::sweep(self.child.id());
         }
     }

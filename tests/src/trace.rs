@@ -102,6 +102,7 @@ pub fn run(command: &Command, stderr: &Path, fault: Option<Fault>) -> Traced {
 
 /// A shell that stops itself, is seized, and then becomes the command: so no code runs between fork and exec here.
 #[track_caller]
+#[allow(clippy::zombie_processes, reason = "the tracer's loop waits for it, by its pid")]
 fn start(command: &Command, stderr: &Path) -> Pid {
     let output = File::create(stderr).unwrap_or_else(|error| panic!("{}: {error}", stderr.display()));
     let again = output.try_clone().expect("a file can be duplicated");

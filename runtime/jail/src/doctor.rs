@@ -244,7 +244,7 @@ fn capabilities(usable: bool) -> Finding {
         in_namespaces(0, || {
             prctl::drop_bounding(0)?;
             prctl::lock_securebits()?;
-            prctl::set_capabilities(0)
+            prctl::set_capabilities(0, 0)
         })
     });
     tried(Some(Layer::Capabilities), Layer::Capabilities.name(), result, "every set can be emptied", "see `userns`")

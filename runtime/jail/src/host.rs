@@ -14,6 +14,7 @@ use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::{Errno, prctl};
 
 use crate::cgroup::{Controller, Site};
+use crate::placeholder;
 
 /// A path of the host that was opened, and what it was then.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct LiveHost {
     opened: RefCell<HashMap<(PathBuf, bool), Result<Rc<Held>, Refusal>>>,
     site: RefCell<Option<Rc<Site>>>,
     cwd: OnceCell<PathBuf>,
+    real: RefCell<HashMap<PathBuf, PathBuf>>,
 }
 
 /// Why a path was not opened.
@@ -55,6 +57,21 @@ impl LiveHost {
     /// Where the sandbox's cgroup can be made, as found when the planner asked.
     pub fn site(&self) -> Option<Rc<Site>> {
         self.site.borrow().clone()
+    }
+
+    /// The real path of what exists, with the rest behind it.
+    fn resolve(&self, path: &Path) -> PathBuf {
+        let mut rest: Vec<OsString> = Vec::new();
+        for ancestor in path.ancestors() {
+            if let Ok(held) = self.open(ancestor, true)
+                && let Ok(mut real) = name_of(&held.fd)
+            {
+                real.extend(rest.iter().rev());
+                return real;
+            }
+            rest.extend(ancestor.file_name().map(OsString::from));
+        }
+        path.to_owned()
     }
 
     fn open(&self, path: &Path, follow: bool) -> Result<Rc<Held>, Refusal> {
@@ -83,21 +100,20 @@ impl Host for LiveHost {
                 "it became a link while it was looked at; start again when it is at rest".to_owned(),
             );
         }
+        if placeholder::is_placeholder(&held.stat) {
+            // Another sandbox holds the name: to the plan nothing is there, and this sandbox comes to share the hold.
+            return PathFact::Missing;
+        }
         if held.stat.is(libc_mode::DIR) { PathFact::Dir } else { PathFact::File }
     }
 
     fn real(&self, path: &Path) -> PathBuf {
-        let mut rest: Vec<OsString> = Vec::new();
-        for ancestor in path.ancestors() {
-            if let Ok(held) = self.open(ancestor, true)
-                && let Ok(mut real) = name_of(&held.fd)
-            {
-                real.extend(rest.iter().rev());
-                return real;
-            }
-            rest.extend(ancestor.file_name().map(OsString::from));
+        if let Some(known) = self.real.borrow().get(path) {
+            return known.clone();
         }
-        path.to_owned()
+        let real = self.resolve(path);
+        self.real.borrow_mut().insert(path.to_owned(), real.clone());
+        real
     }
 
     fn landlock_abi(&self) -> u32 {
@@ -151,9 +167,8 @@ fn open_path(path: &Path, follow: bool) -> Result<Held, Refusal> {
     let flags = O_PATH | if follow { 0 } else { O_NOFOLLOW };
     let name = c_path(path).map_err(|_| Refusal::Other("its name holds a NUL byte".to_owned()))?;
     // Most paths have no link at all: one call.
-    let fd = match fs::open(fs::cwd(), &name, flags, if follow { resolve::NO_SYMLINKS } else { resolve::NO_MAGICLINKS })
-    {
-        Err(Errno::ELOOP) if follow => open_through_links(path),
+    let fd = match fs::open(fs::cwd(), &name, flags, resolve::NO_SYMLINKS) {
+        Err(Errno::ELOOP) => open_through_links(path),
         other => other.map_err(|errno| refusal(errno, path)),
     }?;
     let stat = fs::stat(fd.as_fd(), c"").map_err(|errno| refusal(errno, path))?;

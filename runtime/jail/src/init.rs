@@ -134,6 +134,10 @@ impl Init<'_, '_> {
         let number = terminal::unlock(&master).map_err(&failed)?;
         let name = std::ffi::CString::new(format!("/dev/pts/{number}")).expect("digits hold no NUL");
         let end = fs::open(fs::cwd(), &name, flags, 0).map_err(&failed)?;
+        // Before the command can ask for it.
+        if self.streams_on_terminal[0] && terminal::is_terminal(fs::borrow(0).map_err(&failed)?) {
+            terminal::copy_size(fs::borrow(0).map_err(&failed)?, master.as_fd()).map_err(&failed)?;
+        }
         self.socket.report(Report::Terminal, Some(&master)).map_err(&failed)?;
         Ok(Some(end))
     }
@@ -166,14 +170,15 @@ impl Init<'_, '_> {
         }
         if kept == 0 {
             prctl::lock_securebits().map_err(&failed)?;
-            return prctl::set_capabilities(0).map_err(&failed);
+            return prctl::set_capabilities(0, 0).map_err(&failed);
         }
-        prctl::set_capabilities(kept | 1 << Capability::CAP_SETPCAP.index()).map_err(&failed)?;
+        // Locking the bits below takes CAP_SETPCAP itself.
+        prctl::set_capabilities(kept | 1 << Capability::CAP_SETPCAP.index(), kept).map_err(&failed)?;
         for number in (0..64).filter(|number| kept & (1 << number) != 0) {
             prctl::raise_ambient(number).map_err(&failed)?;
         }
         prctl::lock_securebits().map_err(&failed)?;
-        prctl::set_capabilities(kept).map_err(&failed)
+        prctl::set_capabilities(kept, kept).map_err(&failed)
     }
 
     fn spawn(&mut self, terminal: Option<OwnedFd>, ruleset: Option<OwnedFd>) -> Result<Pid, Failure> {

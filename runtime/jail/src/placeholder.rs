@@ -18,9 +18,10 @@ use apex_sys::fs::{self, Stat, resolve};
 use crate::host::{Held, LiveHost, c_path};
 use crate::step::{Failure, Step};
 
-/// Modification time of a placeholder, in seconds: no other file has it together with no content and mode 0400.
+/// Modification time of a placeholder, in seconds: no other file has it together with no content and mode 0600.
 const STAMP_S: i64 = 1;
-const MODE: u32 = 0o400;
+/// The owner may write to it: then it is an ordinary file of the host, still masked, and stays.
+const MODE: u32 = 0o600;
 /// How often to try again when another sandbox removes the name just now.
 const ATTEMPTS_MAX: u32 = 16;
 
@@ -68,7 +69,8 @@ fn is_same(held: &Placeholder) -> Result<bool, Errno> {
     Ok((now.device, now.inode) == (ours.device, ours.inode) && is_placeholder(&now))
 }
 
-fn is_placeholder(stat: &Stat) -> bool {
+/// Whether a file is one with which a sandbox holds a name.
+pub fn is_placeholder(stat: &Stat) -> bool {
     stat.is(nix::libc::S_IFREG) && stat.size == 0 && stat.mode & 0o7777 == MODE && stat.modified_s == STAMP_S
 }
 

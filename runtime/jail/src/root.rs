@@ -20,7 +20,7 @@ use crate::trees::Trees;
 const O_PATH: i32 = nix::libc::O_PATH;
 
 /// System files of /proc that say too much about the host (the OCI runtime specification masks the same).
-const PROC_MASKED: [&CStr; 17] = [
+const PROC_MASKED: [&CStr; 22] = [
     c"proc/acpi",
     c"proc/asound",
     c"proc/bus",
@@ -33,11 +33,16 @@ const PROC_MASKED: [&CStr; 17] = [
     c"proc/key-users",
     c"proc/keys",
     c"proc/kmsg",
+    c"proc/kpagecgroup",
+    c"proc/kpagecount",
+    c"proc/kpageflags",
     c"proc/modules",
     c"proc/scsi",
     c"proc/sysrq-trigger",
     c"proc/sched_debug",
+    c"proc/slabinfo",
     c"proc/timer_list",
+    c"proc/vmallocinfo",
 ];
 
 /// Device nodes that every program may expect, taken from the host's /dev: a user namespace cannot make its own.
@@ -49,6 +54,9 @@ const DEVICES: [(&CStr, &CStr); 6] = [
     (c"/dev/urandom", c"dev/urandom"),
     (c"/dev/tty", c"dev/tty"),
 ];
+
+/// Terminals that a sandbox may have at once: the kernel has 4096 for everybody.
+const PTS_MAX: &CStr = c"64";
 
 const DEV_LINKS: [(&CStr, &CStr); 5] = [
     (c"/proc/self/fd", c"dev/fd"),
@@ -197,9 +205,8 @@ impl Root {
     }
 
     fn tmpfs(&mut self, dest: &Path, size_bytes: u64, exec: bool) -> Result<(), Errno> {
-        let size = number(size_bytes);
         let flags = attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC };
-        let tree = mount::new_filesystem(c"tmpfs", &[(c"size", &size)], flags)?;
+        let tree = private_tmpfs(size_bytes, flags)?;
         self.attach(&tree, dest, Kind::Dir)?;
         leave(tree);
         self.made.insert(dest.to_owned());
@@ -253,14 +260,12 @@ impl Root {
             fs::symlink(target, root, name)?;
         }
         fs::mkdir(root, c"dev/pts", 0o755)?;
-        let pts = [(c"ptmxmode", c"0666"), (c"mode", c"0620")];
+        let pts = [(c"max", PTS_MAX), (c"ptmxmode", c"0666"), (c"mode", c"0620")];
         let pts = mount::new_filesystem(c"devpts", &pts, attr::NOSUID | attr::NOEXEC)?;
         mount::attach(pts.as_fd(), root, c"dev/pts")?;
         leave(pts);
         fs::mkdir(root, c"dev/shm", 0o755)?;
-        let size = number(shm_size_bytes);
-        let shm = [(c"size", size.as_c_str())];
-        let shm = mount::new_filesystem(c"tmpfs", &shm, attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
+        let shm = private_tmpfs(shm_size_bytes, attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
         mount::attach(shm.as_fd(), root, c"dev/shm")?;
         leave(shm);
         self.made.extend(["/dev", "/dev/pts", "/dev/shm"].map(PathBuf::from));
@@ -348,6 +353,12 @@ fn existing_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
 fn relative(path: &Path) -> Result<CString, Errno> {
     let rest = path.strip_prefix("/").unwrap_or(path);
     if rest.as_os_str().is_empty() { Ok(c".".to_owned()) } else { c_path(rest) }
+}
+
+/// A tmpfs with bounds on its bytes and, at one for each page, on its files: an empty file costs kernel memory too.
+fn private_tmpfs(size_bytes: u64, attributes: u64) -> Result<OwnedFd, Errno> {
+    let (size, files) = (number(size_bytes), number((size_bytes / 4096).max(1024)));
+    mount::new_filesystem(c"tmpfs", &[(c"size", &size), (c"nr_inodes", &files)], attributes)
 }
 
 fn number(value: u64) -> CString {

@@ -132,7 +132,7 @@ impl<'a> Seal<'a> {
             Err(failure) => failure,
         };
         // The launcher turns the report into words and the exit code; without it the code below is the best left.
-        let _ = self.socket.report(Report::Failed(failure), None);
+        let _ = self.socket.write_report(Report::Failed(failure));
         if failure.step == Step::Exec && failure.errno == Errno::ENOENT { 127 } else { 125 }
     }
 
@@ -183,7 +183,6 @@ impl<'a> Seal<'a> {
     }
 
     fn reset_signals(&self) -> Result<(), Failure> {
-        signal::reset(nix::libc::SIGPIPE).map_err(Failure::at(Step::ArrangeDescriptors, 0))?;
         signal::set_mask(&self.mask).map_err(Failure::at(Step::ArrangeDescriptors, 0))
     }
 

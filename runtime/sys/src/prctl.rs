@@ -70,16 +70,16 @@ pub fn landlock_restrict(ruleset: std::os::fd::BorrowedFd<'_>) -> Result<(), Err
     check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) }).map(drop)
 }
 
-/// Makes the effective, permitted and inheritable sets `mask`, one bit a capability (capset(2)).
-pub fn set_capabilities(mask: u64) -> Result<(), Errno> {
+/// Makes the effective and permitted sets `held` and the inheritable one `inheritable`, one bit a capability (capset(2)).
+pub fn set_capabilities(held: u64, inheritable: u64) -> Result<(), Errno> {
     #[repr(C)]
     struct Header {
         version: u32,
         pid: i32,
     }
     let header = Header { version: 0x2008_0522, pid: 0 }; // _LINUX_CAPABILITY_VERSION_3
-    let (low, high) = (mask as u32, (mask >> 32) as u32);
-    let data = [low, low, low, high, high, high];
+    let (low, high) = (held as u32, (held >> 32) as u32);
+    let data = [low, low, inheritable as u32, high, high, (inheritable >> 32) as u32];
     // SAFETY: version 3 takes a header and two sets of three words each; both outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
 }

@@ -111,14 +111,19 @@ fn shared_memory_child(
 ///
 /// `fill` is called with the pid of a short-lived child that sits in the namespace, and writes the maps.
 pub fn user_namespace<T>(fill: impl FnOnce(Pid) -> Result<T, Errno>) -> Result<T, Errno> {
+    // SAFETY: no arguments.
+    let parent = unsafe { libc::getpid() };
     match clone_into(libc::CLONE_NEWUSER as u64, None)? {
-        Side::Child => loop {
-            // SAFETY: pause(2) has no arguments and no effects on memory. The parent ends this process with SIGKILL.
+        Side::Child => {
+            // SAFETY: integers only. The parent may have ended before the first call: then the second tells, and nobody waits.
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                libc::pause();
+                while libc::getppid() == parent {
+                    libc::pause();
+                }
             }
-        },
+            exit_now(0)
+        }
         Side::Parent { pid, pidfd } => {
             let result = fill(pid);
             let _ = pidfd_signal(pidfd.as_raw_fd(), libc::SIGKILL);

@@ -64,12 +64,6 @@ pub fn next(fd: BorrowedFd<'_>) -> Result<Option<i32>, Errno> {
     }
 }
 
-/// Restores the default action of a signal (sigaction(2)); exec keeps ignored signals ignored, and Rust ignores SIGPIPE.
-pub fn reset(signal: i32) -> Result<(), Errno> {
-    // SAFETY: SIG_DFL installs no handler, so no code runs.
-    if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR { Err(Errno::last()) } else { Ok(()) }
-}
-
 /// One descriptor to wait for, and whether it was found readable (hang-up included) or writable.
 #[derive(Debug)]
 pub struct Interest<'a> {

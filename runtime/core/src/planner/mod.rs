@@ -163,9 +163,10 @@ impl Layers {
 
 fn identity(policy: &Policy, host: &dyn Host) -> IdentityPlan {
     let (caller_uid, caller_gid) = host.caller();
-    // Development works on the caller's own files as the caller; the other modes give root's sandboxes ids that own nothing.
-    let own_host_ids = caller_uid == 0 && policy.mode != Mode::Development;
-    let default = |caller| if own_host_ids { UNPRIVILEGED_ID } else { caller };
+    // A sandbox that root starts has host ids that own nothing; what is granted is idmapped. In development it still sees its
+    // files as the caller does.
+    let own_host_ids = caller_uid == 0;
+    let default = |caller| if own_host_ids && policy.mode != Mode::Development { UNPRIVILEGED_ID } else { caller };
     IdentityPlan {
         uid: policy.identity.uid.unwrap_or_else(|| default(caller_uid)),
         gid: policy.identity.gid.unwrap_or_else(|| default(caller_gid)),

@@ -41,6 +41,7 @@ impl<'a> Mounts<'a> {
             let size_bytes = tmpfs.size_bytes.unwrap_or(self.tmp_size_bytes);
             self.list.push(Mount::Tmpfs { dest: tmpfs.dest.clone(), size_bytes, exec, origin: tmpfs.origin.clone() });
         }
+        self.split_executable();
         Ok(self)
     }
 
@@ -121,9 +122,35 @@ impl<'a> Mounts<'a> {
         Ok(())
     }
 
-    /// A mount can be executable or not as a whole; the Landlock rules then narrow it to the paths themselves.
+    /// A mount can be executable or not as a whole, and Landlock does not judge mmap: what lies below gets a mount of its own.
     fn may_exec(&self, dest: &Path) -> bool {
-        self.filesystem.exec.iter().any(|exec| covers(&exec.dest, dest) || covers(dest, &exec.dest))
+        self.filesystem.exec.iter().any(|exec| covers(&exec.dest, dest))
+    }
+
+    /// Gives each executable path within a bind that is not executable a bind of its own.
+    fn split_executable(&mut self) {
+        for grant in &self.filesystem.exec {
+            let Some(Mount::Bind { source, dest, access, exec: false, idmap, .. }) = self.top(&grant.dest) else {
+                continue;
+            };
+            let Ok(rest) = grant.dest.strip_prefix(dest) else { continue };
+            let source = source.join(rest);
+            let kind = match self.host.path(&source, true) {
+                PathFact::Dir => Kind::Dir,
+                PathFact::File => Kind::File,
+                PathFact::Missing | PathFact::Symlink(_) | PathFact::Refused(_) => continue,
+            };
+            self.list.push(Mount::Bind {
+                source,
+                dest: grant.dest.clone(),
+                access: *access,
+                exec: true,
+                kind,
+                idmap: *idmap,
+                reason: grant.reason.clone(),
+                origin: grant.origin.clone(),
+            });
+        }
     }
 
     /// Whether a path of the host is visible in the sandbox under the same name.
@@ -220,6 +247,11 @@ impl<'a> Mounts<'a> {
         for deny in &self.filesystem.deny {
             for (inside, outside, holder) in self.appearances(&deny.path) {
                 let mask = self.deny(&deny.origin, inside, outside, holder)?;
+                // A name that a mode denies and the sandbox cannot create needs no file on the host to hold it.
+                let needs_hold = !is_read_only(holder) || !is_embedded(&deny.origin);
+                if matches!(mask, Mount::Deny { kind: None, .. }) && !needs_hold {
+                    continue;
+                }
                 // Below a denied path nothing is left to be denied, and several missing names may have one missing directory.
                 let is_denied = |other: &Mount| matches!(other, Mount::Deny { .. }) && covers(dest(other), dest(&mask));
                 if !masks.iter().any(is_denied) {
@@ -230,29 +262,23 @@ impl<'a> Mounts<'a> {
         Ok(masks)
     }
 
-    /// Every place inside where a path of the host shows: under its own name, under its real name, and through each bind.
+    /// Every place inside where a path of the host shows, through whichever bind.
     fn appearances(&self, path: &Path) -> Vec<(PathBuf, PathBuf, &Mount)> {
+        // Links lead to the real path, which is masked; a mask cannot be mounted on a link itself.
         let real = self.host.real(path);
-        let names = if real == path { vec![path.to_owned()] } else { vec![path.to_owned(), real] };
         let mut found: Vec<(PathBuf, PathBuf, &Mount)> = Vec::new();
-        for name in &names {
-            for mount in &self.list {
-                let (inside, outside) = match mount {
-                    Mount::Bind { source, dest, .. } => {
-                        let real_source = self.host.real(source);
-                        let Some(rest) = name.strip_prefix(source).or_else(|_| name.strip_prefix(&real_source)).ok()
-                        else {
-                            continue;
-                        };
-                        (join(dest, rest), join(source, rest))
-                    }
-                    Mount::Tmpfs { dest, .. } if covers(dest, name) && dest != name => (name.clone(), PathBuf::new()),
-                    _ => continue,
-                };
-                let is_top = self.top(&inside).is_some_and(|top| std::ptr::eq(top, mount));
-                if is_top && found.iter().all(|(known, ..)| *known != inside) {
-                    found.push((inside, outside, mount));
+        for mount in &self.list {
+            let (inside, outside) = match mount {
+                Mount::Bind { source, dest, .. } => {
+                    let Ok(rest) = real.strip_prefix(self.host.real(source)) else { continue };
+                    (join(dest, rest), join(source, rest))
                 }
+                Mount::Tmpfs { dest, .. } if covers(dest, path) && dest != path => (path.to_owned(), PathBuf::new()),
+                _ => continue,
+            };
+            let is_top = self.top(&inside).is_some_and(|top| std::ptr::eq(top, mount));
+            if is_top && found.iter().all(|(known, ..)| *known != inside) {
+                found.push((inside, outside, mount));
             }
         }
         found
@@ -265,7 +291,6 @@ impl<'a> Mounts<'a> {
 
     fn deny(&self, origin: &Origin, inside: PathBuf, outside: PathBuf, holder: &Mount) -> Result<Mount, PlanError> {
         let base = dest(holder);
-        let is_writable = !matches!(holder, Mount::Bind { access: BindAccess::Read, .. });
         let mut inside = inside;
         let mut outside = outside;
         let mut kind = None;
@@ -286,7 +311,7 @@ impl<'a> Mounts<'a> {
                 (inside, outside) = (up_inside.to_owned(), up_outside.to_owned());
             }
         }
-        let pins = if is_writable { ancestors_between(base, &inside) } else { Vec::new() };
+        let pins = if is_read_only(holder) { Vec::new() } else { ancestors_between(base, &inside) };
         Ok(Mount::Deny { dest: inside, source: outside, kind, pins, origin: origin.clone() })
     }
 
@@ -321,6 +346,10 @@ pub(super) fn dest(mount: &Mount) -> &Path {
         Mount::Proc { .. } => Path::new("/proc"),
         Mount::Dev { .. } => Path::new("/dev"),
     }
+}
+
+fn is_read_only(mount: &Mount) -> bool {
+    matches!(mount, Mount::Bind { access: BindAccess::Read, .. })
 }
 
 fn is_embedded(origin: &Origin) -> bool {

@@ -60,7 +60,7 @@ impl Trials<'_> {
         // One that no mode lets a policy keep.
         let wanted = mask | 1 << Capability::CAP_SYS_MODULE.index();
         self.attempt(Layer::Capabilities, "capset() to CAP_SYS_MODULE", &expected, move |_| {
-            Got::of(prctl::set_capabilities(wanted))
+            Got::of(prctl::set_capabilities(wanted, wanted))
         });
         self.attempt(Layer::Capabilities, "raise an ambient capability", &[Got::Errno(Errno::EPERM)], |_| {
             Got::of(prctl::raise_ambient(u32::from(Capability::CAP_NET_RAW.index())))

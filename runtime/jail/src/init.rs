@@ -284,7 +284,8 @@ fn pass_on(child: Pid, number: i32) {
     let _ = process::kill(if to_group { -child } else { child }, number);
 }
 
-fn kept(names: &[String]) -> Option<u64> {
+/// The bits of capabilities by name.
+pub fn kept(names: &[String]) -> Option<u64> {
     names
         .iter()
         .try_fold(0, |mask, name| name.parse::<Capability>().ok().map(|capability| mask | 1 << capability.index()))

@@ -15,6 +15,7 @@ use apex_sys::signal::{self, Set};
 use apex_sys::{Errno, fs, terminal};
 
 use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::guard::Guard;
 use crate::host::LiveHost;
 use crate::init::Init;
 use crate::placeholder::Placeholders;
@@ -71,6 +72,13 @@ pub enum JailError {
     /// The proof did not come to its end.
     #[error("the proof was not finished: {0}")]
     Proof(String),
+    /// A denied name changed hands on the host.
+    #[error(
+        "{}: its file was removed or replaced on the host while the sandbox ran, and the mask went with it; the sandbox was ended. \
+         Deny its directory instead, or change the file in place",
+        .0.display()
+    )]
+    Unmasked(std::path::PathBuf),
     /// The receipt could not be handed over.
     #[error("writing the receipt: {0}; the sandbox was not started")]
     Receipt(String),
@@ -141,6 +149,8 @@ pub fn run_recording(
     let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
     let cgroup = create_cgroup(plan, host)?;
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
+    // After the placeholders: making one is no change of hands.
+    let guard = Guard::set(plan, host).map_err(explain)?;
     let trees = take_trees(plan, host).map_err(explain)?;
     let mask = signal::block(&Set::of(&PASSED)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
     let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
@@ -170,7 +180,7 @@ pub fn run_recording(
             drop(inner);
             // Closing them one by one would cost a system call each; this process ends with the sandbox.
             std::mem::forget(trees);
-            let mut running = Running::new(plan, pid, pidfd, outer, cgroup, placeholders, mask);
+            let mut running = Running::new(plan, pid, pidfd, outer, cgroup, (placeholders, guard), mask);
             running.attach(|running| attach(plan, running))?;
             let receipt = options.receipt;
             supervise::to_the_end(&mut running, |running, sealed, domain| {

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod doctor;
+mod guard;
 pub mod host;
 mod init;
 mod landlock;

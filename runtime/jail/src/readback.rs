@@ -222,9 +222,8 @@ impl View<'_> {
     fn capabilities(&self) -> Answer {
         let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
         let values: Vec<String> = sets.iter().map(|set| self.status(set)).collect();
-        let agrees = values.iter().all(|value| {
-            u64::from_str_radix(value, 16).is_ok_and(|bits| self.plan.capabilities.len() as u32 >= bits.count_ones())
-        });
+        let kept = crate::init::kept(&self.plan.capabilities).unwrap_or(0);
+        let agrees = values.iter().all(|value| u64::from_str_radix(value, 16).is_ok_and(|bits| bits & !kept == 0));
         let requested = if self.plan.capabilities.is_empty() {
             "every set empty".to_owned()
         } else {

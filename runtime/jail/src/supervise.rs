@@ -1,6 +1,7 @@
 //! Watching over a running sandbox: its reports, signals to pass on, its terminal, its time, its refused calls; and the end.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use apex_core::amount;
@@ -11,6 +12,7 @@ use apex_sys::process::{self, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
 
 use crate::cgroup::{self, Cgroup};
+use crate::guard::Guard;
 use crate::launch::{Ending, JailError, Outcome};
 use crate::listen::Listener;
 use crate::placeholder::Placeholders;
@@ -48,6 +50,7 @@ pub struct Running<'a> {
     relay: Option<Relay>,
     listener: Option<Listener>,
     mask: Set,
+    guard: Option<Guard>,
     _placeholders: Placeholders,
 }
 
@@ -58,7 +61,7 @@ impl<'a> Running<'a> {
         pidfd: OwnedFd,
         socket: End,
         cgroup: Option<Cgroup>,
-        placeholders: Placeholders,
+        held: (Placeholders, Option<Guard>),
         mask: Set,
     ) -> Self {
         Running {
@@ -72,7 +75,8 @@ impl<'a> Running<'a> {
             relay: None,
             listener: None,
             mask,
-            _placeholders: placeholders,
+            guard: held.1,
+            _placeholders: held.0,
         }
     }
 
@@ -133,6 +137,7 @@ impl Drop for Running<'_> {
 enum Event {
     Report(Report, Option<OwnedFd>),
     Gone,
+    Unmasked(PathBuf),
     TimedOut,
     Handled,
 }
@@ -148,6 +153,7 @@ pub fn to_the_end(
         match next_event(running, &signals).map_err(running.failed(Step::Supervise))? {
             Event::Handled => {}
             Event::TimedOut => break None,
+            Event::Unmasked(path) => return Err(JailError::Unmasked(path)),
             Event::Gone => break Some(vanished(running)?),
             Event::Report(Report::Failed(failure), _) => return Err(JailError::from_failure(failure, running.plan)),
             Event::Report(Report::Terminal, master) => {
@@ -177,6 +183,8 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Err
         Interest { fd: running.socket.0.as_fd(), write: false, ready: false },
         Interest { fd: signals.as_fd(), write: false, ready: false },
     ];
+    let guard_at = interests.len();
+    interests.extend(running.guard.as_ref().map(|guard| Interest { fd: guard.fd(), write: false, ready: false }));
     let listener_at = interests.len();
     let listener = running.listener.as_ref().and_then(Listener::fd);
     interests.extend(listener.map(|fd| Interest { fd, write: false, ready: false }));
@@ -185,6 +193,15 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Err
     signal::poll(&mut interests, timeout)?;
     let ready: Vec<bool> = interests.iter().map(|interest| interest.ready).collect();
     drop(interests);
+    if listener_at > guard_at
+        && ready[guard_at]
+        && let Some(guard) = &running.guard
+        && let Some(path) = guard.changed()?
+    {
+        // At once: what stands under the name now is not masked.
+        running.kill();
+        return Ok(Event::Unmasked(path));
+    }
     if relay_at > listener_at
         && ready[listener_at]
         && let Some(listener) = &mut running.listener

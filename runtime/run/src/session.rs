@@ -58,7 +58,9 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8> {
 }
 
 fn say(text: &str) -> Result<u8> {
-    std::io::stdout().write_all(text.as_bytes()).context("writing to standard output")?;
+    let mut out = std::io::stdout().lock();
+    // Flushed here: the process ends without the runtime's own clean-up.
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")?;
     Ok(0)
 }
 
@@ -197,7 +199,7 @@ fn load(path: &Path) -> std::io::Result<Option<String>> {
 fn report(options: &Options, report: Report<'_>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let style = Style::new(options.json, out.is_terminal(), std::env::var_os("NO_COLOR").as_deref());
-    print::print(&mut out, report, style).context("writing to standard output")
+    print::print(&mut out, report, style).and_then(|()| out.flush()).context("writing to standard output")
 }
 
 fn write_receipt(options: &Options, receipt: &Receipt, style: Option<Style>) -> Result<()> {

@@ -37,7 +37,7 @@ pub(super) static GROUPS: &[Group] = &[
     Group { name: "rare-sockets", reason: "families other than unix, inet, inet6 and netlink-route are little used, little tested kernel code", errno: 38, report: true },
     Group { name: "reboot", reason: "stops or replaces the kernel", errno: 1, report: false },
     Group { name: "scheduling", reason: "priorities and CPU affinity of one's own processes; raising them needs a capability that no sandbox has", errno: 1, report: true },
-    Group { name: "setuid-bits", reason: "a set-user-id file made in a writable directory would outlive the sandbox", errno: 1, report: true },
+    Group { name: "setuid-bits", reason: "a set-user-id file made in a writable directory would outlive the sandbox", errno: 1, report: false },
     Group { name: "signals", reason: "send signals to processes of the sandbox and wait for them", errno: 1, report: true },
     Group { name: "sockets", reason: "local and internet sockets; where they lead is for the network layer to say, and rare families need `rare-sockets`", errno: 1, report: true },
     Group { name: "swap", reason: "swap belongs to the whole machine", errno: 1, report: false },

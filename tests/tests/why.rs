@@ -171,6 +171,14 @@ fn the_missing_interpreter_of_the_command_is_named_although_nothing_ran() {
 }
 
 #[test]
+fn a_command_that_is_nowhere() {
+    let output = why().run(&["/opt/no/such/command"]).expect_code(NOT_FOUND);
+    let found = blocks(&output).join("\n");
+    assert!(found.contains("execute /opt/no/such/command ("), "{}", output.err());
+    assert!(found.contains("it does not exist on the host either"), "{}", output.err());
+}
+
+#[test]
 fn the_limit_of_tasks() {
     if !as_root() {
         apex_tests::skip!("no delegated cgroup");

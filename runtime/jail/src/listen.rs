@@ -195,7 +195,9 @@ impl Watch {
             }
             let Some(place) = self.world.find(&path, target.follow) else { continue };
             let refusal = self.judge(plan, &place, target.access, target.makes).or_else(|| {
-                is_command(plan, &path, &place).then(|| (attempt(&path, target.access, &place.found), "ENOENT"))
+                let is_exec = target.access == Access::Exec;
+                (is_exec && is_command(plan, &path, &place))
+                    .then(|| (attempt(&path, Access::Exec, &place.found), "ENOENT"))
             });
             let is_refused = refusal.is_some();
             refusals.extend(refusal);

@@ -194,7 +194,11 @@ impl Watch {
                 continue;
             }
             let Some(place) = self.world.find(&path, target.follow) else { continue };
-            let refusal = self.judge(plan, &place, target.access, target.makes);
+            let refusal = self.judge(plan, &place, target.access, target.makes).or_else(|| {
+                let is_exec = target.access == Access::Exec;
+                (is_exec && is_command(plan, &path, &place))
+                    .then(|| (attempt(&path, Access::Exec, &place.found), "ENOENT"))
+            });
             let is_refused = refusal.is_some();
             refusals.extend(refusal);
             if target.access == Access::Exec && !is_refused {
@@ -220,6 +224,11 @@ impl Watch {
         // Also when it is missing outside too: this is what the program fails for.
         Some((attempt(&place.path, Access::Exec, &place.found), "ENOENT"))
     }
+}
+
+/// Whether the one file that the whole run is about is not there: told even if it is nowhere.
+fn is_command(plan: &Plan, path: &Path, place: &look::Place) -> bool {
+    matches!(plan.command.candidates.as_slice(), [only] if only == path) && !place.found.inside()
 }
 
 fn attempt(path: &Path, access: Access, found: &observe::Found) -> Attempt {

@@ -178,8 +178,13 @@ fn grouped(explanations: &[Explanation]) -> Vec<(u64, &Explanation)> {
 
 fn push_explanation(text: &mut String, count: u64, explanation: &Explanation, colour: bool) {
     let refusal = &explanation.refusal;
-    let by = if refusal.pid == 0 { refusal.comm.clone() } else { format!("{}, pid {}", refusal.comm, refusal.pid) };
-    let tried = format!("{} ({by}: {})", explanation.tried, refusal.outcome);
+    let by = match (refusal.comm.as_str(), refusal.pid) {
+        // A limit is the whole sandbox's.
+        ("", _) => String::new(),
+        (comm, 0) => format!("{comm}: "),
+        (comm, pid) => format!("{comm}, pid {pid}: "),
+    };
+    let tried = format!("{} ({by}{})", explanation.tried, refusal.outcome);
     push_field(text, &format!("{count}x"), &tried, Tint::Bad.or_plain(colour));
     let layer = explanation.layer.map(|layer| format!(" [{layer}]")).unwrap_or_default();
     push_field(text, "because", &format!("{}{layer}", explanation.because), Tint::Plain);

@@ -107,9 +107,9 @@ pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan
         version: PLAN_VERSION,
         mode: policy.mode,
         sources: policy.sources.clone(),
-        cgroup,
         network: if layers.asked(Layer::Netns) { policy.network } else { Network::Host },
-        rlimits: rlimits(&policy.resources, &layers, abi),
+        rlimits: rlimits(&policy.resources, &layers, abi, cgroup.as_ref()),
+        cgroup,
         capabilities: policy.capabilities.clone(),
         landlock: (abi > 0).then(|| LandlockPlan {
             abi,
@@ -219,7 +219,7 @@ fn timens(layers: &mut Layers, host: &dyn Host) -> Result<(), PlanError> {
     }
 }
 
-fn rlimits(resources: &Resources, layers: &Layers, abi: u32) -> Vec<Rlimit> {
+fn rlimits(resources: &Resources, layers: &Layers, abi: u32, cgroup: Option<&CgroupPlan>) -> Vec<Rlimit> {
     if !layers.asked(Layer::Rlimits) {
         return Vec::new();
     }
@@ -229,7 +229,9 @@ fn rlimits(resources: &Resources, layers: &Layers, abi: u32) -> Vec<Rlimit> {
     push("fsize", resources.file_size_bytes);
     // RLIMIT_NPROC counts per user namespace since Linux 5.14 (user_namespaces(7)); before, it would count every process of the
     // caller. Landlock ABI 2 (5.19) tells the two apart without another system call.
-    push("nproc", resources.tasks.filter(|_| abi >= 2));
+    // One more than the cgroup lets through: the cgroup counts what it refuses, which is how `--why` knows of it.
+    let spare = u64::from(cgroup.is_some_and(|limits| limits.tasks.is_some()));
+    push("nproc", resources.tasks.filter(|_| abi >= 2).map(|tasks| tasks.saturating_add(spare)));
     limits
 }
 

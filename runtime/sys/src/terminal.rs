@@ -52,14 +52,10 @@ impl<'a> Raw<'a> {
         // SAFETY: `saved` outlives the call.
         check(unsafe { libc::tcgetattr(fd.as_raw_fd(), &raw mut saved) }.into())?;
         let mut raw = saved;
-        // SAFETY: `raw` is a valid termios and outlives both calls.
-        check(
-            unsafe {
-                libc::cfmakeraw(&raw mut raw);
-                libc::tcsetattr(fd.as_raw_fd(), libc::TCSADRAIN, &raw const raw)
-            }
-            .into(),
-        )?;
+        // SAFETY: `raw` is a valid termios and outlives the call.
+        unsafe { libc::cfmakeraw(&raw mut raw) };
+        // SAFETY: as above.
+        check(unsafe { libc::tcsetattr(fd.as_raw_fd(), libc::TCSADRAIN, &raw const raw) }.into())?;
         Ok(Raw { fd, saved })
     }
 }

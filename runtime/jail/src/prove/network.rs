@@ -18,6 +18,9 @@ const DELIVERED: Duration = Duration::from_secs(1);
 /// An address that no network has (RFC 5737): where there is a route at all, the attempt to send goes through.
 const ELSEWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
+/// The Landlock ABI that brought TCP rules.
+const TCP_ABI: u32 = 4;
+
 /// Things outside that the sandbox must not reach. They live as long as the proof; inside, their descriptors are closed.
 pub(super) struct Outside {
     pub(super) pid: Pid,
@@ -58,6 +61,7 @@ impl<'a> Trials<'a> {
     fn namespace(&mut self, outside: &'a Outside, own: bool) {
         let interfaces = "network interfaces other than loopback";
         let datagram = "send a datagram to a socket of the host's loopback";
+        let connection = "connect to a TCP port of the host's loopback";
         let way_out = "send a datagram to 192.0.2.1";
         let refused = self.or_filter(&[Errno::ECONNREFUSED], &["socket", "sendto"]);
         let unreachable = self.or_filter(&[Errno::ENETUNREACH], &["socket", "sendto"]);
@@ -65,12 +69,16 @@ impl<'a> Trials<'a> {
             let reason = "the policy grants the host's network";
             self.skip(Layer::Netns, interfaces, &[Got::Seen(0)], reason);
             self.skip(Layer::Netns, datagram, &refused, reason);
+            self.skip(Layer::Netns, connection, &refused, reason);
             return self.skip(Layer::Netns, way_out, &unreachable, reason);
         }
         let mut expected = self.or_filter(&[], &["socket"]);
         expected.insert(0, Got::Seen(0));
         self.attempt(Layer::Netns, interfaces, &expected, |_| other_interfaces());
         self.attempt(Layer::Netns, datagram, &refused, |_| Got::of_io(send_datagram(outside.udp, true)));
+        // Where Landlock refuses TCP as a whole, it does so before the network is asked.
+        let expected = self.or_filter(&[Errno::ECONNREFUSED, Errno::EACCES], &["socket", "connect"]);
+        self.attempt(Layer::Netns, connection, &expected, |_| Got::of_io(TcpStream::connect(outside.tcp)));
         self.attempt(Layer::Netns, way_out, &unreachable, |_| Got::of_io(send_datagram(ELSEWHERE, false)));
     }
 
@@ -82,8 +90,9 @@ impl<'a> Trials<'a> {
             return self.attempt(Layer::Landlock, bind, &expected, |_| Got::of(net::try_tcp_bind()));
         }
         let reason = match (&self.plan.landlock, self.plan.network) {
-            (Some(_), Network::Host) => "the policy grants the host's network",
-            _ => "this kernel's Landlock has no TCP rules (ABI 4)",
+            (_, Network::None) => "the sandbox's own loopback is open, and nobody else is on it",
+            (Some(landlock), Network::Host) if landlock.abi >= TCP_ABI => "the policy grants the host's network",
+            (_, Network::Host) => "this kernel's Landlock has no TCP rules (ABI 4)",
         };
         self.skip(Layer::Landlock, connect, &expected, reason);
         self.skip(Layer::Landlock, bind, &expected, reason);

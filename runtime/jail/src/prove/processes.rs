@@ -4,6 +4,7 @@ use std::fs::File;
 
 use apex_core::layer::Layer;
 use apex_sys::Errno;
+use apex_sys::probe::{Call, Entry};
 use apex_sys::process::{self, Pid};
 
 use super::network::Outside;
@@ -17,6 +18,8 @@ impl Trials<'_> {
         self.host_processes(outside.pid);
         self.init_memory();
         self.init_signal();
+        self.init_trace();
+        self.cgroup_paths();
     }
 
     fn host_processes(&mut self, pid: Pid) {
@@ -66,5 +69,40 @@ impl Trials<'_> {
             }
             _ => self.skip(Layer::Landlock, attempt, &expected, "this kernel's Landlock has no scopes (ABI 6)"),
         }
+    }
+
+    /// Refused by the filter, the domain, or because the init lets nobody of its own user look: whichever the policy leaves.
+    fn init_trace(&mut self) {
+        let expected = self.or_filter(&[Errno::EPERM], &["process_vm_readv"]);
+        self.attempt(Layer::Pidns, "read the memory of pid 1", &expected, |probing| {
+            let mut buffer = [0u8; 8];
+            let local = [buffer.as_mut_ptr() as u64, 8];
+            // The first page of any program: what stands there does not matter, permission is looked at first.
+            let remote = [0x1000u64, 8];
+            let args = [1, local.as_ptr() as u64, 1, remote.as_ptr() as u64, 1, 0];
+            let nr = nix::libc::SYS_process_vm_readv as u32;
+            Got::of(probing.call(&Call { entry: Entry::Native, nr, args }))
+        });
+        let expected = self.or_filter(&[Errno::EPERM], &["ptrace"]);
+        self.attempt(Layer::Pidns, "trace pid 1", &expected, |probing| {
+            let args = [nix::libc::PTRACE_ATTACH.into(), 1, 0, 0, 0, 0];
+            let nr = nix::libc::SYS_ptrace as u32;
+            Got::of(probing.call(&Call { entry: Entry::Native, nr, args }))
+        });
+    }
+
+    /// With a namespace of its own every path begins at the sandbox's cgroup.
+    fn cgroup_paths(&mut self) {
+        let mut expected = self.or_filter(&[Errno::ENOENT], &["openat"]);
+        expected.insert(0, Got::Seen(0));
+        self.attempt(Layer::Cgroupns, "see a cgroup above one's own", &expected, |_| {
+            match std::fs::read_to_string("/proc/self/cgroup") {
+                Err(error) => Got::of_io::<()>(Err(error)),
+                Ok(text) => {
+                    let above = text.lines().filter(|line| line.splitn(3, ':').nth(2) != Some("/")).count();
+                    Got::Seen(u32::try_from(above).unwrap_or(u32::MAX))
+                }
+            }
+        });
     }
 }

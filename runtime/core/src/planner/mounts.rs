@@ -47,7 +47,11 @@ impl<'a> Mounts<'a> {
 
     /// Adds a grant unless a wider one already gives the same.
     fn grant(&mut self, grant: &Grant, access: BindAccess) -> Result<(), PlanError> {
-        self.refuse_denied(grant)?;
+        match self.refuse_denied(grant) {
+            // A convenience of the mode: nobody can take it out there, and nothing is lost by obeying the deny.
+            Err(_) if grant.optional && is_embedded(&grant.origin) => return Ok(()),
+            other => other?,
+        }
         let follow = !is_embedded(&grant.origin);
         let kind = match self.host.path(&grant.path, follow) {
             PathFact::Dir => Kind::Dir,

@@ -95,6 +95,8 @@ struct Root {
 #[derive(Default)]
 struct Masks {
     ready: bool,
+    /// Where they stand.
+    places: Vec<PathBuf>,
 }
 
 impl Root {
@@ -130,6 +132,12 @@ impl Root {
             Mount::Tmpfs { dest, size_bytes, exec, .. } => self.tmpfs(dest, *size_bytes, *exec),
             Mount::Proc { view } => self.proc(*view),
             Mount::Dev { shm_size_bytes } => self.dev(*shm_size_bytes),
+            // Under a mask there is nothing left to mask.
+            Mount::Hide { dest, .. } | Mount::Deny { dest, .. }
+                if self.masks.places.iter().any(|place| dest.starts_with(place)) =>
+            {
+                Ok(())
+            }
             Mount::Hide { dest, kind, .. } => self.mask(dest, *kind, true),
             Mount::Deny { dest, kind, source, pins, .. } => self.deny(dest, *kind, source, pins),
         }
@@ -275,7 +283,9 @@ impl Root {
     fn mask(&mut self, dest: &Path, kind: Kind, readable: bool) -> Result<(), Errno> {
         let place = self.open_inside(dest)?;
         let tree = self.mask_tree(kind, readable)?;
-        mount::attach(tree.as_fd(), place.as_fd(), c"")
+        mount::attach(tree.as_fd(), place.as_fd(), c"")?;
+        self.masks.places.push(dest.to_owned());
+        Ok(())
     }
 
     /// A read-only copy of one of the four empty things.

@@ -1,5 +1,6 @@
 //! What is put into the new root, and in which order.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{PlanError, builtin_dirs, covers, is_system, shown};
@@ -47,7 +48,11 @@ impl<'a> Mounts<'a> {
 
     /// Adds a grant unless a wider one already gives the same.
     fn grant(&mut self, grant: &Grant, access: BindAccess) -> Result<(), PlanError> {
-        self.refuse_denied(grant)?;
+        match self.refuse_denied(grant) {
+            // A convenience of the mode: nobody can take it out there, and nothing is lost by obeying the deny.
+            Err(_) if grant.optional && is_embedded(&grant.origin) => return Ok(()),
+            other => other?,
+        }
         let follow = !is_embedded(&grant.origin);
         let kind = match self.host.path(&grant.path, follow) {
             PathFact::Dir => Kind::Dir,
@@ -244,9 +249,10 @@ impl<'a> Mounts<'a> {
                 masks.push(Mount::Hide { dest: inside, kind, origin: hide.origin.clone() });
             }
         }
+        let mut pinned = BTreeSet::new();
         for deny in &self.filesystem.deny {
             for (inside, outside, holder) in self.appearances(&deny.path) {
-                let mask = self.deny(&deny.origin, inside, outside, holder)?;
+                let mut mask = self.deny(&deny.origin, inside, outside, holder)?;
                 // A name that a mode denies and the sandbox cannot create needs no file on the host to hold it.
                 let needs_hold = !is_read_only(holder) || !is_embedded(&deny.origin);
                 if matches!(mask, Mount::Deny { kind: None, .. }) && !needs_hold {
@@ -254,9 +260,14 @@ impl<'a> Mounts<'a> {
                 }
                 // Below a denied path nothing is left to be denied, and several missing names may have one missing directory.
                 let is_denied = |other: &Mount| matches!(other, Mount::Deny { .. }) && covers(dest(other), dest(&mask));
-                if !masks.iter().any(is_denied) {
-                    masks.push(mask);
+                if masks.iter().any(is_denied) {
+                    continue;
                 }
+                if let Mount::Deny { pins, .. } = &mut mask {
+                    // A pin copies every mount below it: once is enough.
+                    pins.retain(|pin| pinned.insert(pin.clone()));
+                }
+                masks.push(mask);
             }
         }
         Ok(masks)
@@ -293,10 +304,11 @@ impl<'a> Mounts<'a> {
         let base = dest(holder);
         let mut inside = inside;
         let mut outside = outside;
-        let mut kind = None;
+        let mut kind;
         if outside.as_os_str().is_empty() {
-            // In a fresh tmpfs nothing exists: the first component below it holds the name.
-            inside = first_below(base, &inside);
+            // In a fresh tmpfs only the way to other mounts exists: the first component that is none holds the name.
+            inside = self.first_free(base, &inside);
+            kind = self.leads_to_mount(&inside).then_some(Kind::Dir);
         } else {
             kind = self.kind_at(&outside);
             // Nothing there: the first missing component holds the name, so that nothing can come into being below it.
@@ -313,6 +325,17 @@ impl<'a> Mounts<'a> {
         }
         let pins = if is_read_only(holder) { Vec::new() } else { ancestors_between(base, &inside) };
         Ok(Mount::Deny { dest: inside, source: outside, kind, pins, origin: origin.clone() })
+    }
+
+    /// The shortest path below `base` towards `path` on which no mount lies; `path` itself when there is none.
+    fn first_free(&self, base: &Path, path: &Path) -> PathBuf {
+        let mut way: Vec<&Path> = path.ancestors().take_while(|ancestor| *ancestor != base).collect();
+        way.reverse();
+        way.into_iter().find(|step| !self.leads_to_mount(step)).unwrap_or(path).to_owned()
+    }
+
+    fn leads_to_mount(&self, path: &Path) -> bool {
+        self.list.iter().any(|mount| covers(path, dest(mount)))
     }
 
     fn kind_at(&self, path: &Path) -> Option<Kind> {
@@ -359,11 +382,6 @@ fn is_embedded(origin: &Origin) -> bool {
 /// `base.join("")` would end in a slash.
 fn join(base: &Path, rest: &Path) -> PathBuf {
     if rest.as_os_str().is_empty() { base.to_owned() } else { base.join(rest) }
-}
-
-fn first_below(base: &Path, path: &Path) -> PathBuf {
-    let first = path.strip_prefix(base).ok().and_then(|rest| rest.components().next());
-    first.map_or_else(|| path.to_owned(), |first| base.join(first))
 }
 
 /// The directories strictly between a mount point and a path below it, outermost first.

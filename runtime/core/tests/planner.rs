@@ -1,0 +1,163 @@
+//! Plans for an invented host: where a program is found and starts, and what denied names become.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use apex_core::host::{CgroupSupport, Host, PathFact};
+use apex_core::plan::{CgroupPlan, Kind, Mount, Plan, Request};
+use apex_core::planner::{self, PlanError};
+use apex_core::policy::{Flags, Inputs, Mode, resolve};
+
+const HOME: &str = "/home/ann";
+
+/// Files and directories; the directories above them are there too.
+struct Invented {
+    cwd: PathBuf,
+    paths: BTreeMap<PathBuf, PathFact>,
+}
+
+impl Invented {
+    fn new(cwd: &str, files: &[&str]) -> Self {
+        let mut paths = BTreeMap::new();
+        let system = ["/usr/bin/true", "/usr/share/zoneinfo/UTC"];
+        for file in system.iter().chain(files) {
+            paths.insert(PathBuf::from(file), PathFact::File);
+        }
+        let dirs = paths.keys().flat_map(|path| path.ancestors().skip(1)).chain(Path::new(cwd).ancestors());
+        let dirs: Vec<PathBuf> = dirs.map(Path::to_owned).collect();
+        paths.extend(dirs.into_iter().map(|dir| (dir, PathFact::Dir)));
+        paths.insert("/etc/localtime".into(), PathFact::Symlink("/usr/share/zoneinfo/UTC".into()));
+        Invented { cwd: cwd.into(), paths }
+    }
+
+    fn plan(&self, mode: Mode, home: &str, flags: Flags, argv: &str, workdir: Option<&str>) -> Result<Plan, PlanError> {
+        let groups: Vec<&str> = apex_core::seccomp::groups::iter().map(|group| group.name).collect();
+        let inputs = Inputs {
+            mode: Some(mode),
+            profile: None,
+            policy_file: None,
+            flags,
+            home: Some(home.into()),
+            cwd: self.cwd.clone(),
+            tmpdir: None,
+            system_config: None,
+            user_config: None,
+            groups: &groups,
+        };
+        let policy = resolve(&inputs, &mut |_: &Path| Ok(None)).unwrap();
+        let request = Request {
+            argv: vec![argv.into()],
+            workdir: workdir.map(PathBuf::from),
+            fds: Vec::new(),
+            on_terminal: false,
+            record: false,
+        };
+        planner::build(&policy, &request, self)
+    }
+}
+
+impl Host for Invented {
+    fn path(&self, path: &Path, _follow: bool) -> PathFact {
+        self.paths.get(path).cloned().unwrap_or(PathFact::Missing)
+    }
+    fn real(&self, path: &Path) -> PathBuf {
+        match self.paths.get(path) {
+            Some(PathFact::Symlink(target)) => target.clone(),
+            _ => path.to_owned(),
+        }
+    }
+    fn landlock_abi(&self) -> u32 {
+        6
+    }
+    fn cgroup(&self, _plan: &CgroupPlan) -> CgroupSupport {
+        CgroupSupport::V1 { controllers: vec!["memory".into(), "pids".into(), "cpu".into()] }
+    }
+    fn has_time_namespaces(&self) -> bool {
+        true
+    }
+    fn caller(&self) -> (u32, u32) {
+        (1001, 1001)
+    }
+    fn env(&self, name: &str) -> Option<String> {
+        (name == "PATH").then(|| "/usr/bin".to_owned())
+    }
+    fn cwd(&self) -> PathBuf {
+        self.cwd.clone()
+    }
+}
+
+fn ro(path: &str) -> Flags {
+    Flags { ro: vec![path.into()], ..Flags::default() }
+}
+
+fn rw(path: &str) -> Flags {
+    Flags { rw: vec![path.into()], ..Flags::default() }
+}
+
+fn denied(plan: &Plan) -> Vec<(String, Option<Kind>, Vec<PathBuf>)> {
+    let mask = |mount: &Mount| match mount {
+        Mount::Deny { dest, kind, pins, .. } => Some((dest.display().to_string(), *kind, pins.clone())),
+        _ => None,
+    };
+    plan.mounts.iter().filter_map(mask).collect()
+}
+
+#[test]
+fn a_command_starts_in_the_directory_that_leads_to_a_grant() {
+    let host = Invented::new("/home/ann/job", &["/home/ann/job/data"]);
+    let plan = host.plan(Mode::Isolation, HOME, ro("/home/ann/job/data"), "true", None).unwrap();
+    assert_eq!(plan.command.workdir[0], Path::new("/home/ann/job"));
+    let plan = host.plan(Mode::Isolation, HOME, Flags::default(), "true", None).unwrap();
+    assert_eq!(plan.command.workdir[0], Path::new("/tmp"));
+}
+
+/// The host has a file of the same name where the sandbox shows another tree: that file must not come in.
+#[test]
+fn a_relative_command_is_found_from_where_it_starts() {
+    let host = Invented::new(HOME, &["/srv/tool/run", "/work/run"]);
+    let plan = host.plan(Mode::Isolation, HOME, rw("/srv/tool:/work"), "./run", Some("/work")).unwrap();
+    assert_eq!(plan.command.candidates, [PathBuf::from("/work/run")]);
+    let shown = |mount: &Mount| matches!(mount, Mount::Bind { source, .. } if source == Path::new("/work/run"));
+    assert!(!plan.mounts.iter().any(shown), "{:?}", plan.mounts);
+    assert_eq!(plan.command.argv, [OsString::from("./run")]);
+}
+
+#[test]
+fn a_deny_outweighs_the_conveniences_of_the_mode() {
+    let host = Invented::new(HOME, &[]);
+    let flags = Flags { deny: vec!["/usr/share".into()], ..Flags::default() };
+    let plan = host.plan(Mode::Isolation, HOME, flags, "true", None).unwrap();
+    assert!(denied(&plan).iter().any(|(dest, ..)| dest == "/usr/share"));
+    assert!(
+        !plan.mounts.iter().any(|mount| matches!(mount, Mount::Symlink { dest, .. } if dest.ends_with("localtime")))
+    );
+}
+
+/// The home directory lies in the private /tmp, beside the working directory: the mask must not cover the latter.
+#[test]
+fn a_denied_name_in_tmp_leaves_the_way_to_grants_open() {
+    let host = Invented::new("/tmp/run/repo", &[]);
+    let plan = host.plan(Mode::Development, "/tmp/run/home", Flags::default(), "true", None).unwrap();
+    let masks = denied(&plan);
+    assert!(masks.iter().any(|(dest, ..)| dest == "/tmp/run/home"), "{masks:?}");
+    assert!(!masks.iter().any(|(dest, ..)| dest == "/tmp/run"), "{masks:?}");
+    let pins = masks.iter().flat_map(|(.., pins)| pins).filter(|pin| *pin == Path::new("/tmp/run")).count();
+    assert_eq!(pins, 1, "a directory on the way is pinned once: {masks:?}");
+}
+
+/// With a file another sandbox holds `~/.config`, under which a name is denied.
+#[test]
+fn a_file_in_the_way_of_a_denied_name_is_denied_itself() {
+    let host = Invented::new("/srv/job", &["/home/ann/.config"]);
+    let plan = host.plan(Mode::Development, HOME, Flags::default(), "true", None).unwrap();
+    let mask = denied(&plan).into_iter().find(|(dest, ..)| dest.starts_with("/home/ann/.config")).unwrap();
+    assert_eq!(mask, ("/home/ann/.config".to_owned(), Some(Kind::File), Vec::new()));
+}
+
+/// An empty network of its own has nobody to reach, and servers on its loopback are ordinary work.
+#[test]
+fn loopback_of_an_own_network_is_open() {
+    let plan = Invented::new(HOME, &[]).plan(Mode::Isolation, HOME, Flags::default(), "true", None).unwrap();
+    assert!(plan.landlock.is_some_and(|landlock| !landlock.tcp_refused));
+}

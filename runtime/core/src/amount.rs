@@ -3,7 +3,7 @@
 /// The size as flags take it, in the largest unit that keeps it exact.
 pub fn size(bytes: u64) -> String {
     let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0) {
+    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
         Some((unit, letter)) => format!("{}{letter}", bytes / unit),
         None => bytes.to_string(),
     }
@@ -12,7 +12,7 @@ pub fn size(bytes: u64) -> String {
 /// The time as flags take it, in the largest unit that keeps it exact.
 pub fn duration(ms: u64) -> String {
     let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    match units.into_iter().find(|(unit, _)| ms >= *unit && ms % unit == 0) {
+    match units.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit)) {
         Some((unit, letter)) => format!("{}{letter}", ms / unit),
         None => format!("{ms}ms"),
     }

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let calls = || {
         let own = std::process::id() as i32;
         let pid = Some(nix::unistd::Pid::from_raw(own));
-        (p10(2000, || nix::unistd::getppid()), p10(2000, || nix::unistd::getpgid(pid)), p10(2000, open_null))
+        (p10(2000, nix::unistd::getppid), p10(2000, || nix::unistd::getpgid(pid)), p10(2000, open_null))
     };
     let plain = calls();
     nix::sys::prctl::set_no_new_privs()?;

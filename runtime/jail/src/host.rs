@@ -28,11 +28,14 @@ pub struct Held {
 /// This host.
 #[derive(Debug, Default)]
 pub struct LiveHost {
-    opened: RefCell<HashMap<(PathBuf, bool), Result<Rc<Held>, Refusal>>>,
+    opened: RefCell<HashMap<(PathBuf, bool), Opened>>,
     site: RefCell<Option<Rc<Site>>>,
     cwd: OnceCell<PathBuf>,
     real: RefCell<HashMap<PathBuf, PathBuf>>,
 }
+
+/// What came of opening a path.
+type Opened = Result<Rc<Held>, Refusal>;
 
 /// Why a path was not opened.
 #[derive(Clone, Debug)]

@@ -125,7 +125,7 @@ pub struct Outcome {
 /// What to do beside running.
 pub struct Options<'a> {
     /// Gets the receipt before the command starts.
-    pub receipt: Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>,
+    pub receipt: Deliver<'a>,
     /// The descriptors of the command.
     pub streams: &'a Streams,
     /// What runs in the sandbox.
@@ -202,7 +202,8 @@ fn attach(plan: &Plan, running: &mut Running<'_>) -> Result<(), JailError> {
     running.socket.order(Order::Attached).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
 }
 
-type Deliver<'a> = Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>;
+/// Who gets the receipt; an error keeps the command from starting.
+pub type Deliver<'a> = Option<&'a mut dyn FnMut(&Receipt) -> Result<(), String>>;
 
 /// Reads the receipt while the sealed process waits, and only lets it go on when the kernel confirms the plan.
 fn deliver(

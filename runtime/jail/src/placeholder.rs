@@ -85,7 +85,7 @@ fn hold(path: &Path, is_missing: bool, host: &LiveHost) -> Result<Option<Placeho
     };
     let mut may_create = is_missing;
     for _ in 0..ATTEMPTS_MAX {
-        let file = match may_create.then(|| create(&dir, &name)).unwrap_or(Err(Errno::EEXIST)) {
+        let file = match if may_create { create(&dir, &name) } else { Err(Errno::EEXIST) } {
             Ok(file) => file,
             Err(Errno::EEXIST) => {
                 let stat = match fs::stat(dir.fd.as_fd(), &name) {

@@ -229,7 +229,7 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Err
 fn pass_on(running: &mut Running<'_>, number: i32) -> Result<(), Errno> {
     use nix::libc::{SIGCONT, SIGSTOP, SIGTSTP, SIGWINCH};
     match (number, &running.relay) {
-        (SIGWINCH, Some(relay)) => return relay.resize(),
+        (SIGWINCH, Some(relay)) => relay.resize(),
         (SIGTSTP, _) => {
             // The command's group is an orphan, for which SIGTSTP means nothing.
             running.socket.order(Order::Signal(SIGSTOP))?;

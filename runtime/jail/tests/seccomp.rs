@@ -1,4 +1,5 @@
 //! Filters: compiled, proved, cached, and tried on the kernel.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -415,9 +415,7 @@ fn layer(row: &'static Row, value: &OsStr) -> Result<Layer, OptionError> {
 fn variable(row: &'static Row, value: OsString) -> Result<(String, String), OptionError> {
     let text = text(row, value)?;
     match text.split_once('=') {
-        Some((name, _)) if name.is_empty() => {
-            Err(bad(row, OsStr::new(&text), "has no name before the `=`", "write NAME=VALUE"))
-        }
+        Some(("", _)) => Err(bad(row, OsStr::new(&text), "has no name before the `=`", "write NAME=VALUE")),
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
         None => {
             let remedy = "write NAME=VALUE, or use --pass-env NAME to pass the caller's value";

@@ -1,4 +1,5 @@
 //! Texts made from the table of options are committed; this fails when they are stale. `UPDATE_SNAPSHOTS=1` rewrites them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,5 @@
 //! Reports as people and programs see them, as snapshots. `UPDATE_SNAPSHOTS=1` rewrites them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -66,13 +66,12 @@ fn append_abi(program: &mut Vec<Insn>, table: &Table, abi: Abi) -> Result<Vec<us
         program.extend(compile_rules(table, abi, *fallback)?);
     }
     let mut foreign = Vec::new();
-    for at in main_start..program.len() {
-        let insn = program[at];
-        let Some(mark) = mark_of(insn) else { continue };
+    for (at, insn) in program.iter_mut().enumerate().skip(main_start) {
+        let Some(mark) = mark_of(*insn) else { continue };
         match mark {
-            MARK_NOTIFY => program[at] = answer(Answer::Notify),
+            MARK_NOTIFY => *insn = answer(Answer::Notify),
             MARK_FOREIGN => foreign.push(at),
-            other => program[at] = jump(at, starts[usize::from(other - MARK_FALLBACK)]),
+            other => *insn = jump(at, starts[usize::from(other - MARK_FALLBACK)]),
         }
     }
     Ok(foreign)
@@ -172,7 +171,7 @@ pub const INSN_SIZE: usize = 8;
 
 /// Reads instructions; `None` when the bytes are no whole number of them, or more than a kernel takes.
 pub fn decode(bytes: &[u8]) -> Option<Vec<Insn>> {
-    if bytes.len() % INSN_SIZE != 0 || bytes.len() / INSN_SIZE > bpf::INSNS_MAX {
+    if !bytes.len().is_multiple_of(INSN_SIZE) || bytes.len() / INSN_SIZE > bpf::INSNS_MAX {
         return None;
     }
     let insns = bytes.chunks_exact(INSN_SIZE).map(|insn| Insn {

@@ -45,7 +45,7 @@ pub fn exists(name: &str) -> bool {
 pub fn nearest(name: &str) -> Vec<&'static str> {
     let mut candidates: Vec<(usize, &'static str)> = iter()
         .map(|group| (strsim::damerau_levenshtein(name, group.name), group.name))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
         .collect();
     candidates.sort_unstable();
     candidates.truncate(3);

@@ -364,3 +364,89 @@ fn encode(bytes: &mut Vec<u8>, decision: Decision) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::policy::Origin;
+    use crate::seccomp::EPERM;
+
+    fn policy(default: SyscallDefault, allow: &[&str], deny: &[&str]) -> Syscalls {
+        let rules = |names: &[&str]| -> BTreeMap<_, _> {
+            names.iter().map(|name| ((*name).to_owned(), Origin::flag("--test"))).collect()
+        };
+        Syscalls { default, allow: rules(allow), deny: rules(deny), compat: true }
+    }
+
+    fn decide(policy: &Syscalls, notify: Notify, abi: Abi, name: &str) -> Decision {
+        Table::build(policy, Arch::X86_64, notify).unwrap().decide(abi, abi.call_number(name).unwrap())
+    }
+
+    #[test]
+    fn nothing_but_base_is_granted_by_itself() {
+        let policy = policy(SyscallDefault::Deny, &[], &[]);
+        let quiet = Notify::default();
+        assert_eq!(decide(&policy, quiet, Abi::X86_64, "read"), Decision::Allow);
+        assert_eq!(decide(&policy, quiet, Abi::X86_64, "openat"), Decision::Errno(EPERM));
+        assert_eq!(decide(&policy, quiet, Abi::X86_64, "mbind"), Decision::Errno(ENOSYS));
+        assert_eq!(decide(&policy, quiet, Abi::I386, "ipc"), Decision::Errno(ENOSYS));
+    }
+
+    #[test]
+    fn deny_wins_over_allow() {
+        let policy = policy(SyscallDefault::Allow, &["sockets"], &["sockets"]);
+        assert_eq!(decide(&policy, Notify::default(), Abi::X86_64, "connect"), Decision::Errno(EPERM));
+    }
+
+    #[test]
+    fn report_stops_at_groups_that_cannot_be_let_through() {
+        let policy = policy(SyscallDefault::Report, &[], &[]);
+        let quiet = Notify::default();
+        assert_eq!(decide(&policy, quiet, Abi::X86_64, "ptrace"), Decision::Notify);
+        for name in ["mount", "init_module", "reboot", "bpf", "swapon", "settimeofday", "keyctl", "io_uring_setup"] {
+            assert_eq!(decide(&policy, quiet, Abi::X86_64, name), Decision::Errno(EPERM), "{name}");
+        }
+        assert!(Table::build(&policy, Arch::X86_64, quiet).unwrap().needs_listener());
+    }
+
+    #[test]
+    fn recording_asks_about_refusals_and_paths() {
+        let policy = policy(SyscallDefault::Deny, &["files", "threads"], &[]);
+        assert_eq!(decide(&policy, Notify::RECORD, Abi::X86_64, "openat"), Decision::Notify);
+        assert_eq!(decide(&policy, Notify::RECORD, Abi::X86_64, "bpf"), Decision::Notify);
+        assert_eq!(decide(&policy, Notify::RECORD, Abi::X86_64, "read"), Decision::Allow);
+        assert_eq!(decide(&policy, Notify::RECORD, Abi::X86_64, "clone3"), Decision::Errno(ENOSYS));
+    }
+
+    #[test]
+    fn judgement_of_registers_follows_the_policy() {
+        let policy = policy(SyscallDefault::Deny, &["threads", "files"], &[]);
+        let table = Table::build(&policy, Arch::X86_64, Notify::RECORD).unwrap();
+        let judge = |name: &str, args: [u64; 6]| table.judge(Abi::X86_64, Abi::X86_64.call_number(name).unwrap(), &args);
+        assert_eq!(judge("clone", [0x11, 0, 0, 0, 0, 0]), Verdict::Allow);
+        assert_eq!(judge("clone", [0x1000_0011, 0, 0, 0, 0, 0]), Verdict::Refuse(EPERM));
+        assert_eq!(judge("openat", [0, 0, 0o100, 0o4755, 0, 0]), Verdict::Refuse(EPERM));
+        assert_eq!(judge("openat", [0, 0, 0, 0o4755, 0, 0]), Verdict::Allow);
+    }
+
+    #[test]
+    fn errors_name_the_rule_and_the_nearest_group() {
+        let error = Table::build(&policy(SyscallDefault::Deny, &["socket"], &[]), Arch::X86_64, Notify::default()).unwrap_err();
+        assert_eq!(error.to_string(), "system call group `socket` (--test) does not exist; did you mean sockets?");
+        let error = Table::build(&policy(SyscallDefault::Deny, &[], &["base"]), Arch::X86_64, Notify::default()).unwrap_err();
+        assert!(matches!(error, TableError::BaseDenied { .. }));
+        let error = Table::build(&policy(SyscallDefault::Deny, &[], &[]), Arch::Aarch64, Notify::default()).unwrap_err();
+        assert_eq!(error, TableError::NoCompat);
+    }
+
+    #[test]
+    fn tables_that_answer_differently_have_different_names() {
+        let names: std::collections::BTreeSet<String> = [&[][..], &["files"], &["sockets"], &["sockets", "rare-sockets"]]
+            .iter()
+            .map(|allow| Table::build(&policy(SyscallDefault::Deny, allow, &[]), Arch::X86_64, Notify::default()).unwrap().digest(""))
+            .collect();
+        assert_eq!(names.len(), 4);
+    }
+}

@@ -395,3 +395,103 @@ fn load(offset: u32, at: usize) -> Result<Accumulator, Mismatch> {
 fn unexplained(at: usize, what: &'static str) -> Mismatch {
     Mismatch::Unexplained { at, what }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::{SyscallDefault, Syscalls};
+    use crate::seccomp::{Arch, Notify};
+
+    fn table() -> Table {
+        let policy =
+            Syscalls { default: SyscallDefault::Deny, allow: BTreeMap::new(), deny: BTreeMap::new(), compat: false };
+        Table::build(&policy, Arch::X86_64, Notify::default()).unwrap()
+    }
+
+    fn insn(code: u16, jt: u8, jf: u8, k: u32) -> Insn {
+        Insn { code, jt, jf, k }
+    }
+
+    /// The table as a plain list of comparisons, each with its own answer.
+    fn listed(table: &Table) -> Vec<Insn> {
+        let refuse = insn(bpf::RET_K, 0, 0, Answer::Errno(ENOSYS).action());
+        let mut program = vec![insn(bpf::LD_W_ABS, 0, 0, 4), insn(bpf::JEQ_K, 1, 0, Abi::X86_64.audit_arch()), refuse];
+        program.push(insn(bpf::LD_W_ABS, 0, 0, 0));
+        for nr in 0..table.numbers(Abi::X86_64) {
+            let answer = match table.decide(Abi::X86_64, nr) {
+                Decision::Allow => Answer::Allow,
+                Decision::Errno(errno) => Answer::Errno(errno),
+                Decision::Notify => Answer::Notify,
+                Decision::Args(rules) => {
+                    // Of base, only prctl is judged; two bad values of its first argument.
+                    program.push(insn(bpf::JEQ_K, 0, 5, nr));
+                    program.push(insn(bpf::LD_W_ABS, 0, 0, 16));
+                    program.push(insn(bpf::JEQ_K, 1, 0, 35));
+                    program.push(insn(bpf::JEQ_K, 0, 1, 28));
+                    program.push(insn(bpf::RET_K, 0, 0, rules.matched.action()));
+                    program.push(insn(bpf::RET_K, 0, 0, rules.otherwise.action()));
+                    continue;
+                }
+            };
+            program.push(insn(bpf::JEQ_K, 0, 1, nr));
+            program.push(insn(bpf::RET_K, 0, 0, answer.action()));
+        }
+        program.push(refuse);
+        program
+    }
+
+    #[test]
+    fn a_plain_list_is_proved() {
+        assert_eq!(verify(&listed(&table()), &table()), Ok(()));
+    }
+
+    #[test]
+    fn a_magic_argument_has_nowhere_to_hide() {
+        let mut program = listed(&table());
+        let end = program.len() - 1;
+        // An unknown call with a magic argument is carried out.
+        program.truncate(end);
+        program.extend([
+            insn(bpf::LD_W_ABS, 0, 0, 24),
+            insn(bpf::JEQ_K, 0, 1, 0xc0de),
+            insn(bpf::RET_K, 0, 0, bpf::RET_ALLOW),
+            insn(bpf::RET_K, 0, 0, Answer::Errno(ENOSYS).action()),
+        ]);
+        assert!(matches!(verify(&program, &table()), Err(Mismatch::Unexplained { .. })));
+    }
+
+    #[test]
+    fn x32_numbers_and_foreign_abis_are_looked_at() {
+        let mut program = listed(&table());
+        let end = program.len() - 1;
+        program.splice(end..end, [insn(bpf::JEQ_K, 0, 1, 0x4000_0000), insn(bpf::RET_K, 0, 0, bpf::RET_ALLOW)]);
+        assert!(matches!(verify(&program, &table()), Err(Mismatch::Answer { nr: 0x4000_0000, .. })));
+        let mut program = listed(&table());
+        program[2].k = bpf::RET_ALLOW;
+        assert!(matches!(verify(&program, &table()), Err(Mismatch::Answer { abi: "foreign", .. })));
+    }
+
+    #[test]
+    fn programs_that_cannot_be_loaded_are_refused() {
+        assert_eq!(verify(&[], &table()), Err(Mismatch::Length(0)));
+        let endless = [insn(bpf::LD_W_ABS, 0, 0, 4), insn(bpf::JA, 0, 0, u32::MAX)];
+        assert!(matches!(verify(&endless, &table()), Err(Mismatch::Overrun { .. })));
+        assert!(verify(&[insn(bpf::RET_K, 0, 0, bpf::RET_ALLOW)], &table()).is_err());
+        assert!(verify(&[insn(bpf::LD_W_ABS, 0, 0, 8)], &table()).is_err());
+    }
+
+    proptest! {
+        /// Whatever bytes a cache file holds, the proof ends and does not panic.
+        #[test]
+        fn any_program_gets_an_answer(words in prop::collection::vec((0u16..8, 0u8..6, 0u8..6, 0u32..80), 1..64)) {
+            let codes = [bpf::LD_W_ABS, bpf::AND_K, bpf::JA, bpf::JEQ_K, bpf::JGT_K, bpf::JGE_K, bpf::JSET_K, bpf::RET_K];
+            let program: Vec<Insn> =
+                words.into_iter().map(|(code, jt, jf, k)| insn(codes[usize::from(code)], jt, jf, k)).collect();
+            prop_assert!(verify(&program, &table()).is_err());
+        }
+    }
+}

@@ -11,7 +11,7 @@ const HOUSE: &[&str] = &[
     // The design.
     "Cargo.toml", "rust-toolchain.toml", "runtime", "shim", "ebpf", "xtask", "policies", "systemd", "tests", "docs",
     // What the tools and the people who find the repository expect in this place.
-    "Cargo.lock", ".cargo", ".ci", ".git", ".gitignore", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE",
+    "Cargo.lock", ".cargo", ".ci", ".git", ".gitignore", ".rustfmt.toml", ".clippy.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE",
     // Built.
     "target",
 ];

@@ -424,7 +424,8 @@ mod tests {
     fn judgement_of_registers_follows_the_policy() {
         let policy = policy(SyscallDefault::Deny, &["threads", "files"], &[]);
         let table = Table::build(&policy, Arch::X86_64, Notify::RECORD).unwrap();
-        let judge = |name: &str, args: [u64; 6]| table.judge(Abi::X86_64, Abi::X86_64.call_number(name).unwrap(), &args);
+        let judge =
+            |name: &str, args: [u64; 6]| table.judge(Abi::X86_64, Abi::X86_64.call_number(name).unwrap(), &args);
         assert_eq!(judge("clone", [0x11, 0, 0, 0, 0, 0]), Verdict::Allow);
         assert_eq!(judge("clone", [0x1000_0011, 0, 0, 0, 0, 0]), Verdict::Refuse(EPERM));
         assert_eq!(judge("openat", [0, 0, 0o100, 0o4755, 0, 0]), Verdict::Refuse(EPERM));
@@ -433,20 +434,28 @@ mod tests {
 
     #[test]
     fn errors_name_the_rule_and_the_nearest_group() {
-        let error = Table::build(&policy(SyscallDefault::Deny, &["socket"], &[]), Arch::X86_64, Notify::default()).unwrap_err();
+        let error =
+            Table::build(&policy(SyscallDefault::Deny, &["socket"], &[]), Arch::X86_64, Notify::default()).unwrap_err();
         assert_eq!(error.to_string(), "system call group `socket` (--test) does not exist; did you mean sockets?");
-        let error = Table::build(&policy(SyscallDefault::Deny, &[], &["base"]), Arch::X86_64, Notify::default()).unwrap_err();
+        let error =
+            Table::build(&policy(SyscallDefault::Deny, &[], &["base"]), Arch::X86_64, Notify::default()).unwrap_err();
         assert!(matches!(error, TableError::BaseDenied { .. }));
-        let error = Table::build(&policy(SyscallDefault::Deny, &[], &[]), Arch::Aarch64, Notify::default()).unwrap_err();
+        let error =
+            Table::build(&policy(SyscallDefault::Deny, &[], &[]), Arch::Aarch64, Notify::default()).unwrap_err();
         assert_eq!(error, TableError::NoCompat);
     }
 
     #[test]
     fn tables_that_answer_differently_have_different_names() {
-        let names: std::collections::BTreeSet<String> = [&[][..], &["files"], &["sockets"], &["sockets", "rare-sockets"]]
-            .iter()
-            .map(|allow| Table::build(&policy(SyscallDefault::Deny, allow, &[]), Arch::X86_64, Notify::default()).unwrap().digest(""))
-            .collect();
+        let names: std::collections::BTreeSet<String> =
+            [&[][..], &["files"], &["sockets"], &["sockets", "rare-sockets"]]
+                .iter()
+                .map(|allow| {
+                    Table::build(&policy(SyscallDefault::Deny, allow, &[]), Arch::X86_64, Notify::default())
+                        .unwrap()
+                        .digest("")
+                })
+                .collect();
         assert_eq!(names.len(), 4);
     }
 }

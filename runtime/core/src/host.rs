@@ -59,6 +59,9 @@ pub trait Host {
     fn has_time_namespaces(&self) -> bool;
     /// Effective user and group of the caller.
     fn caller(&self) -> (u32, u32);
+    /// Whether the caller may give the sandbox host ids of its own: root of the host, with its capabilities. Root of a rootless
+    /// container is not.
+    fn gives_host_ids(&self) -> bool;
     /// The value of one variable of the caller's environment.
     fn env(&self, name: &str) -> Option<String>;
     /// The caller's working directory.

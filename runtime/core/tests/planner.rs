@@ -77,6 +77,10 @@ impl Host for Invented {
     fn has_time_namespaces(&self) -> bool {
         true
     }
+    fn gives_host_ids(&self) -> bool {
+        self.caller().0 == 0
+    }
+
     fn caller(&self) -> (u32, u32) {
         (1001, 1001)
     }

@@ -12,6 +12,7 @@ use apex_core::host::{CgroupSupport, Host, PathFact};
 use apex_core::plan::CgroupPlan;
 use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::{Errno, prctl};
+use caps::{CapSet, Capability};
 
 use crate::cgroup::{Controller, Site};
 use crate::placeholder;
@@ -132,6 +133,17 @@ impl Host for LiveHost {
 
     fn has_time_namespaces(&self) -> bool {
         Path::new("/proc/self/ns/time").exists()
+    }
+
+    fn gives_host_ids(&self) -> bool {
+        let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+        let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
+        // In a user namespace other than the first only some ids are mapped (user_namespaces(7)).
+        let is_first = || {
+            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+            map.split_whitespace().eq(["0", "0", "4294967295"])
+        };
+        self.caller().0 == 0 && needed.into_iter().all(has) && is_first()
     }
 
     fn caller(&self) -> (u32, u32) {

@@ -81,7 +81,7 @@ impl Init<'_, '_> {
         let identity = &self.plan.identity;
         let failed = Failure::at(Step::BecomeUser, 0);
         process::set_gid(identity.gid).map_err(&failed)?;
-        if identity.caller_uid == 0 {
+        if identity.own_host_ids {
             process::clear_groups().map_err(&failed)?;
         }
         process::set_uid(identity.uid).map_err(&failed)

@@ -231,10 +231,10 @@ fn create_cgroup(plan: &Plan, host: &LiveHost) -> Result<Option<Cgroup>, JailErr
 
 /// Only root may take and idmap trees before the namespaces exist; for others the init does it (see [`trees`]).
 fn take_trees(plan: &Plan, host: &LiveHost) -> Result<Option<Trees>, Failure> {
-    if plan.identity.caller_uid != 0 {
+    if !plan.identity.own_host_ids {
         return Ok(None);
     }
-    let userns = (plan.identity.own_host_ids && trees::wants_idmap(plan)).then(|| idmap(&plan.identity)).transpose();
+    let userns = trees::wants_idmap(plan).then(|| idmap(&plan.identity)).transpose();
     let userns = userns.map_err(Failure::at(Step::Idmap, 0))?;
     Trees::take(plan, host, false, userns.as_ref().map(AsFd::as_fd)).map(Some)
 }
@@ -257,7 +257,7 @@ fn host_id() -> u32 {
 fn write_id_maps(init: Pid, identity: &IdentityPlan) -> Result<(), Errno> {
     let outside = |caller| if identity.own_host_ids { host_id() } else { caller };
     write_map(init, "uid_map", identity.uid, outside(identity.caller_uid))?;
-    if identity.caller_uid != 0 {
+    if !identity.own_host_ids {
         // Without privilege the kernel wants setgroups given up first (user_namespaces(7)).
         write_proc(init, "setgroups", "deny")?;
     }

@@ -165,7 +165,7 @@ fn identity(policy: &Policy, host: &dyn Host) -> IdentityPlan {
     let (caller_uid, caller_gid) = host.caller();
     // A sandbox that root starts has host ids that own nothing; what is granted is idmapped. In development it still sees its
     // files as the caller does.
-    let own_host_ids = caller_uid == 0;
+    let own_host_ids = host.gives_host_ids();
     let default = |caller| if own_host_ids && policy.mode != Mode::Development { UNPRIVILEGED_ID } else { caller };
     IdentityPlan {
         uid: policy.identity.uid.unwrap_or_else(|| default(caller_uid)),

@@ -110,7 +110,7 @@ fn isolation_tries_everything_that_it_forbids() {
 #[test]
 fn limits_are_exceeded_for_real() {
     if !as_root() {
-        skip!("no delegated cgroup");
+        skip!("no delegated cgroup for an unprivileged user");
     }
     let output = Run::prove(Mode::Isolation).arg("--memory").arg("64M").arg("--tasks").arg("20").run().expect_code(0);
     let attempts = attempts(&output);

@@ -70,22 +70,39 @@ const FORBIDDEN: [Forbidden; 36] = [
     call("personality(READ_IMPLIES_EXEC)", "personality", "obsolete", [READ_IMPLIES_EXEC, 0, 0, 0, 0, 0]),
 ];
 
-/// Numbers that a broken filter must not let a sweep run into: they would end, copy or stop the process that sweeps.
-const NOT_SWEPT: [&str; 14] = [
+/// Numbers that a broken filter must not let a sweep run into: they would end, copy or stop the process that sweeps, or take away the
+/// alarm that ends it when a call blocks.
+const NOT_SWEPT: [&str; 30] = [
     "exit",
     "exit_group",
     "fork",
     "vfork",
     "clone",
     "clone3",
-    "pause",
-    "rt_sigreturn",
-    "sigreturn",
-    "rt_sigsuspend",
-    "sigsuspend",
     "execve",
     "execveat",
+    "pause",
+    "select",
+    "_newselect",
+    "pselect6",
+    "ppoll",
+    "ppoll_time64",
+    "pselect6_time64",
+    "sigsuspend",
+    "rt_sigsuspend",
+    "sigreturn",
+    "rt_sigreturn",
     "restart_syscall",
+    "alarm",
+    "setitimer",
+    "signal",
+    "sigaction",
+    "rt_sigaction",
+    "sigprocmask",
+    "rt_sigprocmask",
+    "ssetmask",
+    "kill",
+    "uprobe",
 ];
 
 impl Trials<'_> {

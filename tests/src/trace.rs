@@ -51,6 +51,8 @@ pub struct Traced {
     pub executed: bool,
     /// Pid of the first process.
     pub pid: u32,
+    /// How many calls each process had made when the command was executed: what comes later is the watching and the end.
+    pub start: BTreeMap<usize, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +112,11 @@ fn start(command: &Command, stderr: &Path) -> Pid {
     shell.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {
         shell.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
     }
     let child = shell.stdin(Stdio::null()).stdout(output).stderr(again).spawn().expect("/bin/sh starts");
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits"));
@@ -190,7 +197,10 @@ impl Tracer {
     fn at_exec(&mut self, pid: Pid) {
         self.executions += 1;
         let first = self.executions == 1;
-        self.result.executed |= !first;
+        if !first && !self.result.executed {
+            self.result.executed = true;
+            self.result.start = self.result.calls.iter().map(|(process, calls)| (*process, calls.len())).collect();
+        }
         if let Some(tracee) = self.tracees.get_mut(&pid.as_raw()) {
             tracee.watched = first;
             // The stop at the end of execve is still to come.

@@ -10,6 +10,7 @@ pub mod leaks;
 pub mod programs;
 pub mod sandbox;
 pub mod session;
+pub mod snapshot;
 pub mod temp;
 pub mod trace;
 

@@ -2,11 +2,10 @@
 //!
 //! `UPDATE_SNAPSHOTS=1` rewrites the snapshots.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use apex_tests::sandbox::collect;
-use apex_tests::{APEX_FAILED, Mode, Output, TempDir, apex_run, as_root, each_mode, leaks, skip};
+use apex_tests::{APEX_FAILED, Mode, Output, TempDir, apex_run, as_root, each_mode, leaks, skip, snapshot};
 use serde_json::Value;
 
 /// Scoped signals came with this Landlock ABI; the snapshots are of a kernel that has them.
@@ -173,7 +172,7 @@ fn hybrid_and_development_are_as_they_were() {
     }
     for mode in [Mode::Hybrid, Mode::Development] {
         let output = Run::prove(mode).run();
-        check(&format!("prove-{}.txt", mode.name()), &normalised(&attempts(&output)));
+        snapshot::check(&format!("prove-{}.txt", mode.name()), &normalised(&attempts(&output)));
     }
 }
 
@@ -251,17 +250,4 @@ fn push_without_numbers(text: &mut String, line: &str) {
         .collect();
     text.push_str(&words.join(" "));
     text.push('\n');
-}
-
-#[track_caller]
-fn check(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(name);
-    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        std::fs::write(&path, text).expect("writable source tree");
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    for (line, (old, new)) in expected.lines().zip(text.lines()).enumerate() {
-        assert_eq!(new, old, "line {} of {}; UPDATE_SNAPSHOTS=1 rewrites it", line + 1, path.display());
-    }
-    assert_eq!(text, expected, "{}", path.display());
 }

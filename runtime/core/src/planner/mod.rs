@@ -223,7 +223,9 @@ fn rlimits(resources: &Resources, layers: &Layers, abi: u32, cgroup: Option<&Cgr
     if !layers.asked(Layer::Rlimits) {
         return Vec::new();
     }
-    let mut limits = vec![Rlimit { name: "core", value: 0 }];
+    // One byte, not none: a core_pattern that begins with a pipe starts its handler, as root on the host, whatever the limit is, unless
+    // the limit is exactly 1 (core(5), and do_coredump in fs/coredump.c). To a file nothing is written either way.
+    let mut limits = vec![Rlimit { name: "core", value: 1 }];
     let mut push = |name, value: Option<u64>| limits.extend(value.map(|value| Rlimit { name, value }));
     push("nofile", resources.open_files);
     push("fsize", resources.file_size_bytes);

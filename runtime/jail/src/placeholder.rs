@@ -50,15 +50,21 @@ impl Placeholders {
     }
 }
 
-impl Drop for Placeholders {
+impl Drop for Placeholder {
     fn drop(&mut self) {
-        for held in &self.0 {
-            // Held by another sandbox, or no longer ours: it stays.
-            let is_last = fs::try_lock(held.file.as_fd(), true).is_ok();
-            if is_last && is_same(held).unwrap_or(false) {
-                let _ = fs::unlink(held.dir.fd.as_fd(), &held.name);
-            }
+        // Held by another sandbox, or no longer ours: it stays.
+        let is_last = twice(|| fs::try_lock(self.file.as_fd(), true)).is_ok();
+        if is_last && twice(|| is_same(self)).unwrap_or(false) {
+            let _ = twice(|| fs::unlink(self.dir.fd.as_fd(), &self.name));
         }
+    }
+}
+
+/// Tries again what failed for want of memory or the like: nobody comes after us to clean up.
+fn twice<T>(attempt: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    match attempt() {
+        Err(errno) if errno != Errno::EAGAIN => attempt(),
+        other => other,
     }
 }
 
@@ -117,7 +123,11 @@ fn hold(path: &Path, is_missing: bool, host: &LiveHost) -> Result<Option<Placeho
 fn create(dir: &Held, name: &CString) -> Result<OwnedFd, Errno> {
     let flags = nix::libc::O_RDONLY | nix::libc::O_CREAT | nix::libc::O_EXCL | nix::libc::O_NOFOLLOW;
     let file = fs::create(dir.fd.as_fd(), name, flags, MODE, resolve::BENEATH)?;
-    fs::set_modified(file.as_fd(), STAMP_S)?;
+    // Without its stamp nobody would know it for what it is.
+    if let Err(errno) = fs::set_modified(file.as_fd(), STAMP_S) {
+        let _ = twice(|| fs::unlink(dir.fd.as_fd(), name));
+        return Err(errno);
+    }
     Ok(file)
 }
 

@@ -108,7 +108,9 @@ impl<'a> Running<'a> {
     fn kill(&mut self) {
         if !self.reaped {
             use std::os::fd::AsRawFd;
-            let _ = process::pidfd_signal(self.pidfd.as_raw_fd(), nix::libc::SIGKILL);
+            // Its pid is not free for anybody else until it is reaped.
+            let _ = process::pidfd_signal(self.pidfd.as_raw_fd(), nix::libc::SIGKILL)
+                .or_else(|_| process::kill(self.init, nix::libc::SIGKILL));
             let _ = self.reap();
         }
     }

@@ -126,7 +126,7 @@ pub fn user_namespace<T>(fill: impl FnOnce(Pid) -> Result<T, Errno>) -> Result<T
         }
         Side::Parent { pid, pidfd } => {
             let result = fill(pid);
-            let _ = pidfd_signal(pidfd.as_raw_fd(), libc::SIGKILL);
+            let _ = pidfd_signal(pidfd.as_raw_fd(), libc::SIGKILL).or_else(|_| kill(pid, libc::SIGKILL));
             let _ = wait(pid, 0);
             result
         }

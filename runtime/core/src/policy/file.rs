@@ -245,13 +245,19 @@ pub struct CeilingTable {
 #[derive(Clone, Debug)]
 pub(super) struct Lines {
     source: String,
-    newlines: Vec<usize>,
+    /// `None` when places are line numbers already.
+    newlines: Option<Vec<usize>>,
 }
 
 impl Lines {
     pub fn new(source: String, text: &str) -> Self {
         let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
-        Lines { source, newlines }
+        Lines { source, newlines: Some(newlines) }
+    }
+
+    /// For rules whose span starts at the number of their line (see `embedded`).
+    pub fn numbered(source: String) -> Self {
+        Lines { source, newlines: None }
     }
 
     pub fn source(&self) -> &str {
@@ -264,8 +270,11 @@ impl Lines {
 
     /// Where the piece of text at `span` stands.
     pub fn origin(&self, span: &Range<usize>) -> Origin {
-        let before = self.newlines.partition_point(|newline| *newline < span.start);
-        Origin { source: self.source.clone(), line: u32::try_from(before + 1).unwrap_or(u32::MAX) }
+        let line = match &self.newlines {
+            Some(newlines) => newlines.partition_point(|newline| *newline < span.start) + 1,
+            None => span.start,
+        };
+        Origin { source: self.source.clone(), line: u32::try_from(line).unwrap_or(u32::MAX) }
     }
 }
 

@@ -1,9 +1,13 @@
 //! What a sandbox may do. [`Policy`] is the merged and checked result; the file format and the merge live beside it.
 
 mod ceiling;
+mod embedded;
 mod error;
 mod file;
 mod flags;
+#[cfg(test)]
+mod generate;
+mod generated;
 mod merge;
 mod path;
 mod resolve;

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::ceiling::{self, Ceiling};
+use super::embedded;
 use super::error::{PolicyError, nearest};
 use super::file::{self, File, FilesystemTable, Lines, SyscallsTable};
 use super::flags::Flags;
@@ -146,7 +147,8 @@ impl Loader<'_> {
     fn mode(&mut self, mode: Mode) -> Result<(Vec<Loaded>, Ceiling), PolicyError> {
         let system = self.config_file(self.inputs.system_config.as_deref(), "modes", mode.name())?;
         let user = self.config_file(self.inputs.user_config.as_deref(), "modes", mode.name())?;
-        let mut built_in = read(format!("modes/{}.toml", mode.name()), mode_text(mode), None, Role::Mode)?;
+        let (file, lines) = embedded::mode(mode);
+        let mut built_in = Loaded { file, lines, dir: None, role: Role::Mode };
         let ceiling = Ceiling::built_in(take_ceiling(&mut built_in.file).unwrap_or_default(), built_in.lines.source());
 
         let (mut base, ceiling) = match system {
@@ -181,10 +183,12 @@ impl Loader<'_> {
             },
             false => None,
         };
-        let loaded = match (text, PROFILES.iter().find(|(known, _)| *known == name)) {
-            (Some((path, text)), _) => read_at(&path, &text, Role::Profile)?,
-            (None, Some((_, text))) => read(format!("profiles/{name}.toml"), text, None, Role::Profile)?,
-            (None, None) => return Err(self.unknown_profile(name, by)),
+        let loaded = match text {
+            Some((path, text)) => read_at(&path, &text, Role::Profile)?,
+            None => {
+                let (file, lines) = embedded::profile(name).ok_or_else(|| self.unknown_profile(name, by))?;
+                Loaded { file, lines, dir: None, role: Role::Profile }
+            }
         };
         self.take(id, loaded)
     }
@@ -269,11 +273,7 @@ impl Loader<'_> {
 }
 
 fn read_at(path: &Path, text: &str, role: Role) -> Result<Loaded, PolicyError> {
-    read(path.to_string_lossy().into_owned(), text, path.parent().map(Path::to_owned), role)
-}
-
-fn read(source: String, text: &str, dir: Option<PathBuf>, role: Role) -> Result<Loaded, PolicyError> {
-    let lines = Lines::new(source, text);
+    let lines = Lines::new(path.to_string_lossy().into_owned(), text);
     let file = file::parse(text, &lines)?;
     let misplaced = |span: std::ops::Range<usize>, what: &str, place: &str| {
         Err(PolicyError::value(&lines.origin(&span), format!("{what} has no place here, only in {place}; remove it")))
@@ -291,7 +291,7 @@ fn read(source: String, text: &str, dir: Option<PathBuf>, role: Role) -> Result<
     if let (Some(link), Role::Mode) = (file.extends.first(), role) {
         return misplaced(link.span(), "`extends`", "profiles and policy files");
     }
-    Ok(Loaded { file, lines, dir, role })
+    Ok(Loaded { file, lines, dir: path.parent().map(Path::to_owned), role })
 }
 
 fn take_ceiling(file: &mut File) -> Option<file::CeilingTable> {

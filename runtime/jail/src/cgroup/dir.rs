@@ -47,6 +47,11 @@ pub(super) fn fresh_name() -> String {
     format!("{PREFIX}{}-{random:016x}", std::process::id())
 }
 
+/// Some bits of the random part of a name.
+pub(super) fn random_part(name: &str) -> Option<usize> {
+    usize::from_str_radix(name.get(name.len().checked_sub(4)?..)?, 16).ok()
+}
+
 /// A directory that this process made and locked.
 #[derive(Debug)]
 pub(super) struct Dir {
@@ -118,6 +123,16 @@ impl Dir {
         Ok(())
     }
 
+    /// The same at the start of a run, whose process ends with the sandbox: the descriptor is left to that end, since closing it would
+    /// cost the start a call.
+    pub(super) fn write_once(&self, file: &str, value: &str) -> io::Result<()> {
+        let fd = openat(self.fd(), file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let written = unistd::write(&fd, value.as_bytes());
+        std::mem::forget(fd);
+        written?;
+        Ok(())
+    }
+
     /// A limit: [`Dir::write`] with its error.
     pub(super) fn limit(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         self.write(file, value).map_err(|source| CgroupError::Limit {
@@ -153,7 +168,8 @@ impl Dir {
             }
             wait *= 2;
         }
-        drop(lock);
+        // The directory is gone, and the lock with it; as with `write_once`, the descriptor ends with the process.
+        std::mem::forget(lock);
         Ok(())
     }
 }

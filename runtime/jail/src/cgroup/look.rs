@@ -1,7 +1,7 @@
 //! One look at the host: which cgroup hierarchies are mounted, where we are in them, which of them we may write.
 //!
-//! Stands on the start-up path of every run. System calls: seven for /proc/self/mountinfo (open, read until the end, close) and
-//! /proc/self/cgroup (one record: open, read, close), then one access(2) for each v1 controller, ten in all. v2 costs eight for each
+//! Stands on the start-up path of every run. System calls: on the usual v1 host three for /proc/self/cgroup (one record: open, read,
+//! close), one for the namespace, one for each controller and one more where our cgroup is not the root. Elsewhere /proc/self/mountinfo is read too. v2 costs eight for each
 //! level that is looked at (usually one or two), and four more where controllers are not yet switched on.
 
 use std::collections::BTreeSet;
@@ -33,6 +33,9 @@ struct Own {
 
 /// See [`super::Site::find`].
 pub(super) fn find(wanted: &[Controller]) -> Place {
+    if let Some(hierarchies) = standard_v1(wanted) {
+        return Place::V1(hierarchies);
+    }
     let (mountinfo, own) =
         match (read_list(Path::new("/proc/self/mountinfo")), read_control(Path::new("/proc/self/cgroup"))) {
             (Ok(mountinfo), Ok(own)) => (mountinfo, own),
@@ -73,6 +76,40 @@ pub(super) fn find(wanted: &[Controller]) -> Place {
         return Place::SystemdUser { mount: mount.point.clone(), bus };
     }
     missing(&mounts, &own)
+}
+
+/// Inode number of the first cgroup namespace (`PROC_CGROUP_INIT_INO` in the kernel's proc_ns.h).
+const FIRST_NAMESPACE: u64 = 0xEFFF_FFFB;
+
+/// Every wanted controller on v1 and mounted where it usually is: the answer without mountinfo, which the kernel takes long to write.
+///
+/// What must not happen is that a mount of a part of a hierarchy passes for the whole, since a cgroup would then be made outside our own.
+/// `release_agent` stands only in the very root of a hierarchy (cgroups(7)), and in the first cgroup namespace paths begin
+/// there. Whatever is not so, or not writable for us, is left to mountinfo.
+fn standard_v1(wanted: &[Controller]) -> Option<Vec<v1::Hierarchy>> {
+    let own = parse_own(&read_control(Path::new("/proc/self/cgroup")).ok()?);
+    let namespace = nix::sys::stat::stat("/proc/self/ns/cgroup").ok()?;
+    if wanted.is_empty() || namespace.st_ino != FIRST_NAMESPACE {
+        return None;
+    }
+    let mut found: Vec<v1::Hierarchy> = Vec::new();
+    for controller in wanted {
+        if found.iter().any(|hierarchy| hierarchy.controllers.contains(controller)) {
+            continue;
+        }
+        let own = own.iter().find(|own| own.v1.as_ref().is_some_and(|v1| v1.contains(controller)))?;
+        let point = Path::new("/sys/fs/cgroup").join(controller.name());
+        access(&point.join("release_agent"), AccessFlags::W_OK).ok()?;
+        let mount = Mounted { root: "/".to_owned(), point, v1: own.v1.clone() };
+        let parent = directory(&mount, &own.path)?;
+        // Who may write the agent is root, on a mount that may be written: then that holds for the root directory too.
+        if parent != mount.point {
+            access(&parent, AccessFlags::W_OK).ok()?;
+        }
+        found.push(v1::Hierarchy { controllers: own.v1.clone()?, parent, path: own.path.clone() });
+    }
+    found.sort_by(|a, b| a.controllers.cmp(&b.controllers));
+    Some(found)
 }
 
 fn covers(have: &[Controller], wanted: &[Controller]) -> bool {

@@ -20,11 +20,11 @@
 //! | step | system calls | µs |
 //! | --- | --- | --- |
 //! | [`Site::find`] | 10 | 120 |
-//! | [`Cgroup::create`]: mkdir, open, flock for three directories, four limits | 24 | 170 |
-//! | [`Cgroup::attach`]: three writes | 9 | 65, and 15 000 at p90 |
+//! | [`Cgroup::create`]: mkdir, open, flock for three directories, four limits | 23 | 170 |
+//! | [`Cgroup::attach`]: three writes | 6 | 65, and 15 000 at p90 |
 //! | [`Cgroup::effective`] | 26 | 75 |
 //! | [`Cgroup::outcome`] | 13 | 55 |
-//! | [`Cgroup::remove`] with its sweep | 9 | 80 |
+//! | [`Cgroup::remove`], without the sweep that one run in eight makes | 3 | 80 |
 //!
 //! The attach is the dear one: the first write to any cgroup.procs waits for an RCU period unless another did just before. It
 //! blocks no mount, only forks and exits of the same moment, so let the child build its root meanwhile. v2 enters with the

@@ -10,11 +10,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use apex_core::plan::CgroupPlan;
-use cgroups_rs::CgroupPid;
+use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::{Controller as _, MaxValue};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -99,11 +98,12 @@ impl Group {
         };
         // The sum counts both, and the kernel insists that it never falls below the first: hence the order.
         const SUM: &str = "memory.memsw.limit_in_bytes";
-        if !self.dir.has(SUM) {
-            return effective::host_without_swap();
-        }
         let sum = memory.saturating_add(swap);
-        controller.set_memswap_limit(signed(sum)).map_err(|source| self.refused(SUM, sum, source))
+        // Not through cgroups-rs, which asks to create the file: here its absence is an answer.
+        match self.dir.write_once(SUM, &signed(sum).to_string()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => effective::host_without_swap(),
+            other => other.map_err(|source| self.refused(SUM, sum, source)),
+        }
     }
 
     fn limit_pids(&self, plan: &CgroupPlan) -> Result<(), CgroupError> {
@@ -126,20 +126,18 @@ impl Group {
             .map_err(|source| self.refused("cpu.cfs_quota_us", quota, source))
     }
 
-    fn refused(&self, file: &str, value: u64, source: cgroups_rs::fs::error::Error) -> CgroupError {
+    fn refused(&self, file: &str, value: u64, source: impl std::error::Error + Send + Sync + 'static) -> CgroupError {
         CgroupError::Limit { file: self.dir.path().join(file), value: value.to_string(), source: source.into() }
     }
 
     /// The first write waits for an RCU period (cgroup_threadgroup_rwsem), those right after it do not.
     pub(super) fn attach(&self, pid: i32) -> Result<(), CgroupError> {
-        let task = CgroupPid::from(u64::try_from(pid).unwrap_or(u64::MAX));
-        let (path, parent) = (self.dir.path().to_owned(), self.parent.clone());
-        let written = match self.controllers.first() {
-            Some(Controller::Memory) | None => MemController::new(path, parent, false).add_task_by_tgid(&task),
-            Some(Controller::Pids) => PidController::new(path, parent, false).add_task_by_tgid(&task),
-            Some(Controller::Cpu) => CpuController::new(path, parent, false).add_task_by_tgid(&task),
-        };
-        written.map_err(|source| CgroupError::Attach { pid, dir: self.dir.path().to_owned(), source: source.into() })
+        // Not through cgroups-rs: it walks the absolute path and asks to create and truncate the file, while the start waits.
+        self.dir.write_once("cgroup.procs", &pid.to_string()).map_err(|source| CgroupError::Attach {
+            pid,
+            dir: self.dir.path().to_owned(),
+            source: source.into(),
+        })
     }
 
     fn holds(&self, controller: Controller) -> bool {
@@ -283,14 +281,24 @@ pub(super) fn kill_rounds(dir: &Dir) -> Result<(), CgroupError> {
     Err(CgroupError::Unkillable { left: left.len(), dir: dir.path().to_owned() })
 }
 
-/// Removes every directory, the rest also when one refuses; then sweeps beside them.
+/// One run in so many sweeps: listing a busy hierarchy costs more than removing a directory of our own.
+const SWEEP_EVERY: usize = 8;
+
+/// Removes every directory, the rest also when one refuses. Now and then sweeps beside one of them, chosen by chance.
 pub(super) fn remove(groups: Vec<Group>) -> Result<(), CgroupError> {
+    let swept = groups
+        .first()
+        .and_then(|group| dir::random_part(&group.path))
+        .filter(|random| random % SWEEP_EVERY == 0)
+        .and_then(|random| groups.get(random / SWEEP_EVERY % groups.len()))
+        .map(|group| group.parent.clone());
     let mut first_error = None;
     for group in groups {
-        let parent = group.parent.clone();
         if let Err(error) = group.dir.remove() {
             first_error.get_or_insert(error);
         }
+    }
+    if let Some(parent) = swept {
         dir::sweep(&parent, dir::SWEEP_AGE_MIN);
     }
     first_error.map_or(Ok(()), Err)

@@ -1,12 +1,12 @@
 //! The Landlock rules of a plan as a ruleset (landlock(7)), made in the new root and put in force by the command's process.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use apex_core::plan::{LandlockPlan, LandlockRule};
-use apex_sys::{Errno, fs};
+use apex_sys::{Errno, fs, prctl};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetError, Scope,
 };
 
 use crate::host::c_path;
@@ -23,7 +23,8 @@ fn abi_of(number: u32) -> ABI {
 /// Makes the ruleset. The standard streams stay usable under their names in /proc when they are files.
 pub fn ruleset(plan: &LandlockPlan, streams: &[i32]) -> Result<OwnedFd, Failure> {
     let abi = abi_of(plan.abi);
-    let mut rules = create(plan, abi).map_err(|error| failed(&error, 0))?;
+    let rules: Option<OwnedFd> = create(plan, abi).map_err(|error| failed(&error, 0))?.into();
+    let rules = rules.ok_or_else(|| Failure::at(Step::LandlockRules, 0)(Errno::ENOSYS))?;
     for (index, rule) in plan.rules.iter().enumerate() {
         let name = c_path(&rule.path).map_err(Failure::at(Step::LandlockRules, index))?;
         let place = match fs::open(fs::cwd(), &name, nix::libc::O_PATH, fs::resolve::NO_SYMLINKS) {
@@ -31,15 +32,14 @@ pub fn ruleset(plan: &LandlockPlan, streams: &[i32]) -> Result<OwnedFd, Failure>
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => continue,
             other => other.map_err(Failure::at(Step::LandlockRules, index))?,
         };
-        let is_dir =
-            fs::stat(place.as_fd(), c"").map_err(Failure::at(Step::LandlockRules, index))?.is(nix::libc::S_IFDIR);
-        rules = add(rules, place, rights(rule, abi, is_dir)).map_err(|error| failed(&error, index))?;
+        add(&rules, place.as_fd(), rights(rule, abi), abi).map_err(Failure::at(Step::LandlockRules, index))?;
+        // Left open until the init closes all of them in one call, instead of one call for each.
+        std::mem::forget(place);
     }
     for stream in streams {
-        rules = add_stream(rules, *stream, abi).map_err(|error| failed(&error, 0))?;
+        add_stream(&rules, *stream, abi).map_err(Failure::at(Step::LandlockRules, 0))?;
     }
-    let fd: Option<OwnedFd> = rules.into();
-    fd.ok_or_else(|| Failure::at(Step::LandlockRules, 0)(Errno::ENOSYS))
+    Ok(rules)
 }
 
 /// Everything that the ABI can restrict is restricted: `HardRequirement` makes a kernel that lacks a right an error.
@@ -55,19 +55,29 @@ fn create(plan: &LandlockPlan, abi: ABI) -> Result<RulesetCreated, RulesetError>
     ruleset.create()
 }
 
-fn add(rules: RulesetCreated, place: OwnedFd, rights: BitFlags<AccessFs>) -> Result<RulesetCreated, RulesetError> {
+/// Directly, not through the crate's `PathBeneath`, which looks at each file first: most rules are on directories, and the kernel
+/// says `EINVAL` to a right that only a directory can have. What is asked for again is less, so nothing is granted by mistake.
+fn add(rules: &OwnedFd, place: BorrowedFd<'_>, rights: BitFlags<AccessFs>, abi: ABI) -> Result<(), Errno> {
     if rights.is_empty() {
-        return Ok(rules);
+        return Ok(());
     }
-    rules.add_rule(PathBeneath::new(place, rights))
+    let of_files = rights & AccessFs::from_file(abi);
+    match prctl::landlock_allow_beneath(rules.as_fd(), place, rights.bits()) {
+        Err(Errno::EINVAL) if of_files != rights => {
+            if of_files.is_empty() {
+                return Ok(());
+            }
+            prctl::landlock_allow_beneath(rules.as_fd(), place, of_files.bits())
+        }
+        other => other,
+    }
 }
 
 /// `echo > /dev/stderr` opens the stream anew: the file itself is granted as it was opened, nothing beside it.
-fn add_stream(rules: RulesetCreated, number: i32, abi: ABI) -> Result<RulesetCreated, RulesetError> {
-    let Ok(stream) = fs::borrow(number) else { return Ok(rules) };
-    let Ok(mode) = nix::fcntl::fcntl(stream, nix::fcntl::FcntlArg::F_GETFL) else { return Ok(rules) };
+fn add_stream(rules: &OwnedFd, number: i32, abi: ABI) -> Result<(), Errno> {
+    let Ok((stream, mode)) = fs::borrow_with_flags(number) else { return Ok(()) };
     if mode & nix::libc::O_PATH != 0 {
-        return Ok(rules);
+        return Ok(());
     }
     let mut rights = BitFlags::<AccessFs>::empty();
     if mode & nix::libc::O_ACCMODE != nix::libc::O_WRONLY {
@@ -76,10 +86,10 @@ fn add_stream(rules: RulesetCreated, number: i32, abi: ABI) -> Result<RulesetCre
     if mode & nix::libc::O_ACCMODE != nix::libc::O_RDONLY {
         rights |= (AccessFs::WriteFile | AccessFs::Truncate) & AccessFs::from_all(abi);
     }
-    rules.add_rule(PathBeneath::new(stream, rights))
+    add(rules, stream, rights, abi)
 }
 
-fn rights(rule: &LandlockRule, abi: ABI, is_dir: bool) -> BitFlags<AccessFs> {
+fn rights(rule: &LandlockRule, abi: ABI) -> BitFlags<AccessFs> {
     let mut rights = BitFlags::<AccessFs>::empty();
     if rule.list {
         rights |= AccessFs::ReadDir;
@@ -97,8 +107,7 @@ fn rights(rule: &LandlockRule, abi: ABI, is_dir: bool) -> BitFlags<AccessFs> {
     if rule.ioctl {
         rights |= AccessFs::IoctlDev;
     }
-    let possible = if is_dir { AccessFs::from_all(abi) } else { AccessFs::from_file(abi) };
-    rights & possible
+    rights & AccessFs::from_all(abi)
 }
 
 fn failed(error: &RulesetError, index: usize) -> Failure {

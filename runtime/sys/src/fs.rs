@@ -175,6 +175,14 @@ pub fn borrow(number: RawFd) -> Result<BorrowedFd<'static>, Errno> {
     Ok(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
+/// Such a descriptor with its file status flags (fcntl(2), `F_GETFL`).
+pub fn borrow_with_flags(number: RawFd) -> Result<(BorrowedFd<'static>, i32), Errno> {
+    // SAFETY: no pointers; fcntl only reports.
+    let flags = check(unsafe { libc::fcntl(number, libc::F_GETFL) }.into())?;
+    // SAFETY: it is open, and the jail never closes a descriptor that it was given by number.
+    Ok((unsafe { BorrowedFd::borrow_raw(number) }, flags as i32))
+}
+
 /// Lets a descriptor survive exec, or not (fcntl(2), `F_SETFD`).
 pub fn set_inherited(number: RawFd, inherited: bool) -> Result<(), Errno> {
     let flags = if inherited { 0 } else { libc::FD_CLOEXEC };

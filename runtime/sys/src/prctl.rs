@@ -63,6 +63,26 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
+/// Adds the rights `allowed` beneath `place` to a ruleset (landlock_add_rule(2)). `EINVAL` when a right is none that its kind of file
+/// can have.
+pub fn landlock_allow_beneath(
+    ruleset: std::os::fd::BorrowedFd<'_>,
+    place: std::os::fd::BorrowedFd<'_>,
+    allowed: u64,
+) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    #[repr(C, packed)]
+    struct PathBeneath {
+        allowed_access: u64,
+        parent_fd: i32,
+    }
+    const PATH_BENEATH: libc::c_long = 1;
+    let rule = PathBeneath { allowed_access: allowed, parent_fd: place.as_raw_fd() };
+    // SAFETY: `rule` is a valid landlock_path_beneath_attr and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), PATH_BENEATH, &raw const rule, 0) })
+        .map(drop)
+}
+
 /// Puts a Landlock ruleset in force for this thread, for ever (landlock_restrict_self(2)).
 pub fn landlock_restrict(ruleset: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;

@@ -32,6 +32,7 @@ pub struct LiveHost {
     opened: RefCell<HashMap<(PathBuf, bool), Opened>>,
     site: RefCell<Option<Rc<Site>>>,
     cwd: OnceCell<PathBuf>,
+    caller: OnceCell<(u32, u32)>,
     real: RefCell<HashMap<PathBuf, PathBuf>>,
 }
 
@@ -49,6 +50,11 @@ impl LiveHost {
     /// A look that has seen nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same for a caller that has looked up its working directory already.
+    pub fn at(cwd: PathBuf) -> Self {
+        LiveHost { cwd: OnceCell::from(cwd), ..Self::default() }
     }
 
     /// The descriptor of a path that the planner asked about.
@@ -140,14 +146,19 @@ impl Host for LiveHost {
         let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
         // In a user namespace other than the first only some ids are mapped (user_namespaces(7)).
         let is_first = || {
-            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-            map.split_whitespace().eq(["0", "0", "4294967295"])
+            // One read: a map of a single line fits, and one of more lines is not the one that is looked for.
+            let mut map = [0; 128];
+            let count = fs::open(fs::cwd(), c"/proc/self/uid_map", nix::libc::O_RDONLY, 0)
+                .and_then(|file| fs::read(file.as_fd(), &mut map))
+                .unwrap_or(0);
+            String::from_utf8_lossy(&map[..count]).split_whitespace().eq(["0", "0", "4294967295"])
         };
         self.caller().0 == 0 && needed.into_iter().all(has) && is_first()
     }
 
     fn caller(&self) -> (u32, u32) {
-        (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+        let look = || (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        *self.caller.get_or_init(look)
     }
 
     fn env(&self, name: &str) -> Option<String> {

@@ -3,6 +3,7 @@
 //! It is a clone of the launcher with one thread, so it may allocate. Everything of the sandbox dies with it: the kernel kills a pid
 //! namespace whose init is gone (pid_namespaces(7)), and the init itself dies with the launcher.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use apex_core::layer::Layer;
@@ -183,7 +184,8 @@ impl Init<'_, '_> {
 
     fn spawn(&mut self, terminal: Option<OwnedFd>, ruleset: Option<OwnedFd>) -> Result<Pid, Failure> {
         let failed = Failure::at(Step::Spawn, 0);
-        let mut seal = Seal::prepare(self.plan, &self.socket, self.mask)?;
+        // Its descriptors are closed with all others when the command runs, and its memory lives as long as the init.
+        let mut seal = ManuallyDrop::new(Seal::prepare(self.plan, &self.socket, self.mask)?);
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
@@ -208,7 +210,8 @@ impl Init<'_, '_> {
     fn watch(&self, child: Pid) -> Result<(), Failure> {
         let failed = Failure::at(Step::Supervise, 0);
         self.let_go_of_streams();
-        let signals = signal::descriptor(&Set::of(&[nix::libc::SIGCHLD])).map_err(&failed)?;
+        // Closed by the end of the process, which comes with the end of this function.
+        let signals = ManuallyDrop::new(signal::descriptor(&Set::of(&[nix::libc::SIGCHLD])).map_err(&failed)?);
         loop {
             while let Some((pid, ended)) = reap().map_err(&failed)? {
                 if pid == child {
@@ -234,12 +237,11 @@ impl Init<'_, '_> {
         }
     }
 
-    /// A pipe that the command closes must be closed: the init keeps no copy of its streams.
+    /// A pipe that the command closes must be closed: the init keeps no copy of its streams, nor of anything else but the socket.
     fn let_go_of_streams(&self) {
-        let _ = process::close_from(0, 2, false);
-        for number in &self.plan.fds {
-            let _ = process::close_from(*number as u32, *number as u32, false);
-        }
+        let socket = self.socket.0.as_raw_fd() as u32;
+        let _ = process::close_from(0, socket.saturating_sub(1), false);
+        let _ = process::close_from(socket + 1, u32::MAX, false);
     }
 }
 

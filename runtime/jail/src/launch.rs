@@ -255,13 +255,13 @@ fn host_id() -> u32 {
 }
 
 fn write_id_maps(init: Pid, identity: &IdentityPlan) -> Result<(), Errno> {
-    let outside = |caller| if identity.own_host_ids { host_id() } else { caller };
-    write_map(init, "uid_map", identity.uid, outside(identity.caller_uid))?;
+    let own = identity.own_host_ids.then(host_id);
+    write_map(init, "uid_map", identity.uid, own.unwrap_or(identity.caller_uid))?;
     if !identity.own_host_ids {
         // Without privilege the kernel wants setgroups given up first (user_namespaces(7)).
         write_proc(init, "setgroups", "deny")?;
     }
-    write_map(init, "gid_map", identity.gid, outside(identity.caller_gid))
+    write_map(init, "gid_map", identity.gid, own.unwrap_or(identity.caller_gid))
 }
 
 pub(crate) fn write_map(pid: Pid, file: &str, inside: u32, outside: u32) -> Result<(), Errno> {
@@ -271,7 +271,10 @@ pub(crate) fn write_map(pid: Pid, file: &str, inside: u32, outside: u32) -> Resu
 pub(crate) fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> {
     let name = crate::host::c_path(format!("/proc/{pid}/{file}").as_ref())?;
     let file = fs::open(fs::cwd(), &name, nix::libc::O_WRONLY, 0)?;
-    fs::write(file.as_fd(), text.as_bytes()).map(drop)
+    let written = fs::write(file.as_fd(), text.as_bytes()).map(drop);
+    // As with the trees.
+    std::mem::forget(file);
+    written
 }
 
 /// The cgroup namespace is entered later, from within the cgroup.

@@ -68,8 +68,7 @@ const DEV_LINKS: [(&CStr, &CStr); 5] = [
 
 /// Builds the root, enters it and lets go of the old one.
 pub fn enter(plan: &Plan, trees: &mut Trees) -> Result<(), Failure> {
-    let old = fs::open(fs::cwd(), c"/", O_PATH, 0).map_err(Failure::at(Step::PrivateMounts, 0))?;
-    mount::make_private(old.as_fd()).map_err(Failure::at(Step::PrivateMounts, 0))?;
+    mount::make_private(c"/").map_err(Failure::at(Step::PrivateMounts, 0))?;
     let mut root = Root::create(plan, trees)?;
     for (index, step) in plan.mounts.iter().enumerate() {
         root.put(step, trees.give(index)).map_err(Failure::at(Step::Mount, index))?;
@@ -89,6 +88,8 @@ struct Root {
     /// Mount points of the sandbox's own file systems.
     own: Vec<PathBuf>,
     masks: Masks,
+    /// The mount of /dev, made read-only at the end.
+    dev: Option<OwnedFd>,
 }
 
 /// Empty things that are put over what must not be seen, parked in the new /dev.
@@ -111,7 +112,15 @@ impl Root {
         // The place does not matter: the old root goes away with it.
         mount::attach(fd.as_fd(), fs::cwd(), c"/").map_err(Failure::at(Step::CreateRoot, 0))?;
         let grants = if host.is_some() { vec![PathBuf::from("/")] } else { Vec::new() };
-        Ok(Root { fd, is_host: host.is_some(), made: HashSet::new(), grants, own: Vec::new(), masks: Masks::default() })
+        Ok(Root {
+            fd,
+            is_host: host.is_some(),
+            made: HashSet::new(),
+            grants,
+            own: Vec::new(),
+            masks: Masks::default(),
+            dev: None,
+        })
     }
 
     fn put(&mut self, step: &Mount, tree: Option<OwnedFd>) -> Result<(), Errno> {
@@ -254,9 +263,17 @@ impl Root {
 
     /// A /dev of its own. Comes before /proc and the masks, which are parked in it.
     fn dev(&mut self, shm_size_bytes: u64) -> Result<(), Errno> {
-        let tree = mount::new_filesystem(c"tmpfs", &[(c"mode", c"0755")], attr::NOSUID | attr::NOEXEC)?;
-        self.attach(&tree, Path::new("/dev"), Kind::Dir)?;
-        leave(tree);
+        const FLAGS: u64 = attr::NOSUID | attr::NOEXEC;
+        let place = Path::new("/dev");
+        let tree = if self.is_host {
+            mount::new_filesystem(c"tmpfs", &[(c"mode", c"0755")], FLAGS)?
+        } else {
+            // A directory of the root, mounted onto itself for attributes of its own: one file system less to make and to destroy.
+            self.own_dir(place)?;
+            mount::clone_tree_with(self.fd.as_fd(), &relative(place)?, FLAGS)?
+        };
+        self.attach(&tree, place, Kind::Dir)?;
+        self.dev = Some(tree);
         let root = self.fd.as_fd();
         for (host, name) in DEVICES {
             fs::mkfile(root, name, 0o666)?;
@@ -333,8 +350,10 @@ impl Root {
             fs::rmdir(root, c"dev/.empty.d")?;
             fs::rmdir(root, c"dev/.denied.d")?;
         }
-        let dev = self.open_inside(Path::new("/dev"))?;
-        mount::set_attributes(dev.as_fd(), attr::RDONLY, false)?;
+        if let Some(dev) = self.dev.take() {
+            mount::set_attributes(dev.as_fd(), attr::RDONLY, false)?;
+            leave(dev);
+        }
         if self.is_host { Ok(()) } else { mount::set_attributes(root, attr::RDONLY, false) }
     }
 

@@ -24,9 +24,8 @@ impl Trees {
             trees.push(match step {
                 Mount::Bind { source, access, exec, idmap: translate, .. } => {
                     let held = host.held(source).ok_or_else(|| Failure::at(Step::CloneTree, index)(Errno::ENOENT))?;
-                    let tree = take(&held, again).map_err(Failure::at(Step::CloneTree, index))?;
-                    mount::set_attributes(tree.as_fd(), attributes(*access, *exec), true)
-                        .map_err(Failure::at(Step::CloneTree, index))?;
+                    let tree =
+                        take(&held, again, attributes(*access, *exec)).map_err(Failure::at(Step::CloneTree, index))?;
                     if let Some(userns) = idmap.filter(|_| *translate) {
                         mount::set_idmap(tree.as_fd(), userns).map_err(Failure::at(Step::Idmap, index))?;
                     }
@@ -55,9 +54,9 @@ fn attributes(access: BindAccess, exec: bool) -> u64 {
     attr::NOSUID | attr::NODEV | write | exec
 }
 
-fn take(held: &Held, again: bool) -> Result<OwnedFd, Errno> {
+fn take(held: &Held, again: bool, attributes: u64) -> Result<OwnedFd, Errno> {
     if !again {
-        return mount::clone_tree(held.fd.as_fd(), c"");
+        return mount::clone_tree_with(held.fd.as_fd(), c"", attributes);
     }
     let name = c_path(&name_of(&held.fd)?)?;
     let fd = fs::open(fs::cwd(), &name, nix::libc::O_PATH, fs::resolve::NO_SYMLINKS).map_err(swapped)?;
@@ -65,7 +64,7 @@ fn take(held: &Held, again: bool) -> Result<OwnedFd, Errno> {
     if (now.device, now.inode) != (held.stat.device, held.stat.inode) {
         return Err(Errno::ESTALE);
     }
-    mount::clone_tree(fd.as_fd(), c"")
+    mount::clone_tree_with(fd.as_fd(), c"", attributes)
 }
 
 /// The launcher could open it: when it is gone or became a link now, it was replaced.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use apex_core::explain;
+use apex_core::host::Host;
 use apex_core::plan::{Plan, Request};
 use apex_core::planner::{self, PlanError};
 use apex_core::policy::{self, Inputs, Policy};
@@ -65,7 +66,7 @@ fn say(text: &str) -> Result<u8> {
 }
 
 fn show_plan(options: &Options) -> Result<u8> {
-    let host = LiveHost::new();
+    let host = LiveHost::at(working_directory()?);
     let (_, plan) = plan(options, &host)?;
     report(options, Report::Plan(&plan))?;
     Ok(0)
@@ -87,7 +88,7 @@ fn doctor(options: &Options) -> Result<u8> {
 
 fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
-    let host = ManuallyDrop::new(LiveHost::new());
+    let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
     let (policy, plan) = plan(options, &host)?;
     let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
     let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
@@ -149,7 +150,7 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         policy_file: options.policy.clone(),
         flags: options.flags(),
         home,
-        cwd: std::env::current_dir().context("looking up the working directory; change to one that exists")?,
+        cwd: host.cwd(),
         tmpdir: std::env::var_os("TMPDIR").map(PathBuf::from),
         system_config: Some(PathBuf::from("/etc/apex")),
         user_config,
@@ -165,6 +166,10 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
     };
     let plan = planner::build(&policy, &request, host)?;
     Ok((policy, plan))
+}
+
+fn working_directory() -> Result<PathBuf> {
+    std::env::current_dir().context("looking up the working directory; change to one that exists")
 }
 
 /// A plan or a proof needs no command; this one stands for any.

@@ -4,7 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::{Errno, check};
 
-/// Brings the loopback interface of this network namespace up (netdevice(7), `SIOCSIFFLAGS`).
+/// Brings the loopback interface of this network namespace up (netdevice(7), `SIOCSIFFLAGS`). The socket stays open until the init
+/// closes everything that building the sandbox opened.
 pub fn loopback_up() -> Result<(), Errno> {
     // SAFETY: no pointers.
     let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
@@ -16,7 +17,9 @@ pub fn loopback_up() -> Result<(), Errno> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: `request` is a valid ifreq and outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into()).map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into())?;
+    std::mem::forget(socket);
+    Ok(())
 }
 
 /// Tries to bind a TCP socket to a free port of 127.0.0.1 (bind(2)); nothing listens on it and it is closed at once.

@@ -1,6 +1,7 @@
 //! Processes: clone3(2), a vfork-like child, pidfds, exec (execve(2)), exit.
 
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::{Errno, check};
@@ -67,12 +68,12 @@ pub fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Sid
 }
 
 /// A stack for children that share our memory. Large enough for the sealing steps, which do not recurse.
-pub struct ChildStack(Box<[u8]>);
+pub struct ChildStack(Box<[MaybeUninit<u8>]>);
 
 impl ChildStack {
-    /// Allocates the stack; untouched pages cost nothing.
+    /// Allocates the stack: small enough to come from the heap that is there, and not cleared, so that untouched pages cost nothing.
     pub fn new() -> Self {
-        ChildStack(vec![0; 256 * 1024].into_boxed_slice())
+        ChildStack(Box::new_uninit_slice(64 * 1024))
     }
 }
 

@@ -21,12 +21,14 @@ use super::compile::{INSN_SIZE, decode, encode};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheDir {
     path: PathBuf,
+    /// Effective user id of this process: asked for once, not at each file.
+    euid: u32,
 }
 
 impl CacheDir {
     /// A directory, which is made when something is written.
     pub fn at(path: PathBuf) -> CacheDir {
-        CacheDir { path }
+        CacheDir { path, euid: geteuid().as_raw() }
     }
 
     /// The directory of this process.
@@ -45,7 +47,7 @@ impl CacheDir {
                 .or_else(|| dir("XDG_CACHE_HOME"))
                 .or_else(|| dir("HOME").map(|home| home.join(".cache")))?
         };
-        Some(CacheDir { path: base.join("apex/seccomp") })
+        Some(CacheDir { path: base.join("apex/seccomp"), euid })
     }
 
     /// Where it is.
@@ -59,8 +61,7 @@ impl CacheDir {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let file = File::from(open(&self.path.join(name), flags, Mode::empty()).ok()?);
         let facts = file.metadata().ok()?;
-        let ours =
-            facts.is_file() && facts.uid() == geteuid().as_raw() && facts.nlink() == 1 && facts.mode() & 0o077 == 0;
+        let ours = facts.is_file() && facts.uid() == self.euid && facts.nlink() == 1 && facts.mode() & 0o077 == 0;
         let size = usize::try_from(facts.len()).ok()?;
         if !ours || size == 0 || size > INSNS_MAX * INSN_SIZE {
             return None;
@@ -83,7 +84,7 @@ impl CacheDir {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = File::from(open(&self.path, flags, Mode::empty()).ok()?);
         let facts = dir.metadata().ok()?;
-        (facts.uid() == geteuid().as_raw() && facts.mode() & 0o022 == 0).then(|| dir.into())
+        (facts.uid() == self.euid && facts.mode() & 0o022 == 0).then(|| dir.into())
     }
 }
 

@@ -112,6 +112,12 @@ impl Session {
     #[track_caller]
     pub fn finish(mut self) -> Output {
         self.input = None;
+        self.wait_for_end()
+    }
+
+    /// Waits for an end that comes by itself.
+    #[track_caller]
+    pub fn wait_for_end(mut self) -> Output {
         let pid = self.child.id();
         let status = wait(&mut self.child, PATIENCE);
         let stdout: Vec<u8> = drain(&self.lines).into_bytes();

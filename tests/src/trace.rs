@@ -70,6 +70,7 @@ struct Tracer {
     /// Shared with the watchdog.
     alive: Arc<Mutex<Vec<i32>>>,
     executions: u32,
+    born: usize,
     result: Traced,
 }
 
@@ -90,7 +91,7 @@ pub fn run(command: &Command, stderr: &Path, fault: Option<Fault>) -> Traced {
         }
         hung
     });
-    let mut tracer = Tracer { fault, tracees: BTreeMap::new(), alive, executions: 0, result: Traced::default() };
+    let mut tracer = Tracer { fault, tracees: BTreeMap::new(), alive, executions: 0, born: 1, result: Traced::default() };
     tracer.result.pid = first.as_raw().unsigned_abs();
     tracer.tracees.insert(first.as_raw(), Tracee { order: 0, ..Tracee::default() });
     tracer.follow(first);
@@ -184,13 +185,13 @@ impl Tracer {
 
     /// The child's first stop and the parent's event come in either order.
     fn born(&mut self, child: i32, parent: i32) {
-        let order = self.tracees.len();
+        if self.tracees.contains_key(&child) {
+            return;
+        }
         let of_command = self.tracees.get(&parent).is_some_and(|tracee| !tracee.watched);
-        let next = self.tracees.values().map(|tracee| tracee.order + 1).max().unwrap_or(order);
-        self.tracees.entry(child).or_insert_with(|| {
-            self.alive.lock().unwrap_or_else(PoisonError::into_inner).push(child);
-            Tracee { order: next, watched: !of_command, ..Tracee::default() }
-        });
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        self.tracees.insert(child, Tracee { order: self.born, watched: !of_command, ..Tracee::default() });
+        self.born += 1;
     }
 
     /// The shell becoming `apex-run`, then the sandbox's process becoming the command.
@@ -239,9 +240,16 @@ fn at_watched_call(pid: Pid, tracee: &mut Tracee, fault: Option<Fault>, result: 
     if fault.is_some_and(|fault| fault.place == place) {
         result.injected = Some(number);
         tracee.failing = true;
-        if number == libc::SYS_close {
+        match number {
             // A descriptor is gone whatever close answers (close(2)): another behaviour would only test the tracer.
-            return Ok(());
+            libc::SYS_close => return Ok(()),
+            // No errno from this one: when the kernel refuses, it answers the break as it was, as it does to 0 (brk(2)).
+            libc::SYS_brk => {
+                tracee.failing = false;
+                registers.rdi = 0;
+                return ptrace::setregs(pid, registers);
+            }
+            _ => {}
         }
         // No such call: the kernel does nothing, and the answer is written at the exit stop.
         registers.orig_rax = u64::MAX;

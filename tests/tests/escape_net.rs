@@ -114,16 +114,20 @@ fn sockets_at_paths_that_are_not_granted_are_out_of_reach() {
     }
 }
 
-/// To connect is to act on the one who listens; a grant for reading does not give that.
+/// Documents what a grant gives: a directory comes with the sockets in it, also for reading, since the kernel asks for no right of the
+/// mount or of Landlock to connect. A socket that is denied is out of reach.
 #[test]
-fn a_socket_in_a_read_only_grant_cannot_be_connected() {
+fn a_grant_comes_with_its_sockets() {
     let dir = TempDir::new();
-    let listener = UnixListener::bind(dir.at("sock")).expect("we own it");
-    let mut session = armed!().mode(Mode::Isolation).ro(&dir.text(), "/tmp/data").session();
-    session.refused("unix_path /tmp/data/sock");
+    let _open = UnixListener::bind(dir.at("open")).expect("we own it");
+    let closed = UnixListener::bind(dir.at("closed")).expect("we own it");
+    let sandbox = armed!().mode(Mode::Isolation).ro(&dir.text(), "/tmp/data").deny(&dir.at("closed"));
+    let mut session = sandbox.session();
+    session.allowed("unix_path /tmp/data/open");
+    session.refused("unix_path /tmp/data/closed");
     session.finish().expect_code(0);
-    listener.set_nonblocking(true).expect("it is ours");
-    assert!(listener.accept().is_err(), "the sandbox connected to a service of the host");
+    closed.set_nonblocking(true).expect("it is ours");
+    assert!(closed.accept().is_err(), "the sandbox connected to a denied service of the host");
 }
 
 /// A socket that the caller forgot to close is not there, so nothing can be sent through it. It reaches `apex-run` as its

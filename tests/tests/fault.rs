@@ -61,7 +61,7 @@ impl Start {
             Some(_) if traced.injected == Some(libc::SYS_close) && words.contains("during closedir") => {
                 self.clean(traced);
                 return Vec::new();
-            }
+            },
             Some(code) => wrong.push(format!("exit code {code}: {}", words.trim())),
         }
         if traced.code != Some(CODE) && traced.executed {
@@ -170,9 +170,6 @@ fn fail_each(with_receipt: bool, errnos: &[Errno], every: usize) {
     assert!(first.executed && first.calls.len() >= 3, "the tracer missed a process: {:?}", first.calls.keys());
     let places: Vec<_> = places(&first).into_iter().step_by(every).collect();
     println!("{} places in {} processes", places.len(), first.calls.len());
-    if std::env::var_os("DBG").is_some() {
-        println!("{:?}", first.calls);
-    }
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(BTreeSet::new());
     let injected = AtomicUsize::new(0);

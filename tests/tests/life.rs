@@ -93,6 +93,24 @@ fn wall_time_ends_what_resists() {
     }
 }
 
+/// The init belongs to the user inside, who may change its limits, priority and processors. That hurts nobody but the sandbox, which
+/// still ends completely and with a word.
+#[test]
+fn a_crippled_init_ends_cleanly() {
+    let mut session = armed!().mode(Mode::Isolation).session();
+    for attempt in ["affinity_1", "prlimit_1", "renice_1"] {
+        session.allowed(attempt);
+    }
+    session.finish().expect_code(0);
+    for limits in ["--nofile=0:0", "--cpu=0:0", "--as=0:0", "--stack=0:0 --nproc=0:0 --nofile=0:0"] {
+        let sandbox = Sandbox::new();
+        let output = sandbox.run(&["/bin/sh", "-c", &format!("prlimit --pid 1 {limits}; exit 42")]);
+        let ended = output.code == 42 || !output.err().trim().is_empty();
+        assert!(ended, "{limits}: exit code {} without a word", output.code);
+        leaks::expect_none(sandbox.mark(), output.pid);
+    }
+}
+
 /// Orphans are reaped by the init: three times as many as the limit of tasks come and go.
 #[test]
 fn orphans_are_reaped() {

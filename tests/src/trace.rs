@@ -91,7 +91,8 @@ pub fn run(command: &Command, stderr: &Path, fault: Option<Fault>) -> Traced {
         }
         hung
     });
-    let mut tracer = Tracer { fault, tracees: BTreeMap::new(), alive, executions: 0, born: 1, result: Traced::default() };
+    let mut tracer =
+        Tracer { fault, tracees: BTreeMap::new(), alive, executions: 0, born: 1, result: Traced::default() };
     tracer.result.pid = first.as_raw().unsigned_abs();
     tracer.tracees.insert(first.as_raw(), Tracee { order: 0, ..Tracee::default() });
     tracer.follow(first);

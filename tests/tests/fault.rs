@@ -61,7 +61,7 @@ impl Start {
             Some(_) if traced.injected == Some(libc::SYS_close) && words.contains("during closedir") => {
                 self.clean(traced);
                 return Vec::new();
-            },
+            }
             Some(code) => wrong.push(format!("exit code {code}: {}", words.trim())),
         }
         if traced.code != Some(CODE) && traced.executed {

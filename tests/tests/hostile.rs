@@ -271,7 +271,10 @@ fn policies_that_extend_each_other() {
         dir.file(&format!("l{level}.toml"), &format!("extends = [\"l{}.toml\"]\n", level + 1));
     }
     dir.file("l40.toml", "");
-    Sandbox::new().args(["--policy", &dir.at("l0.toml")]).run(&["/usr/bin/true"]).expect_refusal(&["more than", ".toml:1"]);
+    Sandbox::new()
+        .args(["--policy", &dir.at("l0.toml")])
+        .run(&["/usr/bin/true"])
+        .expect_refusal(&["more than", ".toml:1"]);
     dir.file("lost.toml", "\nextends = [\"nowhere.toml\"]\n");
     expect_policy_refused(&dir.at("lost.toml"), &["lost.toml:2", "nowhere.toml"]);
 }
@@ -293,7 +296,10 @@ fn on_a_full_disk(script: &str) -> Option<(i32, String)> {
         "mount -t tmpfs -o size=64k,mode=777 full \"$FULL\" || exit 99; \
          dd if=/dev/zero of=\"$FULL/filler\" bs=4k count=64 2>/dev/null; {script}"
     );
-    command.args(["--mount", "--propagation", "private", "sh", "-c", &shell, "sh"]).arg(apex_tests::apex_run()).args(args);
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c", &shell, "sh"])
+        .arg(apex_tests::apex_run())
+        .args(args);
     command.current_dir(dir.path()).env("FULL", &full).env("HOME", dir.path());
     let output = command.output().expect("unshare starts");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -14,7 +14,7 @@ use apex_sys::process::{self, Pid, Side};
 use apex_sys::signal::{self, Set};
 use apex_sys::{Errno, fs, terminal};
 
-use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::cgroup::{self, Cgroup, CgroupError, Site};
 use crate::guard::Guard;
 use crate::host::LiveHost;
 use crate::init::Init;
@@ -147,7 +147,8 @@ pub fn run_recording(
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
     let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
     let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
-    let cgroup = create_cgroup(plan, host)?;
+    let site = plan.cgroup.as_ref().and_then(|_| host.site());
+    let cgroup = create_cgroup(plan, site.as_deref().filter(|site| site.is_entered_by_clone()))?;
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
@@ -181,7 +182,7 @@ pub fn run_recording(
             // Closing them one by one would cost a system call each; this process ends with the sandbox.
             std::mem::forget(trees);
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, (placeholders, guard), mask);
-            running.attach(|running| attach(plan, running))?;
+            running.attach(|running| attach(plan, site.as_deref(), running))?;
             let receipt = options.receipt;
             supervise::to_the_end(&mut running, |running, sealed, domain| {
                 deliver(receipt, plan, running, sealed, domain)
@@ -192,10 +193,14 @@ pub fn run_recording(
 }
 
 /// Maps first, since the init waits for them to begin; the cgroup while it builds its root: joining one on v1 may wait for the kernel.
-fn attach(plan: &Plan, running: &mut Running<'_>) -> Result<(), JailError> {
+fn attach(plan: &Plan, site: Option<&Site>, running: &mut Running<'_>) -> Result<(), JailError> {
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
     write_id_maps(running.init, &plan.identity).map_err(Failure::at(Step::WriteIdMaps, 0)).map_err(explain)?;
     running.socket.order(Order::Mapped).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
+    if running.cgroup.is_none() {
+        // v1 is made while the init builds its root, on the other processor; nothing but the init is charged elsewhere till then.
+        running.cgroup = create_cgroup(plan, site)?;
+    }
     if let Some(cgroup) = &mut running.cgroup {
         cgroup.attach(running.init)?;
     }
@@ -222,9 +227,9 @@ fn deliver(
     }
 }
 
-fn create_cgroup(plan: &Plan, host: &LiveHost) -> Result<Option<Cgroup>, JailError> {
-    match (&plan.cgroup, host.site()) {
-        (Some(limits), Some(site)) => Ok(Some(Cgroup::create(limits, &site)?)),
+fn create_cgroup(plan: &Plan, site: Option<&Site>) -> Result<Option<Cgroup>, JailError> {
+    match (&plan.cgroup, site) {
+        (Some(limits), Some(site)) => Ok(Some(Cgroup::create(limits, site)?)),
         _ => Ok(None),
     }
 }

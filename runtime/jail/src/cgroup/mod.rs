@@ -5,9 +5,9 @@
 //! the caller's own, so limits that stand outside keep holding. This module must not adopt a directory that it did not make,
 //! change a mount, or leave a directory behind: an error half way and a drop both remove what was made.
 //!
-//! Order, and why: `create` comes before the clone, since a limit must stand before the first page is charged. Then v2 is
-//! entered by the clone itself ([`Cgroup::clone_into_fd`]); v1 and systemd need [`Cgroup::attach`] while the child is alone,
-//! single-threaded and waiting. The cgroup namespace is unshared by the child *after* it is inside: its root is the cgroup
+//! Order, and why: on v2 `create` comes before the clone, which enters the cgroup itself ([`Cgroup::clone_into_fd`]). v1 and systemd
+//! need [`Cgroup::attach`] while the child is alone and single-threaded; there `create` may come after the clone too, beside the child's
+//! own work, as long as the child starts nothing before it is inside. The cgroup namespace is unshared by the child *after* it is inside: its root is the cgroup
 //! of the process that unshares, and with CLONE_INTO_CGROUP in the same clone it would be the parent's.
 //!
 //! Which way, in this order: v2 with every wanted controller, v1 with every one, whichever of the two has the most, a scope
@@ -105,6 +105,11 @@ impl Site {
     /// Looks at the host for `wanted` controllers. Changes nothing; what cannot be had is an answer, not an error.
     pub fn find(wanted: &[Controller]) -> Site {
         Site { place: look::find(wanted) }
+    }
+
+    /// Whether the sandbox is born into its cgroup, which then must exist before: v2. Elsewhere it joins after the clone.
+    pub fn is_entered_by_clone(&self) -> bool {
+        matches!(self.place, Place::V2(_))
     }
 
     /// The answer in the words of the planner.

@@ -105,10 +105,18 @@ static int mknod_block(int c, char **v) { return node(c, v, NR_mknod, S_IFBLK | 
 static int mknodat_char(int c, char **v) { return node(c, v, NR_mknodat, S_IFCHR | 0666, 0x101); }
 static int mknodat_block(int c, char **v) { return node(c, v, NR_mknodat, S_IFBLK | 0666, 0xfe00); }
 
-/* Set to root: `ok` only when it is another id than before, so that a uid 0 inside that is nobody outside counts. */
+/* A 0 inside that is nobody outside gives nothing: only one that the map leads to the host's 0 is root. */
+static int is_hosts_root(void) {
+  unsigned inside = 1, outside = 1;
+  FILE *map = fopen("/proc/self/uid_map", "r");
+  if (!map) return 1;
+  int found = fscanf(map, "%u %u", &inside, &outside);
+  fclose(map);
+  return found != 2 || (inside == 0 && outside == 0);
+}
 static int became_root(long result) {
   if (result < 0) return errno;
-  return geteuid() == 0 || getegid() == 0 ? OK : EPERM;
+  return (geteuid() == 0 || getegid() == 0) && is_hosts_root() ? OK : EPERM;
 }
 static int setuid_0(int c, char **v) { (void)c, (void)v; return became_root(call1(NR_setuid, 0)); }
 static int setgid_0(int c, char **v) { (void)c, (void)v; return became_root(call1(NR_setgid, 0)); }
@@ -119,7 +127,7 @@ static int setresgid_0(int c, char **v) { (void)c, (void)v; return became_root(c
 static int setfsuid_0(int c, char **v) {
   (void)c, (void)v;
   call1(NR_setfsuid, 0);
-  return call1(NR_setfsuid, -1) == 0 ? OK : EPERM;
+  return call1(NR_setfsuid, -1) == 0 && is_hosts_root() ? OK : EPERM;
 }
 static int setgroups_0(int c, char **v) {
   (void)c, (void)v;

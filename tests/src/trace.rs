@@ -60,6 +60,8 @@ struct Tracee {
     order: usize,
     inside_call: bool,
     failing: bool,
+    /// The argument that was changed: a system call preserves its register.
+    argument: Option<u64>,
     /// Calls are counted and may fail.
     watched: bool,
 }
@@ -225,6 +227,11 @@ impl Tracer {
 
 fn at_watched_call(pid: Pid, tracee: &mut Tracee, fault: Option<Fault>, result: &mut Traced) -> nix::Result<()> {
     if !tracee.inside_call {
+        if let Some(argument) = tracee.argument.take() {
+            let mut registers = ptrace::getregs(pid)?;
+            registers.rdi = argument;
+            ptrace::setregs(pid, registers)?;
+        }
         if std::mem::take(&mut tracee.failing) {
             let mut registers = ptrace::getregs(pid)?;
             let errno = fault.map_or(0, |fault| fault.errno as i64);
@@ -247,6 +254,7 @@ fn at_watched_call(pid: Pid, tracee: &mut Tracee, fault: Option<Fault>, result: 
             // No errno from this one: when the kernel refuses, it answers the break as it was, as it does to 0 (brk(2)).
             libc::SYS_brk => {
                 tracee.failing = false;
+                tracee.argument = Some(registers.rdi);
                 registers.rdi = 0;
                 return ptrace::setregs(pid, registers);
             }

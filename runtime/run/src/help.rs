@@ -44,7 +44,7 @@ const EXIT_CODES: [(&str, &str); 7] = [
     ("N", "the command's own"),
     ("128+N", "signal N ended the command"),
     ("124", "the wall time limit (--time) was reached"),
-    ("125", "apex-run failed and nothing ran, or --prove or --doctor found a fault; the message says what to do"),
+    ("125", "apex-run itself failed, and nothing ran or the sandbox was ended; the message says why and what to do"),
     ("126", "the command cannot be executed"),
     ("127", "the command was not found inside"),
     ("137", "the kernel killed it for memory (--memory); the message names the limit"),

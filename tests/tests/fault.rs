@@ -157,7 +157,10 @@ fn is_before_main(place: Place, number: i64) -> bool {
         libc::SYS_mprotect,
         libc::SYS_mmap,
     ];
-    place.process == 0 && place.index < CALLS_OF_LIBC && of_libc.contains(&number)
+    // Calls that the kernel never refuses (getpid(2), and getrandom(2) once the pool is ready): nobody looks at their result.
+    const NEVER_FAIL: [i64; 2] = [libc::SYS_getpid, libc::SYS_getrandom];
+    let is_of_libc = place.process == 0 && place.index < CALLS_OF_LIBC && of_libc.contains(&number);
+    is_of_libc || NEVER_FAIL.contains(&number)
 }
 
 fn fail_each(with_receipt: bool, errnos: &[Errno], every: usize) {
@@ -186,7 +189,8 @@ fn fail_each(with_receipt: bool, errnos: &[Errno], every: usize) {
                     let traced = start.run(Some(Fault { place: *place, errno }));
                     injected.fetch_add(usize::from(traced.injected.is_some()), Ordering::Relaxed);
                     let wrong = start.judge(&traced);
-                    if !wrong.is_empty() && !(is_before_main(*place, *number) && is_of_a_start(&traced)) {
+                    let is_excused = is_before_main(*place, *number) && is_of_a_start(&traced);
+                    if !wrong.is_empty() && !is_excused {
                         let when = if first.start.get(&place.process).is_some_and(|at| place.index < *at) {
                             "start"
                         } else {

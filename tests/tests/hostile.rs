@@ -253,7 +253,7 @@ fn policies_that_are_no_text() {
     expect_policy_refused(&dir.at("fifo"), &["regular file"]);
     expect_policy_refused("/dev/zero", &["regular file"]);
     if !as_root() {
-        fs::set_permissions(dir.file("closed", ""), fs::Permissions::from_mode(0)).expect("we own it");
+        fs::set_permissions(dir.file("closed", ""), fs::Permissions::from_mode(0o000)).expect("we own it");
         expect_policy_refused(&dir.at("closed"), &["ermission"]);
     }
 }

@@ -69,7 +69,7 @@ fn option<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
     value.map_or("None".to_owned(), |value| format!("Some({})", show(value)))
 }
 
-fn slice<T>(values: &Vec<T>, show: impl Fn(&T) -> String) -> String {
+fn slice<T>(values: &[T], show: impl Fn(&T) -> String) -> String {
     format!("&[{}]", values.iter().map(show).collect::<Vec<_>>().join(", "))
 }
 

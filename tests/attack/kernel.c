@@ -158,19 +158,19 @@ KNOB(sys_power, "/sys/power/state")
 KNOB(irq, "/proc/irq/default_smp_affinity")
 KNOB(oom_score, "/proc/1/oom_score_adj")
 static int read_kcore(int c, char **v) { (void)c, (void)v; return try_open("/proc/kcore", O_RDONLY); }
-static int read_kallsyms(int c, char **v) { (void)c, (void)v; return try_open("/proc/kallsyms", O_RDONLY); }
-/* A mask opens and holds nothing; the log itself gives text, or EAGAIN when all of it was read. */
-static int read_kmsg(int c, char **v) {
-  (void)c, (void)v;
+/* A mask opens and holds nothing; the file itself gives text, or EAGAIN when all of a log was read. */
+static int read_text(const char *path) {
   char text[256];
-  int fd = open("/proc/kmsg", O_RDONLY | O_NONBLOCK);
+  int fd = open(path, O_RDONLY | O_NONBLOCK);
   if (fd < 0) return errno;
   long got = read(fd, text, sizeof text);
   int code = got > 0 || (got < 0 && errno == EAGAIN) ? OK : got < 0 ? errno : ENODATA;
   close(fd);
   return code;
 }
-static int read_keys(int c, char **v) { (void)c, (void)v; return try_open("/proc/keys", O_RDONLY); }
+static int read_kmsg(int c, char **v) { (void)c, (void)v; return read_text("/proc/kmsg"); }
+static int read_kallsyms(int c, char **v) { (void)c, (void)v; return read_text("/proc/kallsyms"); }
+static int read_keys(int c, char **v) { (void)c, (void)v; return read_text("/proc/keys"); }
 static int read_sched_debug(int c, char **v) { (void)c, (void)v; return try_open("/sys/kernel/debug/sched/debug", O_RDONLY); }
 static int write_self_exe(int c, char **v) { (void)c, (void)v; return try_open("/proc/self/exe", O_WRONLY); }
 static int cgroup_write(int c, char **v) {

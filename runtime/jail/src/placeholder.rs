@@ -120,10 +120,25 @@ fn hold(path: &Path, is_missing: bool, host: &LiveHost) -> Result<Option<Placeho
     Err(Errno::EBUSY)
 }
 
+/// The file has its stamp before it has its name: a launcher that is killed in between leaves nothing, and one that is killed after it
+/// leaves what the next one knows.
 fn create(dir: &Held, name: &CString) -> Result<OwnedFd, Errno> {
+    let unnamed = nix::libc::O_RDWR | nix::libc::O_TMPFILE;
+    match fs::create(dir.fd.as_fd(), c".", unnamed, MODE, resolve::BENEATH) {
+        Ok(file) => {
+            fs::set_modified(file.as_fd(), STAMP_S)?;
+            fs::link_open(file.as_fd(), dir.fd.as_fd(), name)?;
+            Ok(file)
+        }
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR) => create_named(dir, name),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Where the file system has no files without a name.
+fn create_named(dir: &Held, name: &CString) -> Result<OwnedFd, Errno> {
     let flags = nix::libc::O_RDONLY | nix::libc::O_CREAT | nix::libc::O_EXCL | nix::libc::O_NOFOLLOW;
     let file = fs::create(dir.fd.as_fd(), name, flags, MODE, resolve::BENEATH)?;
-    // Without its stamp nobody would know it for what it is.
     if let Err(errno) = fs::set_modified(file.as_fd(), STAMP_S) {
         let _ = twice(|| fs::unlink(dir.fd.as_fd(), name));
         return Err(errno);

@@ -183,16 +183,18 @@ fn default_command(options: &Options) -> Vec<OsString> {
 /// Reads a policy file; what is not there is `None`.
 fn load(path: &Path) -> std::io::Result<Option<String>> {
     use std::io::Read;
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
+    // Before it is opened: opening a FIFO would wait for somebody to write.
+    let about = match std::fs::metadata(path) {
+        Ok(about) => about,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(error) => return Err(error),
     };
-    if !file.metadata()?.is_file() {
+    if !about.is_file() {
         return Err(std::io::Error::other("not a regular file"));
     }
+    let file = std::fs::File::open(path)?;
     let mut text = String::new();
     file.take(POLICY_BYTES_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > POLICY_BYTES_MAX {

@@ -114,6 +114,17 @@ pub fn symlink(target: &CStr, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Er
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), path.as_ptr()) }.into()).map(drop)
 }
 
+/// Gives an open file without a name (`O_TMPFILE`) its name (linkat(2) through /proc/self/fd); `EEXIST` when the name is taken.
+pub fn link_open(file: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    let own = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits hold no NUL");
+    // SAFETY: both paths are NUL-terminated and outlive the call.
+    check(
+        unsafe { libc::linkat(libc::AT_FDCWD, own.as_ptr(), dir.as_raw_fd(), path.as_ptr(), libc::AT_SYMLINK_FOLLOW) }
+            .into(),
+    )
+    .map(drop)
+}
+
 /// Removes a name (unlinkat(2)).
 pub fn unlink(dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
     // SAFETY: `path` is NUL-terminated and outlives the call.

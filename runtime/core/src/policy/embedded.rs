@@ -23,7 +23,7 @@ use crate::layer::{Layer, Requirement};
 #[cfg(not(test))]
 const _: () = assert!(
     sum_of_texts() == generated::SUM,
-    "policy/generated.rs is older than policies/: APEX_BLESS=1 cargo test -p apex-core generated"
+    "policy/generated.rs is older than policies/: APEX_BLESS=1 cargo test -p apex-core --lib generate"
 );
 
 /// FNV-1a over the texts of all modes and profiles: against forgetting, not against malice.

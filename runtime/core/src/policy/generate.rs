@@ -173,7 +173,7 @@ fn generated_policies_are_current() {
     }
     assert!(
         std::fs::read_to_string(&path).unwrap() == wanted,
-        "generated.rs is older than policies/: APEX_BLESS=1 cargo test -p apex-core generated"
+        "generated.rs is older than policies/: APEX_BLESS=1 cargo test -p apex-core --lib generate"
     );
 }
 

@@ -118,7 +118,7 @@ fn generated_tables_are_current() {
     let found = std::fs::read_to_string(&path).unwrap();
     assert!(
         found == wanted,
-        "generated.rs is older than policies/syscalls.toml: APEX_BLESS=1 cargo test -p apex-core generated"
+        "generated.rs is older than policies/syscalls.toml: APEX_BLESS=1 cargo test -p apex-core --lib generate"
     );
 }
 

@@ -95,7 +95,15 @@ fn a_source_that_is_a_link_of_another_user() {
     assert!(reached || output.code == APEX_FAILED, "{output:?}");
 }
 
-/// Exchanges two names until it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Exchanges two names for as long as `work` lasts.
 fn swapping<T>(one: &str, two: &str, work: impl FnOnce() -> T) -> T {
     let (one, two) = (CString::new(one).expect("no NUL"), CString::new(two).expect("no NUL"));
     let stop = AtomicBool::new(false);
@@ -108,9 +116,9 @@ fn swapping<T>(one: &str, two: &str, work: impl FnOnce() -> T) -> T {
                 std::thread::sleep(Duration::from_micros(200));
             }
         });
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        result
+        // Also when an assertion in `work` fails: the scope waits for its threads.
+        let _stop = Stop(&stop);
+        work()
     })
 }
 
@@ -168,8 +176,9 @@ fn a_denied_file_that_is_exchanged_during_starts() {
     swapping(&dir.at("data/secret"), &dir.at("data/other"), || {
         for _ in 0..20 {
             let output = sandbox.run(&[Abi::X64.program(), "read", "/tmp/data/secret"]);
+            // Between the exchange and the launcher's wake-up the name is open (docs/THREAT-MODEL.md), but never unnoticed.
             let answered = output.out().contains("read ok");
-            assert!(!answered, "the denied name was read: {}", output.out());
+            assert!(!answered || output.code == 125, "the denied name was read unnoticed: {}", output.out());
             leaks::expect_none(sandbox.mark(), output.pid);
         }
     });

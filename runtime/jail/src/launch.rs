@@ -204,6 +204,8 @@ fn attach(plan: &Plan, site: Option<&Site>, running: &mut Running<'_>) -> Result
     if let Some(cgroup) = &mut running.cgroup {
         cgroup.attach(running.init)?;
     }
+    // The command has not started: a name that changed hands while the root was built need not be shown to it at all.
+    running.check_guard()?;
     running.socket.order(Order::Attached).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
 }
 

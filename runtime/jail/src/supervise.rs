@@ -94,6 +94,12 @@ impl<'a> Running<'a> {
         Err(error)
     }
 
+    /// Fails when a denied name has changed hands.
+    pub fn check_guard(&self) -> Result<(), JailError> {
+        let changed = self.guard.as_ref().map(Guard::changed).transpose().map_err(self.failed(Step::Placeholder))?;
+        changed.flatten().map_or(Ok(()), |path| Err(JailError::Unmasked(path)))
+    }
+
     /// What was refused up to now; the end of the record.
     pub fn take_refusals(&mut self) -> Vec<Refusal> {
         self.listener.take().map(Listener::into_refusals).unwrap_or_default()

@@ -120,10 +120,10 @@ fn a_command_starts_in_the_directory_that_leads_to_a_grant() {
 /// The host has a file of the same name where the sandbox shows another tree: that file must not come in.
 #[test]
 fn a_relative_command_is_found_from_where_it_starts() {
-    let host = Invented::new(HOME, &["/srv/tool/run", "/work/run"]);
-    let plan = host.plan(Mode::Isolation, HOME, rw("/srv/tool:/work"), "./run", Some("/work")).unwrap();
-    assert_eq!(plan.command.candidates, [PathBuf::from("/work/run")]);
-    let shown = |mount: &Mount| matches!(mount, Mount::Bind { source, .. } if source == Path::new("/work/run"));
+    let host = Invented::new(HOME, &["/srv/tool/run", "/job/run"]);
+    let plan = host.plan(Mode::Isolation, HOME, rw("/srv/tool:/job"), "./run", Some("/job")).unwrap();
+    assert_eq!(plan.command.candidates, [PathBuf::from("/job/run")]);
+    let shown = |mount: &Mount| matches!(mount, Mount::Bind { source, .. } if source == Path::new("/job/run"));
     assert!(!plan.mounts.iter().any(shown), "{:?}", plan.mounts);
     assert_eq!(plan.command.argv, [OsString::from("./run")]);
 }

@@ -13,13 +13,13 @@ fuzz_target!(|text: &str| {
         policy_file: Some(PathBuf::from("p.toml")),
         flags: Flags::default(),
         home: Some(PathBuf::from("/home/u")),
-        cwd: PathBuf::from("/work"),
+        cwd: PathBuf::from("/job"),
         tmpdir: None,
         system_config: None,
         user_config: None,
         groups: &["base", "files"],
     };
     // One file, which may also extend itself.
-    let mut sources = |path: &Path| Ok((path == Path::new("/work/p.toml")).then(|| text.to_owned()));
+    let mut sources = |path: &Path| Ok((path == Path::new("/job/p.toml")).then(|| text.to_owned()));
     let _ = resolve(&inputs, &mut sources);
 });

@@ -24,10 +24,10 @@ fn plan() -> Plan {
     let mounts = vec![
         Mount::Dir { dest: "/".into() },
         bind("/usr", BindAccess::Read, true),
-        bind("/work", BindAccess::Write, false),
-        deny("/work/keys", Some(Kind::Dir)),
-        deny("/work/later", None),
-        Mount::Hide { dest: "/work/hidden".into(), kind: Kind::Dir, origin: Origin::flag("hide") },
+        bind("/job", BindAccess::Write, false),
+        deny("/job/keys", Some(Kind::Dir)),
+        deny("/job/later", None),
+        Mount::Hide { dest: "/job/hidden".into(), kind: Kind::Dir, origin: Origin::flag("hide") },
         Mount::Tmpfs { dest: "/tmp".into(), size_bytes: 1 << 20, exec: false, origin: Origin::flag("--tmpfs") },
     ];
     let rule =
@@ -56,7 +56,7 @@ fn plan() -> Plan {
             rules: vec![
                 rule("/usr/bin", false, true),
                 rule("/usr", false, false),
-                rule("/work", true, false),
+                rule("/job", true, false),
                 rule("/tmp", true, false),
             ],
             tcp_refused: true,
@@ -89,9 +89,9 @@ fn check(path: &str, access: Access, makes: Makes, found: &Found, expected: Opti
 fn what_is_granted_is_quiet() {
     check("/usr/lib/x.so", Access::Read, Makes::Nothing, &FILE, None);
     check("/usr/bin/x", Access::Exec, Makes::Nothing, &FILE, None);
-    check("/work/x", Access::Write, Makes::IfMissing, &ABSENT, None);
+    check("/job/x", Access::Write, Makes::IfMissing, &ABSENT, None);
     check("/tmp/x", Access::Write, Makes::New, &ABSENT, None);
-    check("/work", Access::Read, Makes::Nothing, &DIR, None);
+    check("/job", Access::Read, Makes::Nothing, &DIR, None);
 }
 
 #[test]
@@ -123,19 +123,19 @@ fn what_is_read_only_refuses_writes_but_not_what_exists_already() {
 #[test]
 fn execution_needs_the_mount_and_landlock() {
     check("/tmp/x", Access::Exec, Makes::Nothing, &FILE, Some(Obstacle::NoExec));
-    check("/work/x", Access::Exec, Makes::Nothing, &FILE, Some(Obstacle::NoExec));
+    check("/job/x", Access::Exec, Makes::Nothing, &FILE, Some(Obstacle::NoExec));
     check("/usr/share/x", Access::Exec, Makes::Nothing, &FILE, Some(Obstacle::Landlock));
 }
 
 #[test]
 fn masks_refuse_what_reaches_into_them() {
-    check("/work/keys/id", Access::Read, Makes::Nothing, &ABSENT, Some(Obstacle::Denied));
-    check("/work/keys", Access::Read, Makes::Nothing, &DIR, Some(Obstacle::Denied));
-    check("/work/keys", Access::Look, Makes::Nothing, &DIR, None);
-    check("/work/hidden/x", Access::Look, Makes::Nothing, &OUTSIDE, Some(Obstacle::Hidden));
+    check("/job/keys/id", Access::Read, Makes::Nothing, &ABSENT, Some(Obstacle::Denied));
+    check("/job/keys", Access::Read, Makes::Nothing, &DIR, Some(Obstacle::Denied));
+    check("/job/keys", Access::Look, Makes::Nothing, &DIR, None);
+    check("/job/hidden/x", Access::Look, Makes::Nothing, &OUTSIDE, Some(Obstacle::Hidden));
     // A name that is held although nobody has it.
-    check("/work/later/x", Access::Look, Makes::Nothing, &ABSENT, None);
-    check("/work/later/x", Access::Write, Makes::IfMissing, &ABSENT, Some(Obstacle::Denied));
+    check("/job/later/x", Access::Look, Makes::Nothing, &ABSENT, None);
+    check("/job/later/x", Access::Write, Makes::IfMissing, &ABSENT, Some(Obstacle::Denied));
 }
 
 #[test]

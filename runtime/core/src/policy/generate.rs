@@ -184,7 +184,7 @@ fn effect((mut file, lines): (File, Lines)) -> Result<String, PolicyError> {
     let extends: Vec<_> =
         file.extends.iter().map(|link| (link.get_ref().clone(), lines.origin(&link.span()))).collect();
     let description = file.description.clone();
-    let context = Context { home: Some(Path::new("/home/u")), cwd: Path::new("/work"), tmpdir: Path::new("/var/tmp") };
+    let context = Context { home: Some(Path::new("/home/u")), cwd: Path::new("/job"), tmpdir: Path::new("/var/tmp") };
     let groups: Vec<&str> = crate::seccomp::groups::iter().map(|group| group.name).collect();
     let mut draft = Draft::default();
     let source = Source { lines: &lines, dir: None, context: &context, groups: &groups, raise_limits: false };

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn context(home: Option<&Path>) -> Context<'_> {
-        Context { home, cwd: Path::new("/work"), tmpdir: Path::new("/var/tmp") }
+        Context { home, cwd: Path::new("/job"), tmpdir: Path::new("/var/tmp") }
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
         check("~", "/home/u");
         check("~/.ssh", "/home/u/.ssh");
         check("${HOME}/a", "/home/u/a");
-        check("${CWD}", "/work");
+        check("${CWD}", "/job");
         check("/x${TMPDIR}/y", "/x/var/tmp/y");
         check("/a$b", "/a$b");
         check("/..a/b..", "/..a/b..");
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn paths_in_flags_start_at_the_working_directory() {
-        for (text, expected) in [("a", "/work/a"), ("../a", "/a"), ("../../..", "/"), ("/x/", "/x"), ("~", "/work/~")] {
+        for (text, expected) in [("a", "/job/a"), ("../a", "/a"), ("../../..", "/"), ("/x/", "/x"), ("~", "/job/~")] {
             assert_eq!(in_flag(Path::new(text), &context(None)), PathBuf::from(expected));
         }
     }

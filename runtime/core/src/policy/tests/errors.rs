@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// Resolves `/work/job/p.toml` with this text.
+/// Resolves `/job/job/p.toml` with this text.
 #[track_caller]
 fn check(text: &str, expected: &str) {
-    check_files(&[("/work/job/p.toml", text)], expected);
+    check_files(&[("/job/job/p.toml", text)], expected);
 }
 
 #[track_caller]
@@ -28,35 +28,35 @@ fn check_flags(flags: Flags, expected: &str) {
 fn unknown_names() {
     check(
         "\n[filesystem]\nraed = []",
-        "/work/job/p.toml:3: unknown key `raed`, did you mean `read`? (accepted here: `inherit`, `read`, `write`, `exec`, `hide`, `deny`, `tmpfs`, `proc`)",
+        "/job/job/p.toml:3: unknown key `raed`, did you mean `read`? (accepted here: `inherit`, `read`, `write`, `exec`, `hide`, `deny`, `tmpfs`, `proc`)",
     );
     check(
         "[filesistem]\nread = []",
-        "/work/job/p.toml:1: unknown key `filesistem`, did you mean `filesystem`? (accepted here: `description`, `mode`, `extends`, `filesystem`, `network`, `syscalls`, `capabilities`, `resources`, `environment`, `identity`, `terminal`, `layers`, `ceiling`)",
+        "/job/job/p.toml:1: unknown key `filesistem`, did you mean `filesystem`? (accepted here: `description`, `mode`, `extends`, `filesystem`, `network`, `syscalls`, `capabilities`, `resources`, `environment`, `identity`, `terminal`, `layers`, `ceiling`)",
     );
     check(
         "[filesystem]\nread = [{ path = \"/x\", raeson = \"y\" }]",
-        "/work/job/p.toml:2: unknown key `raeson`, did you mean `reason`? (accepted here: `path`, `dest`, `reason`, `optional`)",
+        "/job/job/p.toml:2: unknown key `raeson`, did you mean `reason`? (accepted here: `path`, `dest`, `reason`, `optional`)",
     );
     check(
         "[network]\naccess = \"hots\"",
-        "/work/job/p.toml:2: unknown value `hots`, did you mean `host`? (accepted here: `none`, `host`)",
+        "/job/job/p.toml:2: unknown value `hots`, did you mean `host`? (accepted here: `none`, `host`)",
     );
     check(
         "[layers]\nlandlok = \"required\"",
-        "/work/job/p.toml:2: unknown value `landlok`, did you mean `landlock`? (accepted here: `userns`, `mountns`, `pidns`, `netns`, `ipcns`, `utsns`, `cgroupns`, `timens`, `capabilities`, `no-new-privs`, `seccomp`, `landlock`, `cgroup`, `rlimits`)",
+        "/job/job/p.toml:2: unknown value `landlok`, did you mean `landlock`? (accepted here: `userns`, `mountns`, `pidns`, `netns`, `ipcns`, `utsns`, `cgroupns`, `timens`, `capabilities`, `no-new-privs`, `seccomp`, `landlock`, `cgroup`, `rlimits`)",
     );
     check(
         "[layers]\nlandlock = \"maybe\"",
-        "/work/job/p.toml:2: unknown value `maybe` (accepted here: `required`, `optional`, `off`)",
+        "/job/job/p.toml:2: unknown value `maybe` (accepted here: `required`, `optional`, `off`)",
     );
     check(
         "[syscalls]\nallow = [\"files\",\n\"io-urnig\"]",
-        "/work/job/p.toml:3: there is no system call group `io-urnig`, did you mean `io-uring`? (policies/syscalls.toml lists them)",
+        "/job/job/p.toml:3: there is no system call group `io-urnig`, did you mean `io-uring`? (policies/syscalls.toml lists them)",
     );
     check(
         "extends = [\"profile:pyhton\"]",
-        "/work/job/p.toml:1: there is no profile `pyhton`, did you mean `python`? (built in: `build`, `node`, `python`, `shell`, `static`; others are read from /home/u/.config/apex/profiles and /etc/apex/profiles)",
+        "/job/job/p.toml:1: there is no profile `pyhton`, did you mean `python`? (built in: `build`, `node`, `python`, `shell`, `static`; others are read from /home/u/.config/apex/profiles and /etc/apex/profiles)",
     );
 }
 
@@ -64,95 +64,95 @@ fn unknown_names() {
 fn wrong_values() {
     check(
         "[resources]\nmemory = \"12Q\"",
-        "/work/job/p.toml:2: invalid value: string \"12Q\", expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
+        "/job/job/p.toml:2: invalid value: string \"12Q\", expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
     );
     check(
         "[resources]\nmemory = 0",
-        "/work/job/p.toml:2: invalid value: integer `0`, expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
+        "/job/job/p.toml:2: invalid value: integer `0`, expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
     );
     check(
         "[resources]\nmemory = true",
-        "/work/job/p.toml:2: invalid type: boolean `true`, expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
+        "/job/job/p.toml:2: invalid type: boolean `true`, expected a size above zero such as \"512M\" (K, M, G, T: powers of 1024; no unit: bytes) or \"unlimited\"",
     );
     check(
         "[resources]\nwall_time = 10",
-        "/work/job/p.toml:2: invalid value: integer `10`, expected a time above zero with its unit such as \"10m\" (ms, s, m, h, d) or \"unlimited\"",
+        "/job/job/p.toml:2: invalid value: integer `10`, expected a time above zero with its unit such as \"10m\" (ms, s, m, h, d) or \"unlimited\"",
     );
     check(
         "[resources]\ncpu = 1.5",
-        "/work/job/p.toml:2: invalid type: floating point `1.5`, expected percent of one core as a whole number from 1 (200 is two cores) or \"unlimited\"",
+        "/job/job/p.toml:2: invalid type: floating point `1.5`, expected percent of one core as a whole number from 1 (200 is two cores) or \"unlimited\"",
     );
     check(
         "[resources]\ntmp_size = \"unlimited\"",
-        "/work/job/p.toml:2: invalid value: string \"unlimited\", expected a finite size above zero such as \"64M\" (K, M, G, T: powers of 1024; no unit: bytes)",
+        "/job/job/p.toml:2: invalid value: string \"unlimited\", expected a finite size above zero such as \"64M\" (K, M, G, T: powers of 1024; no unit: bytes)",
     );
-    check("[filesystem]\nread = \"/x\"", "/work/job/p.toml:2: invalid type: string \"/x\", expected a list in `[ ]`");
+    check("[filesystem]\nread = \"/x\"", "/job/job/p.toml:2: invalid type: string \"/x\", expected a list in `[ ]`");
     check(
         "[filesystem]\nread = [5]",
-        "/work/job/p.toml:2: invalid type: integer `5`, expected a path or a table `{ path, dest, reason, optional }`",
+        "/job/job/p.toml:2: invalid type: integer `5`, expected a path or a table `{ path, dest, reason, optional }`",
     );
-    check("[filesystem]\nread = [{ dest = \"/x\" }]", "/work/job/p.toml:2: missing field `path`");
+    check("[filesystem]\nread = [{ dest = \"/x\" }]", "/job/job/p.toml:2: missing field `path`");
     check(
         "[filesystem]\nread = [{ path = \"/x\", dest = \"y\" }]",
-        "/work/job/p.toml:2: path `y` is relative; write an absolute one, `~/...` or one with `${HOME}`, `${CWD}` and `${TMPDIR}`",
+        "/job/job/p.toml:2: path `y` is relative; write an absolute one, `~/...` or one with `${HOME}`, `${CWD}` and `${TMPDIR}`",
     );
     check(
         "[filesystem]\nread = [\"/a\", \"../x\"]",
-        "/work/job/p.toml:2: path `../x` holds `..`; write the path that is meant without it",
+        "/job/job/p.toml:2: path `../x` holds `..`; write the path that is meant without it",
     );
     check(
         "[filesystem]\ndeny = [{ path = \"/x\", optional = true }]",
-        "/work/job/p.toml:2: `optional` means nothing in `deny`; remove it",
+        "/job/job/p.toml:2: `optional` means nothing in `deny`; remove it",
     );
     check(
         "[filesystem]\ntmpfs = [\"/\"]",
-        "/work/job/p.toml:2: `/` is the root of the sandbox, which Apex builds; put the tmpfs beneath it",
+        "/job/job/p.toml:2: `/` is the root of the sandbox, which Apex builds; put the tmpfs beneath it",
     );
     check(
         "[identity]\nuid = -1",
-        "/work/job/p.toml:2: invalid value: integer `-1`, expected an id from 0 to 4294967294",
+        "/job/job/p.toml:2: invalid value: integer `-1`, expected an id from 0 to 4294967294",
     );
     check(
         "[identity]\nuid = 4294967295",
-        "/work/job/p.toml:2: 4294967295 is not an id; write a number from 0 to 4294967294",
+        "/job/job/p.toml:2: 4294967295 is not an id; write a number from 0 to 4294967294",
     );
     check(
         "[identity]\nhostname = \"a b\"",
-        "/work/job/p.toml:2: `a b` is not a host name; write 1 to 64 letters, digits, `-` or `.`",
+        "/job/job/p.toml:2: `a b` is not a host name; write 1 to 64 letters, digits, `-` or `.`",
     );
     check(
         "[environment]\npass = [\"LC_*\"]",
-        "/work/job/p.toml:2: `LC_*` is not the name of a variable; write each name by itself, without `=` or `*`",
+        "/job/job/p.toml:2: `LC_*` is not the name of a variable; write each name by itself, without `=` or `*`",
     );
     check(
         "[capabilities]\nkeep = [\"net_raw\"]",
-        "/work/job/p.toml:2: `net_raw` is not a capability; write its name as in capabilities(7), such as `CAP_NET_RAW`",
+        "/job/job/p.toml:2: `net_raw` is not a capability; write its name as in capabilities(7), such as `CAP_NET_RAW`",
     );
-    check("network = 5", "/work/job/p.toml:1: invalid type: integer `5`, expected the table `[network]`");
-    check("layers = []", "/work/job/p.toml:1: invalid type: sequence, expected a table");
+    check("network = 5", "/job/job/p.toml:1: invalid type: integer `5`, expected the table `[network]`");
+    check("layers = []", "/job/job/p.toml:1: invalid type: sequence, expected a table");
     check(
         "[network]\naccess = 5",
-        "/work/job/p.toml:2: not a text, expected one of the words that this key takes, in quotes",
+        "/job/job/p.toml:2: not a text, expected one of the words that this key takes, in quotes",
     );
-    check("[environment.set]\nA = 1", "/work/job/p.toml:2: invalid type: integer `1`, expected a string");
-    check("[network\n", "/work/job/p.toml:1: not valid TOML: unclosed table, expected `]`");
-    check("[syscalls]\nallow = []\nallow = []", "/work/job/p.toml:3: not valid TOML: duplicate key");
+    check("[environment.set]\nA = 1", "/job/job/p.toml:2: invalid type: integer `1`, expected a string");
+    check("[network\n", "/job/job/p.toml:1: not valid TOML: unclosed table, expected `]`");
+    check("[syscalls]\nallow = []\nallow = []", "/job/job/p.toml:3: not valid TOML: duplicate key");
     check(
         "mode = \"hybrid\"\n[ceiling]\n",
-        "/work/job/p.toml:2: `[ceiling]` has no place here, only in mode files; remove it",
+        "/job/job/p.toml:2: `[ceiling]` has no place here, only in mode files; remove it",
     );
 }
 
 #[test]
 fn files_that_cannot_be_had() {
-    check_files(&[], "--policy: cannot read policy `/work/job/p.toml`: there is no such file; give a path that exists");
+    check_files(&[], "--policy: cannot read policy `/job/job/p.toml`: there is no such file; give a path that exists");
     check(
         "extends = [\"base.toml\"]",
-        "/work/job/p.toml:1: cannot read policy `/work/job/base.toml`: there is no such file; give a path that exists (a relative one starts at the directory of this file)",
+        "/job/job/p.toml:1: cannot read policy `/job/job/base.toml`: there is no such file; give a path that exists (a relative one starts at the directory of this file)",
     );
     check_files(
-        &[("/work/job/p.toml", "extends = [\"a.toml\"]"), ("/work/job/a.toml", "\n\nextends = [\"./p.toml\"]")],
-        "/work/job/a.toml:3: `extends` leads in a circle: /work/job/p.toml -> /work/job/a.toml -> /work/job/p.toml; remove one of these links",
+        &[("/job/job/p.toml", "extends = [\"a.toml\"]"), ("/job/job/a.toml", "\n\nextends = [\"./p.toml\"]")],
+        "/job/job/a.toml:3: `extends` leads in a circle: /job/job/p.toml -> /job/job/a.toml -> /job/job/p.toml; remove one of these links",
     );
     let inputs = Inputs { profile: Some("../x".to_owned()), user_config: None, ..inputs() };
     same(
@@ -165,51 +165,51 @@ fn files_that_cannot_be_had() {
 fn too_much_for_isolation() {
     check(
         "[network]\naccess = \"host\"",
-        "/work/job/p.toml:2: asks for the network of the host, but no network can be given (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for the network of the host, but no network can be given (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[syscalls]\ndefault = \"report\"",
-        "/work/job/p.toml:2: asks for system calls to be `report` by default, but the widest default is `deny` (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for system calls to be `report` by default, but the widest default is `deny` (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[syscalls]\nallow = [\"bpf\"]",
-        "/work/job/p.toml:2: asks for the system call group `bpf`, but it can never be allowed (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for the system call group `bpf`, but it can never be allowed (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[syscalls]\ncompat = true",
-        "/work/job/p.toml:2: asks for 32-bit programs, but only the ABI of the machine can be used (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for 32-bit programs, but only the ABI of the machine can be used (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[capabilities]\nkeep = [\"CAP_NET_RAW\"]",
-        "/work/job/p.toml:2: asks for capability CAP_NET_RAW, but it cannot be kept (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for capability CAP_NET_RAW, but it cannot be kept (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[filesystem]\nread = [\"/\"]",
-        "/work/job/p.toml:2: asks for `/`, but it contains `/proc`, of which nothing can be granted (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for `/`, but it contains `/proc`, of which nothing can be granted (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[filesystem]\nread = [{ path = \"/home/u\", dest = \"/proc/x\" }]",
-        "/work/job/p.toml:2: asks for `/proc/x`, but nothing of `/proc` can be granted (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for `/proc/x`, but nothing of `/proc` can be granted (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[filesystem]\nwrite = [\"/usr/local\"]",
-        "/work/job/p.toml:2: asks for `/usr/local` writable, but nothing of `/usr` can be granted for writing (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for `/usr/local` writable, but nothing of `/usr` can be granted for writing (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[resources]\nmemory = \"unlimited\"",
-        "/work/job/p.toml:2: asks for no limit for `memory`, but it must be finite (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for no limit for `memory`, but it must be finite (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[layers]\nseccomp = \"optional\"",
-        "/work/job/p.toml:2: asks for layer seccomp to be optional, but a file cannot do that (`--optional` on the command line can) (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for layer seccomp to be optional, but a file cannot do that (`--optional` on the command line can) (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "[layers]\ncgroup = \"off\"",
-        "/work/job/p.toml:2: asks for layer cgroup to be off, but it cannot be turned off (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
+        "/job/job/p.toml:2: asks for layer cgroup to be off, but it cannot be turned off (ceiling of mode isolation, modes/isolation.toml); remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
     );
     check(
         "mode = \"development\"\n[layers]\nuserns = \"off\"",
-        "/work/job/p.toml:3: layer userns cannot be off: no sandbox exists without it, in any mode; remove the rule",
+        "/job/job/p.toml:3: layer userns cannot be off: no sandbox exists without it, in any mode; remove the rule",
     );
 }
 

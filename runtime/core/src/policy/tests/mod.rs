@@ -74,7 +74,7 @@ fn inputs() -> Inputs<'static> {
         policy_file: None,
         flags: Flags::default(),
         home: Some(PathBuf::from("/home/u")),
-        cwd: PathBuf::from("/work/job"),
+        cwd: PathBuf::from("/job/job"),
         tmpdir: None,
         system_config: Some(PathBuf::from("/etc/apex")),
         user_config: Some(PathBuf::from("/home/u/.config/apex")),
@@ -100,7 +100,7 @@ fn every_built_in_resolves() {
 
 fn with_policy(text: &str) -> Policy {
     let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
-    resolve(&inputs, &mut files(&[("/work/job/p.toml", text)])).unwrap_or_else(|error| panic!("{error}"))
+    resolve(&inputs, &mut files(&[("/job/job/p.toml", text)])).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn with_flags(flags: Flags) -> Policy {
@@ -143,7 +143,7 @@ fn every_built_in_rule_has_a_reason() {
 fn a_policy_names_its_mode_and_the_flag_wins() {
     assert_eq!(with_policy("mode = \"hybrid\"").mode, Mode::Hybrid);
     let inputs = Inputs { mode: Some(Mode::Development), policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
-    let policy = resolve(&inputs, &mut files(&[("/work/job/p.toml", "mode = \"hybrid\"")])).unwrap();
+    let policy = resolve(&inputs, &mut files(&[("/job/job/p.toml", "mode = \"hybrid\"")])).unwrap();
     assert_eq!(policy.mode, Mode::Development);
 }
 
@@ -155,14 +155,14 @@ fn later_rules_win_on_the_same_place() {
     assert!(policy.filesystem.tmpfs.is_empty(), "the host's /tmp takes the place of the private one");
     assert_eq!(find(&policy.filesystem.read, "/etc/localtime").unwrap().path, Path::new("/srv/hosts"));
     let policy = with_policy("mode = \"development\"\n[filesystem]\nread = [\"${CWD}\"]");
-    assert!(find(&policy.filesystem.write, "/work/job").is_none());
+    assert!(find(&policy.filesystem.write, "/job/job").is_none());
 }
 
 #[test]
 fn inherit_false_forgets_grants_and_keeps_refusals() {
     let policy = with_policy("mode = \"development\"\n[filesystem]\ninherit = false\nread = [\"./x\"]");
     let paths: Vec<_> = policy.filesystem.read.iter().map(|grant| grant.path.clone()).collect();
-    assert_eq!(paths, [PathBuf::from("/work/job/x")]);
+    assert_eq!(paths, [PathBuf::from("/job/job/x")]);
     assert!(
         policy.filesystem.write.is_empty() && policy.filesystem.exec.is_empty() && policy.filesystem.tmpfs.is_empty()
     );
@@ -188,9 +188,9 @@ fn flags_come_last() {
     };
     let policy = with_flags(flags);
     let lib = find(&policy.filesystem.read, "/opt/lib").unwrap();
-    assert_eq!((lib.path.as_path(), lib.origin.to_string()), (Path::new("/work/job/lib"), "--ro".to_owned()));
+    assert_eq!((lib.path.as_path(), lib.origin.to_string()), (Path::new("/job/job/lib"), "--ro".to_owned()));
     assert!(
-        find(&policy.filesystem.exec, "/opt/lib").is_some() && find(&policy.filesystem.read, "/work/data").is_some()
+        find(&policy.filesystem.exec, "/opt/lib").is_some() && find(&policy.filesystem.read, "/job/data").is_some()
     );
     assert!(
         find(&policy.filesystem.write, "/srv/out").is_some()
@@ -273,18 +273,18 @@ fn an_administrators_ceiling_holds_over_the_users_mode() {
 fn bounds_hold() {
     let mut chain = Files::default();
     for at in 0..=DEPTH_MAX {
-        chain.0.insert(PathBuf::from(format!("/work/job/{at}.toml")), format!("extends = [\"{}.toml\"]", at + 1));
+        chain.0.insert(PathBuf::from(format!("/job/job/{at}.toml")), format!("extends = [\"{}.toml\"]", at + 1));
     }
     let inputs = Inputs { policy_file: Some(PathBuf::from("0.toml")), ..inputs() };
     assert!(matches!(resolve(&inputs, &mut chain), Err(PolicyError::TooMany { .. })));
     let wide: Vec<String> = (0..=FILES_MAX).map(|at| format!("w{at}.toml")).collect();
-    let mut files = Files(wide.iter().map(|name| (Path::new("/work/job").join(name), String::new())).collect());
-    files.0.insert(PathBuf::from("/work/job/0.toml"), format!("extends = {wide:?}"));
+    let mut files = Files(wide.iter().map(|name| (Path::new("/job/job").join(name), String::new())).collect());
+    files.0.insert(PathBuf::from("/job/job/0.toml"), format!("extends = {wide:?}"));
     assert!(matches!(resolve(&inputs, &mut files), Err(PolicyError::TooMany { .. })));
     let paths: Vec<String> = (0..=PATH_RULES_MAX).map(|at| format!("/srv/{at}")).collect();
-    files.0.insert(PathBuf::from("/work/job/0.toml"), format!("filesystem.read = {paths:?}"));
+    files.0.insert(PathBuf::from("/job/job/0.toml"), format!("filesystem.read = {paths:?}"));
     assert!(matches!(resolve(&inputs, &mut files), Err(PolicyError::TooMany { .. })));
-    files.0.insert(PathBuf::from("/work/job/0.toml"), "#".repeat(FILE_SIZE_MAX + 1));
+    files.0.insert(PathBuf::from("/job/job/0.toml"), "#".repeat(FILE_SIZE_MAX + 1));
     assert!(matches!(resolve(&inputs, &mut files), Err(PolicyError::TooLarge { .. })));
 }
 
@@ -301,7 +301,7 @@ fn the_examples_of_the_reference_resolve() {
     let mut count = 0;
     for block in text.split("```toml\n").skip(1) {
         let example = block.split("```").next().unwrap();
-        let list = [("/work/job/p.toml", example), ("/work/job/base.toml", "")];
+        let list = [("/job/job/p.toml", example), ("/job/job/base.toml", "")];
         let result = if example.contains("[ceiling]") {
             resolve(&inputs(), &mut files(&[("/etc/apex/modes/isolation.toml", example)]))
         } else {

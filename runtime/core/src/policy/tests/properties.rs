@@ -116,7 +116,7 @@ proptest! {
         let last = layers.len() - 1;
         for (at, text) in layers.iter().enumerate() {
             let extends = if at == 0 { String::new() } else { format!("extends = [\"{}.toml\"]\n", at - 1) };
-            list.0.insert(PathBuf::from(format!("/work/job/{at}.toml")), format!("{extends}{text}"));
+            list.0.insert(PathBuf::from(format!("/job/job/{at}.toml")), format!("{extends}{text}"));
         }
         let ro = flag.split('"').skip(1).step_by(2).map(Into::into).collect();
         let flags = Flags { ro, ..Flags::default() };
@@ -131,7 +131,7 @@ proptest! {
         let (key, words) = WORDS[which];
         let text = format!("{key}\"{}\"", words[word.index(words.len())]);
         let inputs = Inputs { profile: Some(profile.to_owned()), policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
-        if let Ok(policy) = resolve(&inputs, &mut files(&[("/work/job/p.toml", &text)])) {
+        if let Ok(policy) = resolve(&inputs, &mut files(&[("/job/job/p.toml", &text)])) {
             assert_isolated(&policy);
         }
     }
@@ -140,7 +140,7 @@ proptest! {
     fn a_denial_never_vanishes(first in path_list(), later in layer(), mode in prop::sample::select(vec!["development", "hybrid", "isolation"])) {
         let base = format!("mode = \"{mode}\"\n[filesystem]\ndeny = {first}\nhide = {first}\n[syscalls]\ndeny = [\"files\"]");
         let with = |text: &str| {
-            let list = [("/work/job/base.toml", base.as_str()), ("/work/job/p.toml", text)];
+            let list = [("/job/job/base.toml", base.as_str()), ("/job/job/p.toml", text)];
             resolve(&Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() }, &mut files(&list))
         };
         let alone = with("extends = [\"base.toml\"]").expect("denials are always allowed");
@@ -163,12 +163,12 @@ proptest! {
             links.iter().enumerate().map(|(at, links)| links.iter().filter(|_| at > 0).map(|link| link.index(at)).collect()).collect();
         for (at, parents) in parents.iter().enumerate() {
             let extends: Vec<String> = parents.iter().map(|parent| format!("f{parent}.toml")).collect();
-            list.0.insert(PathBuf::from(format!("/work/job/f{at}.toml")), format!("extends = {extends:?}\nidentity.hostname = \"f{at}\""));
+            list.0.insert(PathBuf::from(format!("/job/job/f{at}.toml")), format!("extends = {extends:?}\nidentity.hostname = \"f{at}\""));
         }
         let last = parents.len() - 1;
         let inputs = Inputs { policy_file: Some(PathBuf::from(format!("f{last}.toml"))), ..inputs() };
         let policy = resolve(&inputs, &mut list).expect("no circle");
-        let place = |at: usize| policy.sources.iter().position(|source| *source == format!("/work/job/f{at}.toml"));
+        let place = |at: usize| policy.sources.iter().position(|source| *source == format!("/job/job/f{at}.toml"));
         for (at, parents) in parents.iter().enumerate() {
             if let Some(own) = place(at) {
                 prop_assert!(parents.iter().all(|parent| place(*parent).is_some_and(|place| place < own)));
@@ -199,7 +199,7 @@ proptest! {
 /// Either result will do; a panic would fail the test, and so would an error without a place.
 fn survives(text: &str) {
     let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
-    if let Err(error) = resolve(&inputs, &mut files(&[("/work/job/p.toml", text)])) {
+    if let Err(error) = resolve(&inputs, &mut files(&[("/job/job/p.toml", text)])) {
         assert!(error.to_string().contains("p.toml"), "{error}");
     }
 }

@@ -128,7 +128,9 @@ impl Stage {
         fs::copy(&binary.file, &file).with_context(|| format!("cannot copy {}", binary.file.display()))?;
         let root = shell::root();
         let dir = self.repo.join(binary.dir.strip_prefix(&root).context("a package lies outside the repository")?);
-        let mut command = Command::new(file);
+        // What the caller ignores (a shell in the background ignores SIGINT) the tests and their sandboxes would ignore too.
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(file);
         command.arg("--show-output").env_clear().current_dir(&dir);
         command.env("PATH", PATH).env("HOME", &self.home).env("TMPDIR", &self.tmp).env("LANG", "C.UTF-8");
         command.env("CARGO_MANIFEST_DIR", &dir).env("APEX_REPO", &self.repo).env("APEX_RUN", &self.apex_run);

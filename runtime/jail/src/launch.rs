@@ -32,22 +32,6 @@ use crate::wire::{Domain, End, Order};
 /// above 0x6fffffff is used by nobody (systemd's UIDS-GIDS document).
 const HOST_ID_BASE: u32 = 0x7000_0000;
 
-/// Signals that are passed on to the command.
-const PASSED: [i32; 12] = [
-    nix::libc::SIGHUP,
-    nix::libc::SIGINT,
-    nix::libc::SIGQUIT,
-    nix::libc::SIGTERM,
-    nix::libc::SIGUSR1,
-    nix::libc::SIGUSR2,
-    nix::libc::SIGALRM,
-    nix::libc::SIGCONT,
-    nix::libc::SIGTSTP,
-    nix::libc::SIGWINCH,
-    nix::libc::SIGPIPE,
-    nix::libc::SIGCHLD,
-];
-
 /// Why a sandbox did not come to be, or could not be watched to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
@@ -153,7 +137,9 @@ pub fn run_recording(
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
     let trees = take_trees(plan, host).map_err(explain)?;
-    let mask = signal::block(&Set::of(&PASSED)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
+    // SIGCHLD for the init, which inherits the mask.
+    let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();
+    let mask = signal::block(&Set::of(&blocked)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
     let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
     let pause = options.receipt.is_some();
     let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);

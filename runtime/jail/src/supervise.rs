@@ -20,8 +20,8 @@ use crate::relay::Relay;
 use crate::step::{Failure, Step};
 use crate::wire::{Domain, End, Order, Report};
 
-/// Signals that a signalfd yields here.
-const WATCHED: [i32; 11] = [
+/// Signals that the launcher passes on to the command.
+pub const WATCHED: [i32; 11] = [
     nix::libc::SIGHUP,
     nix::libc::SIGINT,
     nix::libc::SIGQUIT,

@@ -81,6 +81,10 @@ fn portable(mut plan: Value) -> Value {
     if let Some(mounts) = fields.get_mut("mounts").and_then(Value::as_array_mut) {
         mounts.retain(|mount| mount["step"] != "deny" || mount["source"] != "");
     }
+    // Without a cgroup the limit of the process is the only one on tasks, and has no room to let the cgroup answer first.
+    if let Some(rlimits) = fields.get_mut("rlimits").and_then(Value::as_array_mut) {
+        rlimits.retain(|limit| limit["name"] != "nproc");
+    }
     for mount in fields.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
         mount.as_object_mut().expect("an object").remove("idmap");
     }

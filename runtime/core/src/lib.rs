@@ -6,7 +6,9 @@
 
 pub mod amount;
 pub mod doctor;
+pub mod event;
 pub mod explain;
+pub mod finding;
 pub mod host;
 pub mod layer;
 pub mod observe;
@@ -17,3 +19,4 @@ pub mod prove;
 pub mod receipt;
 pub mod refusal;
 pub mod seccomp;
+pub mod watch;

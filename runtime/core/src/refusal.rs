@@ -8,7 +8,7 @@ use crate::layer::Layer;
 use crate::policy::Origin;
 
 /// What a file system call wanted to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Look at it: stat, access, readlink.

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 
 use crate::layer::{Layer, Requirement};
 use crate::policy::{Mode, Network, Origin, ProcView};
+use crate::watch::Level;
 
 /// What the command line asks for beside the policy.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Request {
     pub on_terminal: bool,
     /// Whether refusals are recorded (`--why`): refused calls go to a listener, and path calls are observed.
     pub record: bool,
+    /// How much of it is watched: unless nothing, refused calls go to a listener.
+    pub watch: Level,
 }
 
 /// The plan of one sandbox.
@@ -58,6 +61,9 @@ pub struct Plan {
     pub seccomp: Option<crate::seccomp::Table>,
     /// Whether refused system calls and path calls go to the recording listener.
     pub record: bool,
+    /// How much is watched; with [`Level::Off`] nothing of the watch exists.
+    #[serde(skip_serializing_if = "Level::is_off")]
+    pub watch: Level,
     /// The program.
     pub command: CommandPlan,
     /// Milliseconds until the sandbox is ended.

@@ -22,12 +22,28 @@ pub const PACKET_BYTES_MAX: usize = 64 << 10;
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Nothing.
+    #[default]
     Off,
     /// What can be had without a hook on every system call of the host.
-    #[default]
     Default,
     /// All families.
     Full,
+}
+
+impl Level {
+    /// Whether nothing is watched.
+    pub fn is_off(&self) -> bool {
+        *self == Level::Off
+    }
+
+    /// The name in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Level::Off => "off",
+            Level::Default => "default",
+            Level::Full => "full",
+        }
+    }
 }
 
 /// A family of hooks, loaded and reported on its own.
@@ -109,6 +125,16 @@ pub enum Reaction {
 }
 
 impl Reaction {
+    /// The name in output and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reaction::Warn => "warn",
+            Reaction::Freeze => "freeze",
+            Reaction::Kill => "kill",
+            Reaction::Tighten => "tighten",
+        }
+    }
+
     /// The least severity that is reacted to.
     pub const LEAST: Severity = Severity::High;
 }
@@ -140,8 +166,10 @@ pub struct Begin {
     pub findings: Vec<Sink>,
     /// What is done on a finding.
     pub on_finding: Reaction,
-    /// Whether a readable account is printed at the end.
+    /// Whether a readable account is printed at the end, on standard error.
     pub summary: bool,
+    /// Whether that account is JSON.
+    pub json: bool,
     /// Where a learned policy is written.
     pub learn: Option<Learn>,
     /// Directories with rules of the administrator and the user, beside the built-in ones.

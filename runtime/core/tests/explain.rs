@@ -106,6 +106,7 @@ fn plan() -> Plan {
         landlock: None,
         seccomp: None,
         record: true,
+        watch: apex_core::watch::Level::Off,
         command: CommandPlan { candidates: vec![], argv: vec![], env: vec![], workdir: vec![PathBuf::from("/")] },
         wall_time_ms: Some(90_000),
         tty: false,

@@ -53,6 +53,7 @@ impl Invented {
             fds: Vec::new(),
             on_terminal: false,
             record: false,
+            watch: apex_core::watch::Level::Off,
         };
         planner::build(&policy, &request, self)
     }

@@ -65,15 +65,25 @@ impl Init<'_, '_> {
         self.let_go_of_host()?;
         let terminal = self.open_terminal()?;
         let ruleset = self.make_ruleset()?;
-        self.await_order(Order::Attached)?;
+        let traced = self.await_attached()?;
         self.enter_cgroup_namespace()?;
         self.drop_capabilities()?;
         prctl::set_no_new_privs().map_err(Failure::at(Step::NoNewPrivs, 0))?;
-        self.spawn(terminal, ruleset)
+        self.spawn(terminal, ruleset, traced)
     }
 
     fn await_order(&self, order: Order) -> Result<(), Failure> {
         self.socket.expect(order).map_err(Failure::at(Step::Handshake, 0))
+    }
+
+    /// Returns whether the command is to stop for a tracer, which the prober may have decided only now.
+    fn await_attached(&self) -> Result<bool, Failure> {
+        match self.socket.next_order() {
+            Ok(Some(Order::Attached { traced })) => Ok(traced),
+            Ok(Some(_)) => Err(Failure::at(Step::Handshake, 0)(Errno::EBADMSG)),
+            Ok(None) => Err(Failure::at(Step::Handshake, 0)(Errno::EPIPE)),
+            Err(errno) => Err(Failure::at(Step::Handshake, 0)(errno)),
+        }
     }
 
     /// Before anything is created: files of the sandbox's own file systems belong to its user. The capabilities of the new
@@ -182,13 +192,14 @@ impl Init<'_, '_> {
         prctl::set_capabilities(kept, kept).map_err(&failed)
     }
 
-    fn spawn(&mut self, terminal: Option<OwnedFd>, ruleset: Option<OwnedFd>) -> Result<Pid, Failure> {
+    fn spawn(&mut self, terminal: Option<OwnedFd>, ruleset: Option<OwnedFd>, traced: bool) -> Result<Pid, Failure> {
         let failed = Failure::at(Step::Spawn, 0);
         // Its descriptors are closed with all others when the command runs, and its memory lives as long as the init.
         let mut seal = ManuallyDrop::new(Seal::prepare(self.plan, &self.socket, self.mask)?);
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
+        seal.traced = traced;
         seal.terminal = terminal;
         seal.streams_on_terminal = self.streams_on_terminal;
         // Nobody inside may look into pid 1, which still is the runtime's own binary. The launcher must, while it reads the receipt or
@@ -229,7 +240,9 @@ impl Init<'_, '_> {
             if interests[1].ready {
                 match self.socket.next_order().map_err(&failed)? {
                     Some(Order::Signal(number)) => pass_on(child, number),
-                    Some(Order::Mapped | Order::Attached | Order::Go) => {}
+                    // Everybody of this pid namespace but ourselves (kill(2)); nobody there is no error.
+                    Some(Order::SignalAll(number)) => drop(process::kill(-1, number)),
+                    Some(Order::Mapped | Order::Attached { .. } | Order::Go) => {}
                     // The launcher is gone.
                     None => return Ok(()),
                 }

@@ -26,6 +26,7 @@ use crate::step::{Failure, Step};
 use crate::streams::Streams;
 use crate::supervise::{self, Running};
 use crate::trees::{self, Trees};
+use crate::watch::{self, Watch, Watcher};
 use crate::wire::{Domain, End, Order};
 
 /// First host id of the sandboxes that root starts; the launcher's pid is added, so that no two live sandboxes share one. The range
@@ -63,6 +64,9 @@ pub enum JailError {
         .0.display()
     )]
     Unmasked(std::path::PathBuf),
+    /// It could not be watched, or not any more.
+    #[error("{0}; what is to be watched does not run unwatched")]
+    Watch(String),
     /// The receipt could not be handed over.
     #[error("writing the receipt: {0}; the sandbox was not started")]
     Receipt(String),
@@ -93,6 +97,8 @@ pub enum Ending {
     TimedOut,
     /// The kernel killed it at its memory limit.
     OutOfMemory,
+    /// Whoever watched it asked for its end.
+    Caught,
 }
 
 /// What is known after the end.
@@ -110,6 +116,8 @@ pub struct Outcome {
 pub struct Options<'a> {
     /// Gets the receipt before the command starts.
     pub receipt: Deliver<'a>,
+    /// Watches the sandbox.
+    pub watcher: Option<&'a mut dyn Watcher>,
     /// The descriptors of the command.
     pub streams: &'a Streams,
     /// What runs in the sandbox.
@@ -133,6 +141,9 @@ pub fn run_recording(
     let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
     let site = plan.cgroup.as_ref().and_then(|_| host.site());
     let cgroup = create_cgroup(plan, site.as_deref().filter(|site| site.is_entered_by_clone()))?;
+    // After the v2 cgroup, before which the launcher must be alone in its own; the watcher gets ready beside everything that follows.
+    let by_manager = site.as_deref().is_some_and(Site::is_by_manager);
+    let watch = options.watcher.map(|watcher| Watch::begin(watcher, cgroup.is_some(), by_manager)).transpose()?;
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
@@ -141,8 +152,9 @@ pub fn run_recording(
     let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();
     let mask = signal::block(&Set::of(&blocked)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
     let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
-    let pause = options.receipt.is_some();
+    let pause = options.receipt.is_some() || watch.is_some();
     let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);
+    let into = into.or_else(|| watch.as_ref().and_then(Watch::clone_into_fd));
     match process::clone_into(namespaces(plan), into)
         .map_err(Failure::at(Step::CreateNamespaces, 0))
         .map_err(explain)?
@@ -168,6 +180,7 @@ pub fn run_recording(
             // Closing them one by one would cost a system call each; this process ends with the sandbox.
             std::mem::forget(trees);
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, (placeholders, guard), mask);
+            running.watch = watch;
             running.attach(|running| attach(plan, site.as_deref(), running))?;
             let receipt = options.receipt;
             supervise::to_the_end(&mut running, |running, sealed, domain| {
@@ -192,7 +205,8 @@ fn attach(plan: &Plan, site: Option<&Site>, running: &mut Running<'_>) -> Result
     }
     // The command has not started: a name that changed hands while the root was built need not be shown to it at all.
     running.check_guard()?;
-    running.socket.order(Order::Attached).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
+    let traced = watch::prepare(running)?;
+    running.socket.order(Order::Attached { traced }).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
 }
 
 /// Who gets the receipt; an error keeps the command from starting.

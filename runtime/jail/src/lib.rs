@@ -19,4 +19,5 @@ pub mod step;
 pub mod streams;
 mod supervise;
 mod trees;
+pub mod watch;
 mod wire;

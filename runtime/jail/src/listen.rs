@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use apex_core::amount;
+use apex_core::event;
 use apex_core::observe::{self, Makes};
 use apex_core::plan::{Mount, Plan};
 use apex_core::refusal::{Access, Attempt, Refusal};
@@ -25,6 +26,7 @@ use apex_sys::Errno;
 use apex_sys::process::{self, Pid};
 use apex_sys::seccomp::{self, Notification, Reply, Waiting};
 
+use crate::watch::{Told, Watcher};
 use look::{Caller, World};
 use record::Record;
 
@@ -66,8 +68,8 @@ impl Listener {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Answers what waits, a bounded number of calls. Never blocks.
-    pub fn serve(&mut self) {
+    /// Answers what waits, a bounded number of calls, and tells a watcher what was refused. Never blocks.
+    pub fn serve(&mut self, mut watcher: Option<&mut (dyn Watcher + '_)>) {
         for _ in 0..BATCH_MAX {
             let Some(fd) = &self.fd else { return };
             match seccomp::waiting(fd.as_fd()) {
@@ -80,6 +82,11 @@ impl Listener {
             }
             // ENOENT: the caller was killed between the look and the take. The next one may be there.
             let Ok(call) = seccomp::receive(fd.as_fd()) else { continue };
+            if let Some(watcher) = &mut watcher
+                && let Some(told) = told(&self.plan, fd.as_fd(), &call)
+            {
+                watcher.refused(told);
+            }
             let reply = answer(&self.plan, self.watch.as_mut(), fd.as_fd(), &call);
             // ENOENT: the caller was killed meanwhile.
             let _ = seccomp::send(fd.as_fd(), call.id, reply);
@@ -118,6 +125,21 @@ fn answer(plan: &Plan, watch: Option<&mut Watch>, listener: BorrowedFd<'_>, call
         Verdict::Refuse(errno) => Reply::Refuse(i32::from(errno)),
         Verdict::Allow | Verdict::Report => Reply::Continue,
     }
+}
+
+/// What a watcher is told about a call: those that are refused or reported. The caller still waits, so its /proc is its own.
+fn told(plan: &Plan, listener: BorrowedFd<'_>, call: &Notification) -> Option<Told> {
+    let abi = Abi::from_audit_arch(call.arch)?;
+    let number = u32::try_from(call.nr).ok()?;
+    let error = match plan.seccomp.as_ref()?.judge(abi, number, &call.args) {
+        Verdict::Allow => return None,
+        Verdict::Refuse(errno) => Some(event::Errno(errno.into())),
+        Verdict::Report => None,
+    };
+    let name = abi.call_name(number).map_or_else(|| format!("number {number}"), str::to_owned);
+    let refused = event::Refused { call: name, abi: abi.name().to_owned(), args: call.args, reported: error.is_none() };
+    let process = Caller { listener, call }.describe().unwrap_or_default();
+    Some(Told { pid: process.pid, ppid: process.ppid, uid: process.uid, comm: process.comm, refused, error })
 }
 
 impl Watch {

@@ -143,7 +143,7 @@ pub fn prove(plan: &Plan, host: &LiveHost, streams: &Streams) -> Result<Proof, J
     };
     let mut attempt = || trials.attempt_all(&writer);
     let payload = Payload::Function { run: &mut attempt, answers: writer.as_fd() };
-    let options = Options { receipt: Some(&mut keep), streams, payload };
+    let options = Options { receipt: Some(&mut keep), watcher: None, streams, payload };
     let outcome = match launch::run(plan, host, options) {
         // The receipt itself is the finding: nothing can be attempted in a sandbox that is not the one asked for.
         Err(JailError::Mismatch(_)) => return Ok(Proof::new(plan.mode, Vec::new(), layers)),
@@ -163,6 +163,7 @@ fn cut_short(ending: Ending) -> Option<String> {
         Ending::Code(code) => Some(format!("the sandbox ended with {code}")),
         Ending::Signal(signal) => Some(format!("signal {signal} ended the sandbox")),
         Ending::TimedOut => Some("the wall-time limit ended the sandbox; give it more with --time".to_owned()),
+        Ending::Caught => Some("it was ended from outside".to_owned()),
         Ending::OutOfMemory => Some("the memory limit ended the sandbox; give it more with --memory".to_owned()),
     }
 }

@@ -39,8 +39,10 @@ pub struct Seal<'a> {
     pub program: Option<&'a Program>,
     /// Whether refused calls go to a listener.
     pub listen: bool,
-    /// Whether the launcher reads the receipt before the command starts.
+    /// Whether the launcher reads the receipt, or has the sandbox watched, before the command starts.
     pub pause: bool,
+    /// Whether a tracer watches: calls of interest stop for it.
+    pub traced: bool,
     /// The sandbox's end of the terminal.
     pub terminal: Option<OwnedFd>,
     /// Which of the three streams become the terminal.
@@ -104,6 +106,7 @@ impl<'a> Seal<'a> {
             program: None,
             listen: plan.seccomp.as_ref().is_some_and(Table::needs_listener),
             pause: false,
+            traced: false,
             terminal: None,
             streams_on_terminal: [false; 3],
             mask,
@@ -119,7 +122,7 @@ impl<'a> Seal<'a> {
 
     /// Whether the launcher has something to do between the sealing and the command.
     pub fn waits(&self) -> bool {
-        self.pause || (self.listen && self.program.is_some())
+        self.pause || self.traced || (self.listen && self.program.is_some())
     }
 
     /// Runs in the command's process. Returns the exit code of a process that did not become the command.

@@ -10,6 +10,7 @@ use apex_core::refusal::{Attempt, Refusal};
 use apex_sys::Errno;
 use apex_sys::process::{self, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
+use nix::libc::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGWINCH};
 
 use crate::cgroup::{self, Cgroup};
 use crate::guard::Guard;
@@ -18,6 +19,7 @@ use crate::listen::Listener;
 use crate::placeholder::Placeholders;
 use crate::relay::Relay;
 use crate::step::{Failure, Step};
+use crate::watch::{self, After, Watch};
 use crate::wire::{Domain, End, Order, Report};
 
 /// Signals that the launcher passes on to the command.
@@ -49,6 +51,8 @@ pub struct Running<'a> {
     started: Instant,
     relay: Option<Relay>,
     listener: Option<Listener>,
+    /// After the init is gone, its directory is removed; before the cgroup, in which the prober may stand beside us.
+    pub watch: Option<Watch<'a>>,
     mask: Set,
     guard: Option<Guard>,
     _placeholders: Placeholders,
@@ -74,6 +78,7 @@ impl<'a> Running<'a> {
             started: Instant::now(),
             relay: None,
             listener: None,
+            watch: None,
             mask,
             guard: held.1,
             _placeholders: held.0,
@@ -105,7 +110,7 @@ impl<'a> Running<'a> {
         self.listener.take().map(Listener::into_refusals).unwrap_or_default()
     }
 
-    fn failed(&self, step: Step) -> impl Fn(Errno) -> JailError {
+    fn failed(&self, step: Step) -> impl Fn(Errno) -> JailError + use<'a> {
         let plan = self.plan;
         move |errno| JailError::from_failure(Failure { step, index: 0, errno }, plan)
     }
@@ -147,6 +152,10 @@ enum Event {
     Gone,
     Unmasked(PathBuf),
     TimedOut,
+    /// The watcher asks for the end.
+    Caught,
+    /// The caller ends a frozen sandbox, which could not obey.
+    Ended(i32),
     Handled,
 }
 
@@ -158,11 +167,13 @@ pub fn to_the_end(
     let signals = signal::descriptor(&Set::of(&WATCHED)).map_err(running.failed(Step::Supervise))?;
     let mut sealed = Some(sealed);
     let ended = loop {
-        match next_event(running, &signals).map_err(running.failed(Step::Supervise))? {
+        match next_event(running, &signals)? {
             Event::Handled => {}
-            Event::TimedOut => break None,
+            Event::TimedOut => break Err(Ending::TimedOut),
+            Event::Caught => break Err(Ending::Caught),
+            Event::Ended(signal) => break Err(Ending::Signal(signal)),
             Event::Unmasked(path) => return Err(JailError::Unmasked(path)),
-            Event::Gone => break Some(vanished(running)?),
+            Event::Gone => break Ok(vanished(running)?),
             Event::Report(Report::Failed(failure), _) => return Err(JailError::from_failure(failure, running.plan)),
             Event::Report(Report::Terminal, master) => {
                 running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;
@@ -174,68 +185,97 @@ pub fn to_the_end(
                 }
                 running.listener =
                     Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
+                watch::attach(running, pid)?;
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
             }
-            Event::Report(Report::Ended(ended), _) => break Some(ended),
+            Event::Report(Report::Ended(ended), _) => break Ok(ended),
         }
     };
     finish(running, ended)
 }
 
-fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Errno> {
+fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, JailError> {
+    let failed = running.failed(Step::Supervise);
     let timeout = running.remaining_ms();
     if timeout == Some(0) {
         return Ok(Event::TimedOut);
     }
-    let mut interests = vec![
-        Interest { fd: running.socket.0.as_fd(), write: false, ready: false },
-        Interest { fd: signals.as_fd(), write: false, ready: false },
-    ];
-    let guard_at = interests.len();
-    interests.extend(running.guard.as_ref().map(|guard| Interest { fd: guard.fd(), write: false, ready: false }));
-    let listener_at = interests.len();
-    let listener = running.listener.as_ref().and_then(Listener::fd);
-    interests.extend(listener.map(|fd| Interest { fd, write: false, ready: false }));
-    let relay_at = interests.len();
-    interests.extend(running.relay.iter().flat_map(Relay::interests));
-    signal::poll(&mut interests, timeout)?;
-    let ready: Vec<bool> = interests.iter().map(|interest| interest.ready).collect();
-    drop(interests);
-    if listener_at > guard_at
-        && ready[guard_at]
+    let ready = wait(running, signals, timeout).map_err(&failed)?;
+    if ready.guard
         && let Some(guard) = &running.guard
-        && let Some(path) = guard.changed()?
+        && let Some(path) = guard.changed().map_err(&failed)?
     {
         // At once: what stands under the name now is not masked.
         running.kill();
         return Ok(Event::Unmasked(path));
     }
-    if relay_at > listener_at
-        && ready[listener_at]
+    if ready.listener
         && let Some(listener) = &mut running.listener
     {
-        listener.serve();
+        listener.serve(running.watch.as_mut().map(|watch| &mut *watch.watcher));
+    }
+    if ready.watcher && watch::serve(running)? == After::Kill {
+        return Ok(Event::Caught);
     }
     if let Some(relay) = &mut running.relay {
-        relay.serve(&ready[relay_at..])?;
+        relay.serve(&ready.relay).map_err(&failed)?;
     }
-    if ready[1] {
-        while let Some(number) = signal::next(signals.as_fd())? {
-            pass_on(running, number)?;
+    if ready.signals {
+        while let Some(number) = signal::next(signals.as_fd()).map_err(&failed)? {
+            if running.watch.as_ref().is_some_and(Watch::is_frozen) {
+                match number {
+                    SIGCONT => watch::thaw(running)?,
+                    SIGHUP | SIGINT | SIGQUIT | SIGTERM => return Ok(Event::Ended(number)),
+                    // It would wait inside until the thaw and surprise then.
+                    _ => continue,
+                }
+            }
+            pass_on(running, number).map_err(&failed)?;
         }
     }
-    if !ready[0] {
+    if !ready.socket {
         return Ok(Event::Handled);
     }
-    Ok(match running.socket.next_report()? {
+    Ok(match running.socket.next_report().map_err(&failed)? {
         Some((report, fd)) => Event::Report(report, fd),
         None => Event::Gone,
     })
 }
 
+/// What a wait found ready.
+struct Ready {
+    socket: bool,
+    signals: bool,
+    guard: bool,
+    listener: bool,
+    watcher: bool,
+    /// As [`Relay::serve`] takes it.
+    relay: Vec<bool>,
+}
+
+fn wait(running: &Running<'_>, signals: &OwnedFd, timeout: Option<u64>) -> Result<Ready, Errno> {
+    let interest = |fd| Interest { fd, write: false, ready: false };
+    let guard = running.guard.as_ref().map(Guard::fd);
+    let listener = running.listener.as_ref().and_then(Listener::fd);
+    let watcher = running.watch.as_ref().and_then(|watch| watch.watcher.fd());
+    let mut interests = vec![interest(running.socket.0.as_fd()), interest(signals.as_fd())];
+    interests.extend([guard, listener, watcher].into_iter().flatten().map(interest));
+    interests.extend(running.relay.iter().flat_map(Relay::interests));
+    signal::poll(&mut interests, timeout)?;
+    let mut ready = interests.iter().map(|interest| interest.ready);
+    let mut next = |is_there: bool| is_there && ready.next() == Some(true);
+    Ok(Ready {
+        socket: next(true),
+        signals: next(true),
+        guard: next(guard.is_some()),
+        listener: next(listener.is_some()),
+        watcher: next(watcher.is_some()),
+        relay: ready.collect(),
+    })
+}
+
 /// Sends a signal on to the command. Stop and continue are done to the launcher too, so that the caller's shell sees them.
 fn pass_on(running: &mut Running<'_>, number: i32) -> Result<(), Errno> {
-    use nix::libc::{SIGCONT, SIGSTOP, SIGTSTP, SIGWINCH};
     match (number, &running.relay) {
         (SIGWINCH, Some(relay)) => relay.resize(),
         (SIGTSTP, _) => {
@@ -261,8 +301,9 @@ fn vanished(running: &mut Running<'_>) -> Result<Ended, JailError> {
     }
 }
 
-fn finish(running: &mut Running<'_>, ended: Option<Ended>) -> Result<Outcome, JailError> {
-    if ended.is_none() {
+/// `ended` is how the command ended, or why it is to be ended now.
+fn finish(running: &mut Running<'_>, ended: Result<Ended, Ending>) -> Result<Outcome, JailError> {
+    if ended.is_err() {
         running.kill();
     } else if !running.reaped {
         running.reap().map_err(running.failed(Step::Supervise))?;
@@ -272,17 +313,20 @@ fn finish(running: &mut Running<'_>, ended: Option<Ended>) -> Result<Outcome, Ja
     }
     let _ = signal::set_mask(&running.mask);
     // The counters cost a dozen system calls: they are read when something can have been refused.
-    let is_plain = matches!(ended, Some(Ended::Code(code)) if code != CODE_OF_SIGKILL) && !running.plan.record;
+    let is_plain = matches!(ended, Ok(Ended::Code(code)) if code != CODE_OF_SIGKILL) && !running.plan.record;
     let usage = running.cgroup.as_ref().filter(|_| !is_plain).map(Cgroup::outcome).transpose()?;
     if let Some(cgroup) = running.cgroup.take() {
         cgroup.remove()?;
     }
+    if let Some(watch) = running.watch.take() {
+        watch.remove()?;
+    }
     let was_oom = usage.as_ref().is_some_and(|usage| usage.oom_kills.unwrap_or(0) > 0);
     let ending = match ended {
-        None => Ending::TimedOut,
-        Some(Ended::Signal(nix::libc::SIGKILL)) if was_oom => Ending::OutOfMemory,
-        Some(Ended::Signal(number)) => Ending::Signal(number),
-        Some(Ended::Code(code)) => Ending::Code(code),
+        Err(ending) => ending,
+        Ok(Ended::Signal(nix::libc::SIGKILL)) if was_oom => Ending::OutOfMemory,
+        Ok(Ended::Signal(number)) => Ending::Signal(number),
+        Ok(Ended::Code(code)) => Ending::Code(code),
     };
     let mut refusals = running.take_refusals();
     refusals.extend(limits_reached(running.plan, ending, usage.as_ref()));

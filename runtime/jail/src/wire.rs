@@ -14,11 +14,16 @@ pub enum Order {
     /// The id maps are written.
     Mapped,
     /// The cgroup holds you; everything the launcher had to do is done.
-    Attached,
+    Attached {
+        /// Whether the command gets the filter that stops it for a tracer.
+        traced: bool,
+    },
     /// The receipt is read: go on.
     Go,
     /// Pass this signal to the command.
     Signal(i32),
+    /// Send this signal to every process but the init.
+    SignalAll(i32),
 }
 
 /// From the init, or from the command's process before exec, to the launcher.
@@ -91,9 +96,10 @@ fn unpack(bytes: &[u8; SIZE]) -> (u8, u8, [i32; 3]) {
 fn encode_order(order: Order) -> [u8; SIZE] {
     match order {
         Order::Mapped => pack(1, 0, [0; 3]),
-        Order::Attached => pack(2, 0, [0; 3]),
+        Order::Attached { traced } => pack(2, 0, [traced.into(), 0, 0]),
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
+        Order::SignalAll(signal) => pack(5, 0, [signal, 0, 0]),
     }
 }
 
@@ -129,9 +135,10 @@ impl End {
             (0, _) => Ok(None),
             _ => match unpack(&bytes) {
                 (1, ..) => Ok(Some(Order::Mapped)),
-                (2, ..) => Ok(Some(Order::Attached)),
+                (2, _, [traced, ..]) => Ok(Some(Order::Attached { traced: traced != 0 })),
                 (3, ..) => Ok(Some(Order::Go)),
                 (4, _, [signal, ..]) => Ok(Some(Order::Signal(signal))),
+                (5, _, [signal, ..]) => Ok(Some(Order::SignalAll(signal))),
                 _ => Err(Errno::EBADMSG),
             },
         }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use apex_core::layer::Layer;
 use apex_core::policy::{Flags, Mode, Network, Tty};
+use apex_core::watch::Level;
 use lexopt::{Arg, Parser};
 use thiserror::Error;
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub why: bool,
     /// `--receipt`.
     pub receipt: Option<Sink>,
+    /// `--watch`, and what implies it.
+    pub watch: Level,
     /// `--mode`.
     pub mode: Option<Mode>,
     /// `--profile`.

@@ -99,6 +99,7 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
         &host,
         launch::Options {
             receipt: if wants_receipt { Some(&mut deliver) } else { None },
+            watcher: None,
             streams,
             payload: Payload::Command,
         },
@@ -125,6 +126,7 @@ fn finish(plan: &Plan, outcome: &Outcome) -> u8 {
             tell(format!("the command was ended at its wall-time limit of {limit} ms; give it more with --time"));
             code::TIMED_OUT
         }
+        Ending::Caught => number(code::SIGNAL + 9),
         Ending::OutOfMemory => {
             let limit = plan.cgroup.as_ref().and_then(|limits| limits.memory_bytes).unwrap_or_default();
             tell(format!(
@@ -163,6 +165,7 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         fds: options.fds.clone(),
         on_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
         record: options.why,
+        watch: options.watch,
     };
     let plan = planner::build(&policy, &request, host)?;
     Ok((policy, plan))

@@ -47,7 +47,7 @@ pub fn create(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32, resolve: 
 }
 
 /// What identifies a file, and its owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
     /// Device.
     pub device: u64,

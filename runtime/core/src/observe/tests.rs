@@ -64,6 +64,7 @@ fn plan() -> Plan {
         }),
         seccomp: None,
         record: true,
+        watch: crate::watch::Level::Off,
         command: CommandPlan { candidates: Vec::new(), argv: Vec::new(), env: Vec::new(), workdir: Vec::new() },
         wall_time_ms: None,
         tty: false,

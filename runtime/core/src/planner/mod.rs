@@ -13,7 +13,8 @@ use crate::host::{CgroupSupport, Host};
 use crate::layer::{Layer, Requirement};
 use crate::plan::{CgroupPlan, IdentityPlan, LandlockPlan, Plan, Request, Rlimit};
 use crate::policy::{Mode, Network, Origin, Policy, Resources, Tty};
-use crate::seccomp;
+use crate::seccomp::{self, Notify};
+use crate::watch::Level;
 
 /// Version of the shape of [`Plan`].
 pub const PLAN_VERSION: u32 = 1;
@@ -118,8 +119,9 @@ pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan
             tcp_refused: policy.network == Network::None && abi >= 4 && !layers.asked(Layer::Netns),
             scoped: abi >= 6,
         }),
-        seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, request.record)).transpose()?,
+        seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, notify(request))).transpose()?,
         record: request.record,
+        watch: request.watch,
         wall_time_ms: policy.resources.wall_time_ms,
         tty: match policy.tty {
             Tty::Auto => request.on_terminal,
@@ -133,6 +135,15 @@ pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan
         mounts,
         command,
     })
+}
+
+/// What the system call filter tells its listener.
+fn notify(request: &Request) -> Notify {
+    match (request.record, request.watch) {
+        (true, _) => Notify::RECORD,
+        (false, Level::Off) => Notify::default(),
+        (false, Level::Default | Level::Full) => Notify::WATCH,
+    }
 }
 
 /// Requirements, and what had to be left out.

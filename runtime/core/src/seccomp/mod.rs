@@ -21,9 +21,8 @@ pub use verify::{Mismatch, verify};
 ///
 /// # Errors
 /// Those of [`Table::build`], and a machine for which there is no table.
-pub fn table(policy: &crate::policy::Syscalls, record: bool) -> Result<Table, TableError> {
-    let arch = Arch::native().ok_or(TableError::NoArch)?;
-    Table::build(policy, arch, if record { Notify::RECORD } else { Notify::default() })
+pub fn table(policy: &crate::policy::Syscalls, notify: Notify) -> Result<Table, TableError> {
+    Table::build(policy, Arch::native().ok_or(TableError::NoArch)?, notify)
 }
 
 /// "Not permitted": what a refused call answers unless its group says otherwise.

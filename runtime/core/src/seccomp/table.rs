@@ -21,6 +21,8 @@ pub struct Notify {
 impl Notify {
     /// Everything that `--why` explains.
     pub const RECORD: Notify = Notify { refusals: true, paths: true };
+    /// What a watched sandbox tells: refusals alone, so that a call that is allowed costs nothing more.
+    pub const WATCH: Notify = Notify { refusals: true, paths: false };
 }
 
 /// What the policy says about a call; [`Decision`] is what the program answers for it.

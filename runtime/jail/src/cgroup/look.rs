@@ -112,6 +112,15 @@ fn standard_v1(wanted: &[Controller]) -> Option<Vec<v1::Hierarchy>> {
     Some(found)
 }
 
+/// Where a v2 directory without limits can be made: our own cgroup, or the nearest above it that we may write.
+pub(super) fn writable_v2() -> Option<v2::Bare> {
+    let mounts = parse_mountinfo(&read_list(Path::new("/proc/self/mountinfo")).ok()?);
+    let own = parse_own(&read_control(Path::new("/proc/self/cgroup")).ok()?);
+    let own = own.iter().find(|own| own.v1.is_none())?;
+    let mount = mounts.iter().find(|mount| mount.v1.is_none())?;
+    v2::find_bare(&mount.point, &directory(mount, &own.path)?, &own.path)
+}
+
 fn covers(have: &[Controller], wanted: &[Controller]) -> bool {
     !have.is_empty() && wanted.iter().all(|controller| have.contains(controller))
 }

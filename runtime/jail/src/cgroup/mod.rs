@@ -30,6 +30,7 @@
 //! blocks no mount, only forks and exits of the same moment, so let the child build its root meanwhile. v2 enters with the
 //! clone and has no such wait: find 7 plus 8 a level, create 18, attach 0.
 
+mod beside;
 mod dir;
 mod effective;
 mod error;
@@ -47,6 +48,7 @@ use std::path::PathBuf;
 use apex_core::host::CgroupSupport;
 use apex_core::plan::CgroupPlan;
 
+pub use beside::Beside;
 pub use effective::{Effective, EffectiveLimit, Outcome};
 pub use error::CgroupError;
 
@@ -110,6 +112,11 @@ impl Site {
     /// Whether the sandbox is born into its cgroup, which then must exist before: v2. Elsewhere it joins after the clone.
     pub fn is_entered_by_clone(&self) -> bool {
         matches!(self.place, Place::V2(_))
+    }
+
+    /// Whether a systemd manager makes it: the sandbox is moved into it after the clone.
+    pub fn is_by_manager(&self) -> bool {
+        matches!(self.place, Place::SystemdUser { .. })
     }
 
     /// The answer in the words of the planner.
@@ -223,6 +230,15 @@ impl Cgroup {
         }
     }
 
+    /// Cuts the limits down to what is used: no task more than there are now, and little CPU. Returns what was cut, in words.
+    pub fn tighten(&self) -> Result<String, CgroupError> {
+        match &self.kind {
+            Kind::V1(groups) => v1::tighten(groups),
+            Kind::V2(group) => v2::tighten(&group.dir),
+            Kind::Scope(scope) => scope.tighten(),
+        }
+    }
+
     /// Kills every process inside, also those that fork meanwhile.
     pub fn kill_all(&self) -> Result<(), CgroupError> {
         match &self.kind {
@@ -239,6 +255,21 @@ impl Cgroup {
             Kind::V2(group) => group.remove(),
             Kind::Scope(_) => Ok(()), // systemd collects a scope when its last process is gone
         }
+    }
+}
+
+/// What a tightened sandbox may have of one core.
+const TIGHT_CPU_PERCENT: u64 = 10;
+
+/// What [`Cgroup::tighten`] says.
+fn cut(tasks: Option<u64>, cpu: bool) -> String {
+    let tasks = tasks.map(|tasks| format!("tasks cut to the {tasks} that there are"));
+    let cpu = cpu.then(|| format!("CPU cut to {TIGHT_CPU_PERCENT}% of one core"));
+    let words: Vec<String> = tasks.into_iter().chain(cpu).collect();
+    if words.is_empty() {
+        "its cgroup limits neither tasks nor CPU, so these stay".to_owned()
+    } else {
+        words.join(", ")
     }
 }
 

@@ -99,6 +99,10 @@ impl Scope {
         v2::freeze(&self.placed()?.0, frozen)
     }
 
+    pub(super) fn tighten(&self) -> Result<String, CgroupError> {
+        v2::tighten(&self.placed()?.0)
+    }
+
     pub(super) fn kill_all(&self) -> Result<(), CgroupError> {
         v2::kill_all(&self.placed()?.0)
     }

@@ -247,6 +247,24 @@ pub(super) fn outcome(groups: &[Group]) -> Result<Outcome, CgroupError> {
     Ok(outcome)
 }
 
+/// See [`super::Cgroup::tighten`].
+pub(super) fn tighten(groups: &[Group]) -> Result<String, CgroupError> {
+    let (mut tasks, mut has_cpu) = (None, false);
+    for group in groups {
+        if group.holds(Controller::Pids) {
+            let present = group.number("pids.current")?;
+            group.dir.limit("pids.max", &present.to_string())?;
+            tasks = Some(present);
+        }
+        if group.holds(Controller::Cpu) {
+            let quota_us = super::TIGHT_CPU_PERCENT * PERIOD_US / 100;
+            group.dir.limit("cpu.cfs_quota_us", &quota_us.to_string())?;
+            has_cpu = true;
+        }
+    }
+    Ok(super::cut(tasks, has_cpu))
+}
+
 /// SIGKILL until nobody is left. New forks are stopped first where `pids` is ours, so that one round is enough.
 pub(super) fn kill_all(groups: &[Group]) -> Result<(), CgroupError> {
     if let Some(group) = groups.iter().find(|group| group.holds(Controller::Pids)) {

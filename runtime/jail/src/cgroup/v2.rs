@@ -126,6 +126,40 @@ pub(super) fn create(plan: &CgroupPlan, parent: &Parent, name: &str) -> Result<G
     Ok(group)
 }
 
+/// Makes a directory that limits nothing: no controller is needed, so none is switched on and nobody steps aside.
+pub(super) fn create_bare(parent: &Bare, name: &str) -> Result<Group, CgroupError> {
+    Ok(Group {
+        dir: Dir::make(&parent.dir, name)?,
+        path: effective::child_path(&parent.path, name),
+        parent: parent.dir.clone(),
+        aside: None,
+    })
+}
+
+/// A cgroup that takes children, whatever controllers it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bare {
+    dir: PathBuf,
+    path: String,
+}
+
+/// The nearest one from our own upwards that we may write; arguments as of [`find_parent`].
+pub(super) fn find_bare(mount: &Path, own: &Path, path: &str) -> Option<Bare> {
+    let mut path = path;
+    for dir in own.ancestors().take(LEVELS_MAX) {
+        let writable = |path: &Path| access(path, AccessFlags::W_OK).is_ok();
+        if writable(dir) && writable(&dir.join("cgroup.procs")) {
+            let path = if path.is_empty() { "/" } else { path };
+            return Some(Bare { dir: dir.to_owned(), path: path.to_owned() });
+        }
+        if dir == mount {
+            break;
+        }
+        path = path.rsplit_once('/').map_or("", |(above, _)| above);
+    }
+    None
+}
+
 /// Switches the controllers on for the children of `parent`; when it is our own cgroup, out of the way first.
 fn prepare(parent: &Parent, name: &str) -> Result<Option<Aside>, CgroupError> {
     let mut aside = match parent.step_aside {
@@ -305,6 +339,21 @@ pub(super) fn outcome(dir: &Dir) -> Result<Outcome, CgroupError> {
 
 pub(super) fn freeze(dir: &Dir, frozen: bool) -> Result<(), CgroupError> {
     write_named(dir, "cgroup.freeze", if frozen { "1" } else { "0" })
+}
+
+/// See [`super::Cgroup::tighten`].
+pub(super) fn tighten(dir: &Dir) -> Result<String, CgroupError> {
+    let mut tasks = None;
+    if dir.has("pids.current") {
+        let present = effective::number(dir, "pids.current")?;
+        dir.limit("pids.max", &present.to_string())?;
+        tasks = Some(present);
+    }
+    let has_cpu = dir.has("cpu.max");
+    if has_cpu {
+        dir.limit("cpu.max", &format!("{} {PERIOD_US}", super::TIGHT_CPU_PERCENT * PERIOD_US / 100))?;
+    }
+    Ok(super::cut(tasks, has_cpu))
 }
 
 /// One write kills all, atomically against forks.

@@ -32,6 +32,16 @@ pub struct Caller<'c> {
     pub call: &'c Notification,
 }
 
+/// What is told of a caller, as the host numbers it.
+#[derive(Debug, Default)]
+pub struct Process {
+    pub pid: u32,
+    pub ppid: u32,
+    pub uid: u32,
+    /// With the escapes of proc_pid_status(5) for what is no printable character.
+    pub comm: String,
+}
+
 impl Caller<'_> {
     /// As the kernel numbers it out here.
     fn pid(&self) -> Pid {
@@ -52,6 +62,21 @@ impl Caller<'_> {
             .lines()
             .find_map(|line| line.strip_prefix("NStgid:")?.split_whitespace().next_back()?.parse().ok());
         if self.is_waiting() { (comm, inner.unwrap_or(0)) } else { (String::new(), 0) }
+    }
+
+    /// Its process in one read of /proc/PID/status; `None` when it does not wait any more.
+    pub fn describe(&self) -> Option<Process> {
+        let status = std::fs::read(format!("/proc/{}/status", self.pid())).ok()?;
+        let status = String::from_utf8_lossy(&status).into_owned();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let number = |name: &str| field(name)?.split_whitespace().next()?.parse().ok();
+        let process = Process {
+            pid: number("Tgid:")?,
+            ppid: number("PPid:")?,
+            uid: number("Uid:")?,
+            comm: field("Name:")?.trim_start_matches('\t').to_owned(),
+        };
+        self.is_waiting().then_some(process)
     }
 
     /// Its process as a whole, of which the calling thread is a part.

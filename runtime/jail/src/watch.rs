@@ -1,0 +1,221 @@
+//! A sandbox that is watched: what the jail tells whoever watches it, and what it does when asked.
+//!
+//! Input: a [`Watcher`], which stands for the prober, a process of its own. Output: a sandbox whose command does not start before it is
+//! watched and does not go on when it no longer is. The jail acts and never decides: what is seen, and what is to be done about it, is
+//! the watcher's. Without a watcher nothing here costs a system call.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use apex_core::event::{Errno, Refused};
+use apex_core::watch::Reaction;
+use apex_sys::fs;
+use apex_sys::process::Pid;
+
+use crate::cgroup::{Beside, Cgroup, CgroupError};
+use crate::launch::JailError;
+use crate::supervise::Running;
+use crate::wire::Order;
+
+/// What a watcher needs of the sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// A cgroup v2 directory of its own.
+    pub cgroup: bool,
+    /// The filter that stops the command for a tracer.
+    pub trace: bool,
+}
+
+/// A sandbox that stands and whose command waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<'s> {
+    /// Id of its cgroup v2 directory, else the pid of its init.
+    pub id: u64,
+    /// That directory, when it has one of its own.
+    pub cgroup: Option<BorrowedFd<'s>>,
+    /// Its init, as the host numbers it.
+    pub init: Pid,
+    /// The process that becomes the command.
+    pub command: Pid,
+    /// Whether the filter that stops for a tracer is in force.
+    pub traced: bool,
+}
+
+/// A call that the filter's listener refused or reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The caller, as the host numbers it; 0 when it was gone before it could be looked at.
+    pub pid: u32,
+    /// Its parent.
+    pub ppid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its name.
+    pub comm: String,
+    /// The call.
+    pub refused: Refused,
+    /// What it was answered; `None` when it was carried out.
+    pub error: Option<Errno>,
+}
+
+/// What a watcher asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// What to do.
+    pub reaction: Reaction,
+    /// The finding behind it.
+    pub because: String,
+}
+
+/// Somebody who watches a sandbox. An error of any of these ends the sandbox: what was to be watched does not run unwatched.
+pub trait Watcher {
+    /// The sandbox is about to be built: get ready beside that, without being waited for.
+    fn begin(&mut self) -> Result<(), String>;
+    /// Waits, bounded, until it is ready.
+    fn prepared(&mut self) -> Result<Needs, String>;
+    /// The sandbox stands. Returns, bounded, once everything that will be seen of it is seen.
+    fn attach(&mut self, standing: &Standing<'_>) -> Result<(), String>;
+    /// A call was refused. Must not wait: what cannot be told now is counted.
+    fn refused(&mut self, told: Told);
+    /// Readable when [`Watcher::next`] has something.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// What it asks for; an error when it is gone.
+    fn next(&mut self) -> Result<Option<Act>, String>;
+    /// What was asked for was done, in words, or was not, and why.
+    fn acted(&mut self, act: &Act, outcome: Result<&str, &str>);
+    /// A frozen sandbox goes on.
+    fn thawed(&mut self);
+}
+
+/// The watch over one sandbox.
+pub(crate) struct Watch<'w> {
+    pub watcher: &'w mut dyn Watcher,
+    /// The v2 directory beside the limits, where those are not on v2.
+    beside: Option<Beside>,
+    traced: bool,
+    frozen: bool,
+}
+
+/// What an act leaves of the sandbox.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It lives.
+    Alive,
+    /// It is to be ended.
+    Kill,
+}
+
+impl<'w> Watch<'w> {
+    /// Starts the watcher, and makes what the sandbox will be recognised by. Before the clone, which enters it.
+    pub fn begin(watcher: &'w mut dyn Watcher, limits_on_v2: bool, by_manager: bool) -> Result<Watch<'w>, JailError> {
+        watcher.begin().map_err(JailError::Watch)?;
+        // The systemd manager would move the sandbox out again.
+        let beside = if limits_on_v2 || by_manager { None } else { Beside::make()? };
+        Ok(Watch { watcher, beside, traced: false, frozen: false })
+    }
+
+    /// The directory that the sandbox is born into.
+    pub fn clone_into_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.beside.as_ref().map(Beside::fd)
+    }
+
+    /// Whether every process is stopped.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Removes the directory; nobody is in it any more.
+    pub fn remove(self) -> Result<(), CgroupError> {
+        self.beside.map_or(Ok(()), Beside::remove)
+    }
+}
+
+/// Waits for the watcher; whether the command is to stop for a tracer.
+pub(crate) fn prepare(running: &mut Running<'_>) -> Result<bool, JailError> {
+    let Some(watch) = &mut running.watch else { return Ok(false) };
+    let needs = watch.watcher.prepared().map_err(JailError::Watch)?;
+    let has_cgroup = directory(watch.beside.as_ref(), running.cgroup.as_ref()).is_some();
+    if needs.cgroup && !has_cgroup {
+        let words = "probes recognise a sandbox by its cgroup v2 directory, and none can be made here: mount cgroup2, or have a \
+                     cgroup delegated (`systemd-run --scope -p Delegate=yes apex-run ...`)";
+        return Err(JailError::Watch(words.to_owned()));
+    }
+    watch.traced = needs.trace;
+    Ok(needs.trace)
+}
+
+/// Has the sandbox watched while its command waits, sealed.
+pub(crate) fn attach(running: &mut Running<'_>, command: Pid) -> Result<(), JailError> {
+    let Some(watch) = &mut running.watch else { return Ok(()) };
+    let cgroup = directory(watch.beside.as_ref(), running.cgroup.as_ref());
+    let id = match cgroup {
+        // A cgroup's id is its inode in cgroupfs.
+        Some(dir) => fs::stat_number(dir.as_raw_fd()).map_err(|errno| {
+            JailError::Watch(format!("the id of the sandbox's cgroup could not be read: {}", errno.desc()))
+        })?,
+        None => fs::Stat { inode: running.init.unsigned_abs().into(), ..fs::Stat::default() },
+    };
+    let standing = Standing { id: id.inode, cgroup, init: running.init, command, traced: watch.traced };
+    watch.watcher.attach(&standing).map_err(JailError::Watch)
+}
+
+/// Does what the watcher asks for.
+pub(crate) fn serve(running: &mut Running<'_>) -> Result<After, JailError> {
+    let Some(watch) = &mut running.watch else { return Ok(After::Alive) };
+    let Some(act) = watch.watcher.next().map_err(JailError::Watch)? else { return Ok(After::Alive) };
+    let outcome = match act.reaction {
+        Reaction::Warn => return Ok(After::Alive),
+        Reaction::Kill => return Ok(After::Kill),
+        Reaction::Freeze => set_frozen(running, true).map(|()| "every process of the sandbox is stopped".to_owned()),
+        Reaction::Tighten => tighten(running),
+    };
+    if let Some(watch) = &mut running.watch {
+        watch.watcher.acted(&act, outcome.as_deref().map_err(String::as_str));
+    }
+    match (act.reaction, outcome) {
+        // It was to stop and goes on: that must not be.
+        (Reaction::Freeze, Err(words)) => Err(JailError::Watch(format!("the sandbox could not be frozen: {words}"))),
+        _ => Ok(After::Alive),
+    }
+}
+
+/// Lets a frozen sandbox go on.
+pub(crate) fn thaw(running: &mut Running<'_>) -> Result<(), JailError> {
+    set_frozen(running, false)
+        .map_err(|words| JailError::Watch(format!("the sandbox could not be thawed: {words}")))?;
+    if let Some(watch) = &mut running.watch {
+        watch.watcher.thawed();
+    }
+    Ok(())
+}
+
+/// By the cgroup where there is one, which nobody inside escapes or notices; else by signals through the init, which reach every
+/// process of its pid namespace at once.
+fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<(), String> {
+    let Some(watch) = &mut running.watch else { return Ok(()) };
+    let by_cgroup = match (&watch.beside, &running.cgroup) {
+        (Some(beside), _) => Some(beside.freeze(frozen)),
+        (None, Some(cgroup)) => match cgroup.freeze(frozen) {
+            Err(CgroupError::FreezeUnsupported) => None,
+            other => Some(other),
+        },
+        (None, None) => None,
+    };
+    let signal = if frozen { nix::libc::SIGSTOP } else { nix::libc::SIGCONT };
+    match by_cgroup {
+        Some(done) => done.map_err(|error| error.to_string())?,
+        None => running.socket.order(Order::SignalAll(signal)).map_err(|errno| errno.desc().to_owned())?,
+    }
+    watch.frozen = frozen;
+    Ok(())
+}
+
+fn tighten(running: &Running<'_>) -> Result<String, String> {
+    let Some(cgroup) = &running.cgroup else {
+        return Err("it has no cgroup with limits, so tasks and CPU stay as they are".to_owned());
+    };
+    cgroup.tighten().map_err(|error| error.to_string())
+}
+
+fn directory<'c>(beside: Option<&'c Beside>, cgroup: Option<&'c Cgroup>) -> Option<BorrowedFd<'c>> {
+    beside.map(Beside::fd).or_else(|| cgroup.and_then(Cgroup::clone_into_fd))
+}

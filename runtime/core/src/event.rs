@@ -337,6 +337,46 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+impl What {
+    /// The kind, as the key `event` of its line tells it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            What::Start(_) => "start",
+            What::End(_) => "end",
+            What::Fork { .. } => "fork",
+            What::Exec { .. } => "exec",
+            What::Exit { .. } => "exit",
+            What::Socket { .. } => "socket",
+            What::Connect { .. } => "connect",
+            What::Send { .. } => "send",
+            What::Bind { .. } => "bind",
+            What::Traffic { .. } => "traffic",
+            What::Open { .. } => "open",
+            What::Mkdir { .. } => "mkdir",
+            What::Rename { .. } => "rename",
+            What::Unlink { .. } => "unlink",
+            What::Link { .. } => "link",
+            What::Symlink { .. } => "symlink",
+            What::Chmod { .. } => "chmod",
+            What::Chown { .. } => "chown",
+            What::SetIds { .. } => "set-ids",
+            What::Capset { .. } => "capset",
+            What::Namespace { .. } => "namespace",
+            What::Ptrace { .. } => "ptrace",
+            What::Bpf { .. } => "bpf",
+            What::Module { .. } => "module",
+            What::Memfd { .. } => "memfd",
+            What::Executable { .. } => "executable",
+            What::Mount { .. } => "mount",
+            What::Signal { .. } => "signal",
+            What::Call { .. } => "call",
+            What::Calls { .. } => "calls",
+            What::Refused(_) => "refused",
+            What::Lost { .. } => "lost",
+        }
+    }
+}
+
 impl Event {
     /// Whether it must not be dropped while there is any room: births, programs, ends, and the watch's own words.
     pub fn is_essential(&self) -> bool {

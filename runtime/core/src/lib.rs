@@ -12,6 +12,7 @@ pub mod finding;
 pub mod host;
 pub mod layer;
 pub mod observe;
+pub mod ocsf;
 pub mod plan;
 pub mod planner;
 pub mod policy;

@@ -15,6 +15,7 @@ pub mod temp;
 pub mod trace;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 pub use attack::{Abi, Attack};
 pub use sandbox::{Output, Sandbox};
@@ -70,6 +71,23 @@ pub fn as_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Whether the caller can have a cgroup: always as root, else where systemd or root delegates one. Asked of the host by a start.
+pub fn has_cgroup() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    let start = || {
+        let mut command = std::process::Command::new(apex_run());
+        let status =
+            command.args(["--mode", "isolation", "--", "/usr/bin/true"]).stderr(std::process::Stdio::null()).status();
+        status.expect("apex-run starts").success()
+    };
+    as_root() || *ANSWER.get_or_init(start)
+}
+
+/// Whether this is the virtual machine of `cargo xtask vm`.
+pub fn in_vm() -> bool {
+    std::env::var_os("APEX_VM").is_some_and(|value| value == "1")
+}
+
 /// The binary under test: `$APEX_RUN`, else `apex-run` in the target directory that this test was built in.
 pub fn apex_run() -> PathBuf {
     if let Some(path) = std::env::var_os("APEX_RUN") {
@@ -95,6 +113,16 @@ macro_rules! skip {
         println!("SKIP {}: {}", $crate::name_of(&here), $reason);
         return $result;
     }};
+}
+
+/// Ends a test that needs the kernel or the init of the virtual machine with a skip everywhere else.
+#[macro_export]
+macro_rules! vm_only {
+    () => {
+        if !$crate::in_vm() {
+            $crate::skip!("needs the VM: cargo xtask vm");
+        }
+    };
 }
 
 /// A sandbox with the attack program inside; ends the test with a skip where no C compiler was there to build it.

@@ -258,13 +258,14 @@ fn download(name: &str, fetch: impl Fn(&Path) -> Result<String>) -> Result<PathB
     Ok(path)
 }
 
-/// Where downloads are looked for, the preferred place first.
+/// Where downloads are looked for, the preferred place first. The rule is that of `xtask/src/cache.rs`.
 fn cache_dirs() -> Vec<PathBuf> {
-    if let Some(dir) = std::env::var_os("APEX_TEST_CACHE") {
-        return vec![PathBuf::from(dir)];
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(dir) = variable("APEX_CACHE") {
+        return vec![dir];
     }
-    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/apex-tests"));
-    [PathBuf::from("/var/cache/apex-tests")].into_iter().chain(home).collect()
+    let own = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    [PathBuf::from("/var/cache/apex-tests")].into_iter().chain(own.map(|dir| dir.join("apex-tests"))).collect()
 }
 
 fn writable_cache() -> Result<PathBuf> {
@@ -273,7 +274,7 @@ fn writable_cache() -> Result<PathBuf> {
     match dirs.iter().find(is_writable) {
         Some(dir) => Ok(dir.clone()),
         None => {
-            bail!("none of {dirs:?} can be written; set APEX_TEST_CACHE to a directory that can")
+            bail!("none of {dirs:?} can be written; set APEX_CACHE to a directory that can")
         }
     }
 }

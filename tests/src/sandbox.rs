@@ -14,7 +14,7 @@ use crate::attack::{self, Abi, Attack};
 use crate::leaks::Mark;
 use crate::session::Session;
 use crate::temp::TempDir;
-use crate::{Mode, apex_run, as_root};
+use crate::{Mode, apex_run, has_cgroup};
 
 /// After this a run counts as hung.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -112,7 +112,7 @@ impl Sandbox {
         };
         let marked = format!("{MARK_VARIABLE}={}", sandbox.mark.0);
         let sandbox = sandbox.arg("--env").arg(marked);
-        if as_root() { sandbox } else { sandbox.arg("--optional").arg("cgroup") }
+        if has_cgroup() { sandbox } else { sandbox.arg("--optional").arg("cgroup") }
     }
 
     /// With the attack program at [`attack::INSIDE`]; `None` where no C compiler was there to build it.

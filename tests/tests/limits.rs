@@ -1,7 +1,7 @@
 //! Limits hold: what runs into one fails inside, and the host does not notice.
 
 use apex_tests::attack::Abi;
-use apex_tests::{APEX_FAILED, MEMORY_OVER, Mode, Sandbox, TempDir, armed, as_root, skip};
+use apex_tests::{APEX_FAILED, MEMORY_OVER, Mode, Sandbox, TempDir, armed, as_root, has_cgroup, skip};
 
 /// `reached=N` of an answer.
 #[track_caller]
@@ -13,7 +13,7 @@ fn reached(answer: &str) -> u64 {
 /// Limits of groups of processes need a cgroup, which an unprivileged user on a machine without delegation does not have.
 macro_rules! limited {
     () => {{
-        if !as_root() {
+        if !has_cgroup() {
             skip!("no delegated cgroup for an unprivileged user");
         }
         armed!().mode(Mode::Isolation)

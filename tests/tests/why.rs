@@ -5,7 +5,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use apex_tests::{Mode, NOT_FOUND, Output, Sandbox, TempDir, as_root};
+use apex_tests::{Mode, NOT_FOUND, Output, Sandbox, TempDir, has_cgroup};
 
 /// The explanations of a run, each as its lines.
 fn blocks(output: &Output) -> Vec<String> {
@@ -180,7 +180,7 @@ fn a_command_that_is_nowhere() {
 
 #[test]
 fn the_limit_of_tasks() {
-    if !as_root() {
+    if !has_cgroup() {
         apex_tests::skip!("no delegated cgroup");
     }
     let sandbox = why().args(["--tasks", "6"]);

@@ -22,7 +22,7 @@ pub struct TestBinary {
 
 /// Builds apex-run as users get it and returns its path. `APEX_RUN` names one that is there already, an installed one say.
 pub fn apex_run() -> Result<PathBuf> {
-    if let Some(given) = std::env::var_os("APEX_RUN") {
+    if let Some(given) = given() {
         println!("taking {} for apex-run, as APEX_RUN says", given.display());
         return std::fs::canonicalize(&given)
             .with_context(|| format!("APEX_RUN names {}, which cannot be found", given.display()));
@@ -31,6 +31,11 @@ pub fn apex_run() -> Result<PathBuf> {
     let messages = messages(&["build", "--release", "--package", "apex-run", "--bin", "apex-run"])?;
     let file = messages.iter().find_map(|message| message["executable"].as_str());
     Ok(file.context("cargo built apex-run but named no executable")?.into())
+}
+
+/// What `APEX_RUN` names.
+pub fn given() -> Option<std::ffi::OsString> {
+    std::env::var_os("APEX_RUN")
 }
 
 /// Builds every test of the workspace and returns the programs.

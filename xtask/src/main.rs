@@ -2,12 +2,15 @@
 
 mod bench;
 mod build;
+mod cache;
 mod check;
 mod demo;
 mod leaks;
 mod setup;
 mod shell;
 mod test;
+mod tree;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -20,7 +23,9 @@ usage: cargo xtask VERB
   setup    install what the demo and the tests need from apt (as root; otherwise print the line)
   check    format, lints, dependency edges, sizes, layout, links, reasons in policies
   ratchet  write down what has become shorter
-  test     setup and check, then every test, as root and again as an unprivileged user
+  test     setup and check, then every test, as root and again as an unprivileged user, at last in a virtual machine
+  vm [--image-only] [FILTER]
+           the tests that want a real Debian host, in one under qemu: all, or those of the programs or names with FILTER
   bench TABLE [COUNT]
            start, steady, density or all: speed and size beside the peers; COUNT launches, rounds or sandboxes
 ";
@@ -43,6 +48,10 @@ fn dispatch(words: Vec<String>) -> Result<()> {
         ["check"] => check::run(),
         ["ratchet"] => check::tighten(),
         ["test"] => test::run(),
+        ["vm", rest @ ..] => vm::run(rest),
+        // The virtual machine's own side.
+        ["vm-guest"] => vm::guest(),
+        ["vm-pass", class] => vm::pass(class),
         ["bench", table] => bench::run(table, None),
         ["bench", table, count] => {
             bench::run(table, Some(count.parse().with_context(|| format!("{count} is not a number"))?))

@@ -9,15 +9,32 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// What somebody is about to do. Each includes the ones before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What somebody is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
+    /// Run the demo with an apex-run that is there already.
+    Job,
     /// Build apex-run and run the demo.
     Demo,
     /// Run every test.
     Tests,
     /// Measure against the peers.
     Bench,
+    /// Run the tests in the virtual machine.
+    Vm,
+}
+
+impl Need {
+    /// Whether who needs this needs `other` as well.
+    fn includes(self, other: Need) -> bool {
+        let before: &[Need] = match self {
+            Need::Job => &[],
+            Need::Demo => &[Need::Job],
+            Need::Tests => &[Need::Job, Need::Demo],
+            Need::Bench | Need::Vm => &[Need::Job, Need::Demo, Need::Tests],
+        };
+        self == other || before.contains(&other)
+    }
 }
 
 /// How to see whether a package is there.
@@ -45,7 +62,7 @@ const PACKAGES: &[Package] = &[
     program("gcc", Need::Demo, "gcc"),
     Package { name: "libc6-dev", need: Need::Demo, sign: Sign::Archive("libc.a", &[]) },
     Package { name: "libseccomp-dev", need: Need::Demo, sign: Sign::Archive("libseccomp.a", &[]) },
-    Package { name: "python3", need: Need::Demo, sign: Sign::Path("/usr/bin/python3") },
+    Package { name: "python3", need: Need::Job, sign: Sign::Path("/usr/bin/python3") },
     Package { name: "python3-pip", need: Need::Tests, sign: Sign::Path("/usr/lib/python3/dist-packages/pip") },
     Package {
         name: "python3-setuptools",
@@ -75,6 +92,9 @@ const PACKAGES: &[Package] = &[
     program("firejail", Need::Bench, "firejail"),
     program("crun", Need::Bench, "crun"),
     program("runc", Need::Bench, "runc"),
+    program("qemu-system-x86", Need::Vm, "qemu-system-x86_64"),
+    program("debootstrap", Need::Vm, "debootstrap"),
+    program("e2fsprogs", Need::Vm, "mkfs.ext4"),
 ];
 
 /// Installs what is missing when we are root; otherwise says which line does.
@@ -118,7 +138,7 @@ fn apt_get() -> Command {
 fn missing(need: Need) -> Vec<&'static str> {
     PACKAGES
         .iter()
-        .filter(|package| package.need <= need && !present(&package.sign))
+        .filter(|package| need.includes(package.need) && !present(&package.sign))
         .map(|package| package.name)
         .collect()
 }

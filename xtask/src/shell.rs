@@ -14,8 +14,11 @@ use nix::unistd::Pid;
 /// How often a running child is asked whether it has ended.
 const POLL_MS: u64 = 200;
 
-/// The folder of the workspace.
+/// The folder of the workspace: where this program was built, or the copy that `APEX_REPO` names.
 pub fn root() -> PathBuf {
+    if let Some(copy) = std::env::var_os("APEX_REPO") {
+        return PathBuf::from(copy);
+    }
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own).to_path_buf()
 }

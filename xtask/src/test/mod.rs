@@ -1,11 +1,12 @@
-//! Every test that this machine can run: as the caller, and, when that is root, again as an unprivileged user.
+//! Every test that this machine can run: as the caller, when that is root again as an unprivileged user, and at last those that want
+//! another kernel in a virtual machine, where one can be had.
 //!
 //! The last line is `N passed, N failed, N skipped`, alone. What fails the run: a test, a skip that nobody expected, anything
 //! left on the machine.
 
-mod skips;
-mod tally;
-mod user;
+pub mod skips;
+pub mod tally;
+pub mod user;
 
 use std::path::Path;
 use std::process::Command;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use self::skips::Class;
 use self::tally::{Runner, Tally};
 use crate::leaks::{self, Belongings};
+use crate::vm::{self, Lane};
 use crate::{build, check, setup, shell};
 
 /// One whole run of the workspace's tests. A cold one takes minutes; this only ends what hangs.
@@ -42,12 +44,24 @@ pub fn run() -> Result<()> {
         tallies.push(user::run(&apex_run, &binaries, &scratch)?);
     }
 
+    heading("the tests that want a real host, in a virtual machine");
+    let lane = vm::lane(&apex_run, &binaries);
     heading("what was left behind");
-    let left = leaks::settle(&before, scratch.path())?;
+    let mut left = leaks::settle(&before, scratch.path())?;
     for thing in &left {
         println!("LEFT BEHIND: {thing}");
     }
+    let said = match lane? {
+        Lane::Ran(report) => {
+            let said = format!("in the VM: {}", counts(&report.tallies, report.left.len()));
+            left.extend(report.left);
+            tallies.extend(report.tallies);
+            said
+        }
+        Lane::NotRun(why) => format!("in the VM nothing ran: {why}"),
+    };
     let surprises = skips::compare(&tallies, &shell::root().join("tests/expected-skips.toml"))?;
+    println!("\n{said}");
     close(&tallies, left.len(), surprises)
 }
 
@@ -91,21 +105,28 @@ fn runners() -> Vec<(Runner, Command)> {
     vec![(Runner::Nextest, nextest), (Runner::Libtest, documentation)]
 }
 
-fn close(tallies: &[Tally], left: usize, surprises: usize) -> Result<()> {
+/// The closing line, and an error when anything is wrong.
+pub fn close(tallies: &[Tally], left: usize, surprises: usize) -> Result<()> {
     for tally in tallies {
         for failure in &tally.failures {
             println!("FAILED as {}: {failure}", tally.class);
         }
     }
-    let sum = |count: fn(&Tally) -> usize| tallies.iter().map(count).sum::<usize>();
     // Whatever fails the run counts as a failure in the closing line: nobody should read "0 failed" above an error.
-    let failed = sum(|tally| tally.failed) + left + surprises;
+    let wrong = left + surprises;
     println!();
-    println!("{} passed, {failed} failed, {} skipped", sum(|tally| tally.passed()), sum(|tally| tally.skipped()));
+    println!("{}", counts(tallies, wrong));
+    let failed = wrong + tallies.iter().map(|tally| tally.failed).sum::<usize>();
     if failed > 0 {
         bail!("{failed} things are wrong: tests that failed, unexpected skips, or leftovers, each named above");
     }
     Ok(())
+}
+
+fn counts(tallies: &[Tally], wrong: usize) -> String {
+    let sum = |count: fn(&Tally) -> usize| tallies.iter().map(count).sum::<usize>();
+    let failed = sum(|tally| tally.failed) + wrong;
+    format!("{} passed, {failed} failed, {} skipped", sum(Tally::passed), sum(Tally::skipped))
 }
 
 fn heading(text: &str) {

@@ -10,12 +10,16 @@ use super::tally::{Skip, Tally};
 
 /// Who runs the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// Root.
     Root,
     /// A user without privileges.
     User,
+    /// Root in the virtual machine.
+    VmRoot,
+    /// A user in the virtual machine, in a session with a systemd user manager.
+    VmUser,
 }
 
 impl fmt::Display for Class {
@@ -23,6 +27,8 @@ impl fmt::Display for Class {
         f.write_str(match self {
             Class::Root => "root",
             Class::User => "an unprivileged user",
+            Class::VmRoot => "root in the VM",
+            Class::VmUser => "an unprivileged user in the VM",
         })
     }
 }

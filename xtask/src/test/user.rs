@@ -15,7 +15,7 @@ use super::LIMIT;
 use super::skips::Class;
 use super::tally::{Runner, Tally};
 use crate::build::TestBinary;
-use crate::shell;
+use crate::{cache, shell, tree};
 
 /// Packages whose tests say something about privileges. The others behave alike for everybody.
 const PACKAGES: &[&str] = &["apex-core", "apex-sys", "apex-jail", "apex-tests"];
@@ -108,7 +108,7 @@ struct Stage {
 impl Stage {
     fn new(apex_run: &Path, scratch: &Scratch, uid: u32) -> Result<Self> {
         let (repo, bin) = (scratch.dir("repo")?, scratch.dir("bin")?);
-        copy_tree(&shell::root(), &repo)?;
+        tree::copy_sources(&shell::root(), &repo)?;
         give(&repo, uid)?;
         let own = |name| -> Result<PathBuf> {
             let dir = scratch.dir(name)?;
@@ -135,31 +135,13 @@ impl Stage {
         command.env("PATH", PATH).env("HOME", &self.home).env("TMPDIR", &self.tmp).env("LANG", "C.UTF-8");
         command.env("CARGO_MANIFEST_DIR", &dir).env("APEX_REPO", &self.repo).env("APEX_RUN", &self.apex_run);
         command.env("RUST_BACKTRACE", "1");
+        if let Some(cache) = std::env::var_os(cache::VARIABLE) {
+            command.env(cache::VARIABLE, cache);
+        }
         // Setting the uid as root also drops every supplementary group.
         command.gid(self.uid).uid(self.uid);
         Ok(command)
     }
-}
-
-/// Copies the sources, without what is built and without history.
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    for entry in fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            let is_built = [".git", "target", "node_modules"].iter().any(|name| entry.file_name() == *name);
-            if !is_built {
-                fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
-                copy_tree(&source, &target)?;
-            }
-        } else if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
-        } else if kind.is_file() {
-            fs::copy(&source, &target).with_context(|| format!("cannot copy {}", source.display()))?;
-        }
-    }
-    Ok(())
 }
 
 /// Makes everything beneath `path` the user's: property tests write the cases that failed beside their source.

@@ -27,7 +27,7 @@ usage: cargo xtask VERB
   vm [--image-only] [FILTER]
            the tests that want a real Debian host, in one under qemu: all, or those of the programs or names with FILTER
   bench TABLE [COUNT]
-           start, steady, density or all: speed and size beside the peers; COUNT launches, rounds or sandboxes
+           start, steady, density, monitor or all: speed and size beside the peers; COUNT launches, rounds or sandboxes
 ";
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@
 mod density;
 mod filter;
 mod meter;
+mod monitor;
 mod peers;
 mod start;
 mod steady;
@@ -24,12 +25,12 @@ struct Bench {
     work: Workdir,
 }
 
-/// Runs one table or all of them. `count` is launches for `start`, rounds for `steady`, sandboxes for `density`.
+/// Runs one table or all of them. `count` is launches for `start`, rounds for `steady` and `monitor`, sandboxes for `density`.
 pub fn run(table: &str, count: Option<usize>) -> Result<()> {
     let tables: &[&str] = match table {
-        "all" => &["start", "steady", "density"],
-        "start" | "steady" | "density" => &[table],
-        other => bail!("no such table: {other}; there are start, steady, density and all"),
+        "all" => &["start", "steady", "density", "monitor"],
+        "start" | "steady" | "density" | "monitor" => &[table],
+        other => bail!("no such table: {other}; there are start, steady, density, monitor and all"),
     };
     setup::ensure(setup::Need::Bench)?;
     let bench = Bench { apex_run: build::apex_run()?, work: Workdir::new()? };
@@ -39,6 +40,7 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
         let result = match *table {
             "start" => start::run(&bench, count.unwrap_or(start::LAUNCHES))?,
             "steady" => steady::run(&bench, count.unwrap_or(steady::ROUNDS))?,
+            "monitor" => monitor::run(&bench, count.unwrap_or(monitor::ROUNDS))?,
             _ => density::run(&bench, count.unwrap_or(density::SANDBOXES))?,
         };
         let after = Machine::look()?;

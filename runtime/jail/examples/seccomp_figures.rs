@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use apex_core::policy::{Origin, SyscallDefault, Syscalls};
 use apex_core::seccomp::bpf::Insn;
-use apex_core::seccomp::{Table, table, verify};
+use apex_core::seccomp::{Notify, Table, table, verify};
 use apex_jail::seccomp::{CacheDir, load, program};
 
 const GROUPS: &str = "files dirs fs-change time signals threads process ipc sockets polling terminal identity-read scheduling \
@@ -48,7 +48,7 @@ fn measure(compat: bool) -> Result<(), Box<dyn std::error::Error>> {
 
 fn policy_table(compat: bool) -> Result<Table, apex_core::seccomp::TableError> {
     let allow: BTreeMap<_, _> = GROUPS.split(' ').map(|name| (name.to_owned(), Origin::flag("example"))).collect();
-    table(&Syscalls { default: SyscallDefault::Deny, allow, deny: BTreeMap::new(), compat }, false)
+    table(&Syscalls { default: SyscallDefault::Deny, allow, deny: BTreeMap::new(), compat }, Notify::default())
 }
 
 fn open_null() -> std::io::Result<std::fs::File> {

@@ -3,7 +3,6 @@
 //! Input: nothing. Output: a [`Diagnosis`]. Nothing is left behind: namespaces and mounts end with the child that made them.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use apex_core::doctor::{Diagnosis, Finding};
 use apex_core::host::CgroupSupport;
@@ -15,6 +14,7 @@ use apex_sys::process::{self, Ended, Pid, Side};
 use apex_sys::seccomp::{self, Filter};
 use apex_sys::{Errno, fs, prctl};
 
+use crate::ahead::Ahead;
 use crate::cgroup::{self, Controller};
 use crate::launch::{write_map, write_proc};
 
@@ -221,13 +221,7 @@ fn idmap() -> Finding {
     if !nix::unistd::geteuid().is_root() {
         return found(layer, name, "not needed: the sandbox's user is the caller");
     }
-    let result = process::user_namespace(|pid| {
-        write_map(pid, "uid_map", 0, 1)?;
-        write_map(pid, "gid_map", 0, 1)?;
-        let path = crate::host::c_path(Path::new(&format!("/proc/{pid}/ns/user")))?;
-        fs::open(fs::cwd(), &path, nix::libc::O_RDONLY, 0)
-    })
-    .and_then(|userns| {
+    let result = Ahead::start(false).and_then(|ahead| ahead.idmap((0, 0), 1)).and_then(|userns| {
         let tree = mount::clone_tree(fs::cwd(), c"/")?;
         mount::set_idmap(tree.as_fd(), userns.as_fd())
     });

@@ -10,10 +10,12 @@ use std::rc::Rc;
 
 use apex_core::host::{CgroupSupport, Host, PathFact};
 use apex_core::plan::CgroupPlan;
+use apex_core::policy::Policy;
 use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::{Errno, prctl};
 use caps::{CapSet, Capability};
 
+use crate::ahead::Ahead;
 use crate::cgroup::{Controller, Site};
 use crate::placeholder;
 
@@ -34,6 +36,8 @@ pub struct LiveHost {
     cwd: OnceCell<PathBuf>,
     caller: OnceCell<(u32, u32)>,
     real: RefCell<HashMap<PathBuf, PathBuf>>,
+    gives_host_ids: OnceCell<bool>,
+    ahead: RefCell<Option<Ahead>>,
 }
 
 /// What came of opening a path.
@@ -62,6 +66,18 @@ impl LiveHost {
         let opened = self.opened.borrow();
         let found = opened.get(&(path.to_owned(), false)).or_else(|| opened.get(&(path.to_owned(), true)))?;
         found.as_ref().ok().map(Rc::clone)
+    }
+
+    /// Begins to make, beside the planning, what a start of this policy will need; for those who then launch its plan.
+    pub fn make_ahead(&self, policy: &Policy) {
+        if self.gives_host_ids() {
+            // What fails here is tried again by the launcher, which tells why.
+            *self.ahead.borrow_mut() = Ahead::of_policy(policy).ok();
+        }
+    }
+
+    pub(crate) fn take_ahead(&self) -> Option<Ahead> {
+        self.ahead.borrow_mut().take()
     }
 
     /// Where the sandbox's cgroup can be made, as found when the planner asked.
@@ -153,7 +169,7 @@ impl Host for LiveHost {
                 .unwrap_or(0);
             String::from_utf8_lossy(&map[..count]).split_whitespace().eq(["0", "0", "4294967295"])
         };
-        self.caller().0 == 0 && needed.into_iter().all(has) && is_first()
+        *self.gives_host_ids.get_or_init(|| self.caller().0 == 0 && needed.into_iter().all(has) && is_first())
     }
 
     fn caller(&self) -> (u32, u32) {

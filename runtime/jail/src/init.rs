@@ -30,6 +30,8 @@ pub struct Init<'a, 'p> {
     pub socket: End,
     /// Trees that the launcher took; `None` when the init must take them itself.
     pub trees: Option<Trees>,
+    /// Whether it was born into a network namespace that was made ahead, loopback up.
+    pub has_network: bool,
     pub program: Option<&'a Program>,
     pub pause: bool,
     pub streams: &'a Streams,
@@ -65,7 +67,8 @@ impl Init<'_, '_> {
         self.let_go_of_host()?;
         let terminal = self.open_terminal()?;
         let ruleset = self.make_ruleset()?;
-        let traced = self.await_attached()?;
+        let (traced, doors) = self.await_attached()?;
+        self.enter_cgroup(doors)?;
         self.enter_cgroup_namespace()?;
         self.drop_capabilities()?;
         prctl::set_no_new_privs().map_err(Failure::at(Step::NoNewPrivs, 0))?;
@@ -76,13 +79,13 @@ impl Init<'_, '_> {
         self.socket.expect(order).map_err(Failure::at(Step::Handshake, 0))
     }
 
-    /// Returns whether the command is to stop for a tracer, which the prober may have decided only now.
-    fn await_attached(&self) -> Result<bool, Failure> {
-        match self.socket.next_order() {
-            Ok(Some(Order::Attached { traced })) => Ok(traced),
-            Ok(Some(_)) => Err(Failure::at(Step::Handshake, 0)(Errno::EBADMSG)),
-            Ok(None) => Err(Failure::at(Step::Handshake, 0)(Errno::EPIPE)),
-            Err(errno) => Err(Failure::at(Step::Handshake, 0)(errno)),
+    /// Returns whether the command is to stop for a tracer, which the prober may have decided only now, and the files by which to enter a v1 cgroup.
+    fn await_attached(&self) -> Result<(bool, Vec<OwnedFd>), Failure> {
+        let failed = Failure::at(Step::Handshake, 0);
+        match self.socket.next_order_with().map_err(&failed)? {
+            Some((Order::Attached { traced }, doors)) => Ok((traced, doors)),
+            Some(_) => Err(failed(Errno::EBADMSG)),
+            None => Err(failed(Errno::EPIPE)),
         }
     }
 
@@ -118,6 +121,7 @@ impl Init<'_, '_> {
 
     fn raise_loopback(&self) -> Result<(), Failure> {
         match self.plan.network {
+            Network::None if self.has_network => Ok(()),
             Network::None => net::loopback_up().map_err(Failure::at(Step::Loopback, 0)),
             Network::Host => Ok(()),
         }
@@ -155,6 +159,16 @@ impl Init<'_, '_> {
 
     fn make_ruleset(&self) -> Result<Option<OwnedFd>, Failure> {
         self.plan.landlock.as_ref().map(|plan| landlock::ruleset(plan, &self.streams.files)).transpose()
+    }
+
+    /// Through the files that the launcher opened, where the cgroup is one of v1; elsewhere the launcher has done it.
+    fn enter_cgroup(&self, doors: Vec<OwnedFd>) -> Result<(), Failure> {
+        for door in doors {
+            fs::write(door.as_fd(), b"0").map_err(Failure::at(Step::AttachCgroup, 0))?;
+            // Left open until the init closes all that is not its own; the command's process gets none of it.
+            std::mem::forget(door);
+        }
+        Ok(())
     }
 
     /// After the cgroup was joined: the namespace's root is the cgroup that one is in when entering it (cgroup_namespaces(7)).

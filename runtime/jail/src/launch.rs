@@ -3,6 +3,7 @@
 //! Input: a plan and the host on which it was made. Output: an [`Outcome`]. Whatever fails, nothing is left behind: the init is
 //! killed and reaped, the cgroup and placeholders are removed when their owners here are dropped.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use apex_core::layer::Layer;
@@ -14,6 +15,7 @@ use apex_sys::process::{self, Pid, Side};
 use apex_sys::signal::{self, Set};
 use apex_sys::{Errno, fs, terminal};
 
+use crate::ahead::Ahead;
 use crate::cgroup::{self, Cgroup, CgroupError, Site};
 use crate::guard::Guard;
 use crate::host::LiveHost;
@@ -147,7 +149,8 @@ pub fn run_recording(
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
-    let trees = take_trees(plan, host).map_err(explain)?;
+    let mut ahead = host.take_ahead();
+    let trees = take_trees(plan, host, &mut ahead).map_err(explain)?;
     // SIGCHLD for the init, which inherits the mask.
     let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();
     let mask = signal::block(&Set::of(&blocked)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
@@ -155,7 +158,8 @@ pub fn run_recording(
     let pause = options.receipt.is_some() || watch.is_some();
     let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);
     let into = into.or_else(|| watch.as_ref().and_then(Watch::clone_into_fd));
-    match process::clone_into(namespaces(plan), into)
+    let has_network = ahead.as_mut().map_or(Ok(false), |ahead| ahead.enter_network(plan)).map_err(explain)?;
+    match process::clone_into(namespaces(plan, has_network), into)
         .map_err(Failure::at(Step::CreateNamespaces, 0))
         .map_err(explain)?
     {
@@ -166,6 +170,7 @@ pub fn run_recording(
                 host,
                 socket: inner,
                 trees,
+                has_network,
                 program: program.as_ref(),
                 pause,
                 streams: options.streams,
@@ -181,7 +186,7 @@ pub fn run_recording(
             std::mem::forget(trees);
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, (placeholders, guard), mask);
             running.watch = watch;
-            running.attach(|running| attach(plan, site.as_deref(), running))?;
+            running.attach(|running| attach(plan, site.as_deref(), ahead, running))?;
             let receipt = options.receipt;
             supervise::to_the_end(&mut running, |running, sealed, domain| {
                 deliver(receipt, plan, running, sealed, domain)
@@ -192,21 +197,32 @@ pub fn run_recording(
 }
 
 /// Maps first, since the init waits for them to begin; the cgroup while it builds its root: joining one on v1 may wait for the kernel.
-fn attach(plan: &Plan, site: Option<&Site>, running: &mut Running<'_>) -> Result<(), JailError> {
+fn attach(plan: &Plan, site: Option<&Site>, ahead: Option<Ahead>, running: &mut Running<'_>) -> Result<(), JailError> {
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
     write_id_maps(running.init, &plan.identity).map_err(Failure::at(Step::WriteIdMaps, 0)).map_err(explain)?;
     running.socket.order(Order::Mapped).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
+    if let Some(mut ahead) = ahead {
+        ahead.leave_network().map_err(explain)?;
+    }
     if running.cgroup.is_none() {
         // v1 is made while the init builds its root, on the other processor; nothing but the init is charged elsewhere till then.
         running.cgroup = create_cgroup(plan, site)?;
     }
+    let mut doors = Vec::new();
     if let Some(cgroup) = &mut running.cgroup {
-        cgroup.attach(running.init)?;
+        doors = cgroup.doors()?;
+        if doors.is_empty() {
+            cgroup.attach(running.init)?;
+        }
     }
     // The command has not started: a name that changed hands while the root was built need not be shown to it at all.
     running.check_guard()?;
     let traced = watch::prepare(running)?;
-    running.socket.order(Order::Attached { traced }).map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
+    let lent: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
+    let ordered = running.socket.order_with(Order::Attached { traced }, &lent);
+    // As with the trees.
+    doors.into_iter().for_each(std::mem::forget);
+    ordered.map_err(Failure::at(Step::Handshake, 0)).map_err(explain)
 }
 
 /// Who gets the receipt; an error keeps the command from starting.
@@ -237,24 +253,21 @@ fn create_cgroup(plan: &Plan, site: Option<&Site>) -> Result<Option<Cgroup>, Jai
 }
 
 /// Only root may take and idmap trees before the namespaces exist; for others the init does it (see [`trees`]).
-fn take_trees(plan: &Plan, host: &LiveHost) -> Result<Option<Trees>, Failure> {
+fn take_trees(plan: &Plan, host: &LiveHost, ahead: &mut Option<Ahead>) -> Result<Option<Trees>, Failure> {
     if !plan.identity.own_host_ids {
         return Ok(None);
     }
-    let userns = trees::wants_idmap(plan).then(|| idmap(&plan.identity)).transpose();
-    let userns = userns.map_err(Failure::at(Step::Idmap, 0))?;
+    let userns = trees::wants_idmap(plan).then(|| idmap(&plan.identity, ahead)).transpose();
+    let userns = ManuallyDrop::new(userns.map_err(Failure::at(Step::Idmap, 0))?);
     Trees::take(plan, host, false, userns.as_ref().map(AsFd::as_fd)).map(Some)
 }
 
 /// A user namespace in which the caller's files belong to the sandbox's host id.
-fn idmap(identity: &IdentityPlan) -> Result<OwnedFd, Errno> {
-    process::user_namespace(|pid| {
-        let id = host_id();
-        write_map(pid, "uid_map", identity.caller_uid, id)?;
-        write_map(pid, "gid_map", identity.caller_gid, id)?;
-        let name = format!("/proc/{pid}/ns/user");
-        fs::open(fs::cwd(), &crate::host::c_path(name.as_ref())?, nix::libc::O_RDONLY, 0)
-    })
+fn idmap(identity: &IdentityPlan, ahead: &mut Option<Ahead>) -> Result<OwnedFd, Errno> {
+    if ahead.is_none() {
+        *ahead = Some(Ahead::start(false)?);
+    }
+    ahead.as_ref().map_or(Err(Errno::ESRCH), |ahead| ahead.idmap((identity.caller_uid, identity.caller_gid), host_id()))
 }
 
 fn host_id() -> u32 {
@@ -285,7 +298,7 @@ pub(crate) fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> 
 }
 
 /// The cgroup namespace is entered later, from within the cgroup.
-fn namespaces(plan: &Plan) -> u64 {
+fn namespaces(plan: &Plan, has_network: bool) -> u64 {
     const NEWTIME: i32 = 0x80;
     let mut flags = nix::libc::CLONE_NEWUSER | nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS;
     let optional =
@@ -295,7 +308,7 @@ fn namespaces(plan: &Plan) -> u64 {
             flags |= flag;
         }
     }
-    if plan.network == Network::None {
+    if plan.network == Network::None && !has_network {
         flags |= nix::libc::CLONE_NEWNET;
     }
     flags as u64

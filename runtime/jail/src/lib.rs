@@ -1,5 +1,6 @@
 //! `apex-jail` carries out a plan and reports what the kernel says about it.
 
+mod ahead;
 pub mod cgroup;
 pub mod doctor;
 mod guard;

@@ -1,7 +1,7 @@
 //! What the launcher and the sandbox's init say to each other. Fixed 16 byte messages over a SEQPACKET socket; what comes from
 //! inside is decoded strictly, since a bug there must not become one here.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use apex_sys::process::Ended;
 use apex_sys::{Errno, fs, net};
@@ -13,7 +13,7 @@ use crate::step::{Failure, Step};
 pub enum Order {
     /// The id maps are written.
     Mapped,
-    /// The cgroup holds you; everything the launcher had to do is done.
+    /// The cgroup holds you, or you enter it through the files that come with this; everything the launcher had to do is done.
     Attached {
         /// Whether the command gets the filter that stops it for a tracer.
         traced: bool,
@@ -125,23 +125,35 @@ impl End {
 
     /// Sends an order.
     pub fn order(&self, order: Order) -> Result<(), Errno> {
-        net::send(self.0.as_fd(), &encode_order(order), None)
+        self.order_with(order, &[])
+    }
+
+    /// Sends an order with the descriptors that are needed to follow it.
+    pub fn order_with(&self, order: Order, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        net::send(self.0.as_fd(), &encode_order(order), fds)
     }
 
     /// Waits for an order; `None` when the launcher is gone.
     pub fn next_order(&self) -> Result<Option<Order>, Errno> {
+        self.next_order_with().map(|next| next.map(|(order, _)| order))
+    }
+
+    /// The same, with the descriptors that came along.
+    pub fn next_order_with(&self) -> Result<Option<(Order, Vec<OwnedFd>)>, Errno> {
         let mut bytes = [0; SIZE];
-        match net::receive(self.0.as_fd(), &mut bytes)? {
-            (0, _) => Ok(None),
-            _ => match unpack(&bytes) {
-                (1, ..) => Ok(Some(Order::Mapped)),
-                (2, _, [traced, ..]) => Ok(Some(Order::Attached { traced: traced != 0 })),
-                (3, ..) => Ok(Some(Order::Go)),
-                (4, _, [signal, ..]) => Ok(Some(Order::Signal(signal))),
-                (5, _, [signal, ..]) => Ok(Some(Order::SignalAll(signal))),
-                _ => Err(Errno::EBADMSG),
-            },
+        let (count, fds) = net::receive(self.0.as_fd(), &mut bytes)?;
+        if count == 0 {
+            return Ok(None);
         }
+        let order = match unpack(&bytes) {
+            (1, ..) => Order::Mapped,
+            (2, _, [traced, ..]) => Order::Attached { traced: traced != 0 },
+            (3, ..) => Order::Go,
+            (4, _, [signal, ..]) => Order::Signal(signal),
+            (5, _, [signal, ..]) => Order::SignalAll(signal),
+            _ => return Err(Errno::EBADMSG),
+        };
+        Ok(Some((order, fds)))
     }
 
     /// Waits for one particular order.
@@ -170,13 +182,14 @@ impl End {
 
     /// Sends a report, with a descriptor when it has one.
     pub fn report(&self, report: Report, fd: Option<&OwnedFd>) -> Result<(), Errno> {
-        net::send(self.0.as_fd(), &encode(report), fd.map(AsFd::as_fd))
+        let fd = fd.map(AsFd::as_fd);
+        net::send(self.0.as_fd(), &encode(report), fd.as_slice())
     }
 
     /// Waits for a report; `None` when the sandbox is gone.
     pub fn next_report(&self) -> Result<Option<(Report, Option<OwnedFd>)>, Errno> {
         let mut bytes = [0; SIZE];
-        let (count, fd) = match net::receive(self.0.as_fd(), &mut bytes) {
+        let (count, fds) = match net::receive(self.0.as_fd(), &mut bytes) {
             // The other end was closed before it had read everything. What it sent before still waits here.
             Err(Errno::ECONNRESET) => net::receive(self.0.as_fd(), &mut bytes)?,
             other => other?,
@@ -196,6 +209,6 @@ impl End {
             (5, _, [signal, ..]) => Report::Ended(Ended::Signal(signal)),
             _ => return Err(Errno::EBADMSG),
         };
-        Ok(Some((report, fd)))
+        Ok(Some((report, fds.into_iter().next())))
     }
 }

@@ -159,6 +159,9 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         groups: &groups,
     };
     let policy = policy::resolve(&inputs, &mut load)?;
+    if matches!(options.action, Action::Run) {
+        host.make_ahead(&policy);
+    }
     let request = Request {
         argv: if options.command.is_empty() { default_command(options) } else { options.command.clone() },
         workdir: options.workdir.clone(),

@@ -4,6 +4,7 @@
 
 pub mod entry;
 pub mod fs;
+pub mod holder;
 pub mod limits;
 pub mod mount;
 pub mod net;

@@ -11,15 +11,21 @@ pub fn loopback_up() -> Result<(), Errno> {
     let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
     // SAFETY: a fresh descriptor from the kernel.
     let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    let mut request = loopback_request();
+    // SAFETY: `request` is a valid ifreq and outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into())?;
+    std::mem::forget(socket);
+    Ok(())
+}
+
+/// What `SIOCSIFFLAGS` wants in order to bring loopback up.
+pub(crate) fn loopback_request() -> libc::ifreq {
     // SAFETY: ifreq is plain data; all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: `request` is a valid ifreq and outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into())?;
-    std::mem::forget(socket);
-    Ok(())
+    request
 }
 
 /// Tries to bind a TCP socket to a free port of 127.0.0.1 (bind(2)); nothing listens on it and it is closed at once.
@@ -47,37 +53,47 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }
 
-/// Room for one descriptor beside a message (cmsg(3)).
+/// Descriptors that one message may carry.
+pub const FDS_MAX: usize = 4;
+
+/// Room for so many descriptors beside a message (cmsg(3)).
 #[repr(C, align(8))]
 struct Control([u8; 32]);
 
-/// Sends a message, with one descriptor when given (sendmsg(2)). A closed peer is an error, not a signal.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+/// Sends a message, with descriptors when given (sendmsg(2)); `E2BIG` for more than [`FDS_MAX`]. A closed peer is an error, not a signal.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    if fds.len() > FDS_MAX {
+        return Err(Errno::E2BIG);
+    }
     let mut control = Control([0; 32]);
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain data; all zeroes is a valid value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
-    if let Some(fd) = fd {
+    if !fds.is_empty() {
+        let size = size_of_val(fds) as u32;
         header.msg_control = control.0.as_mut_ptr().cast();
-        // SAFETY: CMSG_SPACE computes a size; 32 bytes hold a header and one descriptor.
-        header.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as _;
-        // SAFETY: `msg_control` points to aligned room for one control message with one descriptor.
+        // SAFETY: CMSG_SPACE computes a size; 32 bytes hold a header and FDS_MAX descriptors.
+        header.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as _;
+        // SAFETY: `msg_control` points to aligned room for one control message with these descriptors.
         unsafe {
             let message = libc::CMSG_FIRSTHDR(&raw const header);
             (*message).cmsg_level = libc::SOL_SOCKET;
             (*message).cmsg_type = libc::SCM_RIGHTS;
-            (*message).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
-            libc::CMSG_DATA(message).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
+            (*message).cmsg_len = libc::CMSG_LEN(size) as _;
+            let data = libc::CMSG_DATA(message).cast::<RawFd>();
+            for (at, fd) in fds.iter().enumerate() {
+                data.add(at).write_unaligned(fd.as_raw_fd());
+            }
         }
     }
     // SAFETY: `header` points to `iov` and `control`, which outlive the call.
     check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) } as libc::c_long).map(drop)
 }
 
-/// Receives a message and at most one descriptor (recvmsg(2)). Zero bytes mean that the peer is gone.
-pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+/// Receives a message and the descriptors that came with it, at most [`FDS_MAX`] (recvmsg(2)). Zero bytes mean that the peer is gone.
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut control = Control([0; 32]);
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain data; all zeroes is a valid value.
@@ -94,11 +110,16 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Optio
             other => break other?,
         }
     };
-    // SAFETY: the kernel filled `control` up to `msg_controllen`; a SCM_RIGHTS message holds at least one descriptor, now ours.
-    let fd = unsafe {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel filled `control` up to `msg_controllen`; `cmsg_len` tells how many descriptors a SCM_RIGHTS message holds, now ours.
+    unsafe {
         let message = libc::CMSG_FIRSTHDR(&raw const header);
-        (!message.is_null() && (*message).cmsg_type == libc::SCM_RIGHTS)
-            .then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(message).cast::<RawFd>().read_unaligned()))
-    };
-    Ok((count as usize, fd))
+        if !message.is_null() && (*message).cmsg_type == libc::SCM_RIGHTS {
+            let size = ((*message).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            let data = libc::CMSG_DATA(message).cast::<RawFd>();
+            let received = (size / size_of::<RawFd>()).min(FDS_MAX);
+            fds.extend((0..received).map(|at| OwnedFd::from_raw_fd(data.add(at).read_unaligned())));
+        }
+    }
+    Ok((count as usize, fds))
 }

@@ -68,12 +68,24 @@ pub fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Sid
 }
 
 /// A stack for children that share our memory. Large enough for the sealing steps, which do not recurse.
+#[derive(Debug)]
 pub struct ChildStack(Box<[MaybeUninit<u8>]>);
 
 impl ChildStack {
     /// Allocates the stack: small enough to come from the heap that is there, and not cleared, so that untouched pages cost nothing.
     pub fn new() -> Self {
-        ChildStack(Box::new_uninit_slice(64 * 1024))
+        Self::with_bytes(64 * 1024)
+    }
+
+    /// The same with so many bytes.
+    pub fn with_bytes(bytes: usize) -> Self {
+        ChildStack(Box::new_uninit_slice(bytes))
+    }
+
+    /// Where it begins: stacks grow downwards.
+    pub(crate) fn top(&mut self) -> *mut libc::c_void {
+        let top = self.0.as_mut_ptr_range().end;
+        top.wrapping_sub(top as usize % 16).cast()
     }
 }
 
@@ -101,37 +113,9 @@ fn shared_memory_child(
     flags: libc::c_int,
     mut body: &mut dyn FnMut() -> i32,
 ) -> Result<Pid, Errno> {
-    let top = stack.0.as_mut_ptr_range().end;
-    let top = top.wrapping_sub(top as usize % 16);
     // SAFETY: the stack is exclusively borrowed and 16-byte aligned at its top; the trampoline gets a pointer to `body`.
-    let pid = unsafe { libc::clone(trampoline, top.cast(), flags, (&raw mut body).cast()) };
+    let pid = unsafe { libc::clone(trampoline, stack.top(), flags, (&raw mut body).cast()) };
     check(pid.into()).map(|pid| pid as Pid)
-}
-
-/// Makes a user namespace with the given maps and returns a descriptor of it; used to idmap mounts (mount_setattr(2)).
-///
-/// `fill` is called with the pid of a short-lived child that sits in the namespace, and writes the maps.
-pub fn user_namespace<T>(fill: impl FnOnce(Pid) -> Result<T, Errno>) -> Result<T, Errno> {
-    // SAFETY: no arguments.
-    let parent = unsafe { libc::getpid() };
-    match clone_into(libc::CLONE_NEWUSER as u64, None)? {
-        Side::Child => {
-            // SAFETY: integers only. The parent may have ended before the first call: then the second tells, and nobody waits.
-            unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                while libc::getppid() == parent {
-                    libc::pause();
-                }
-            }
-            exit_now(0)
-        }
-        Side::Parent { pid, pidfd } => {
-            let result = fill(pid);
-            let _ = pidfd_signal(pidfd.as_raw_fd(), libc::SIGKILL).or_else(|_| kill(pid, libc::SIGKILL));
-            let _ = wait(pid, 0);
-            result
-        }
-    }
 }
 
 /// Sends a signal through a pidfd (pidfd_send_signal(2)).
@@ -254,6 +238,12 @@ pub fn close_from(first: u32, last: u32, only_on_exec: bool) -> Result<(), Errno
 pub fn unshare(flags: i32) -> Result<(), Errno> {
     // SAFETY: no pointers.
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// Enters the namespaces of these kinds (`CLONE_NEW*`) that `target` is in, a process by its pidfd, or the one that it is (setns(2)).
+pub fn enter_namespaces(target: BorrowedFd<'_>, kinds: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::setns(target.as_raw_fd(), kinds) }.into()).map(drop)
 }
 
 /// Sets all user ids, then nothing of the old id is left (setresuid(2)). The raw call: glibc's would signal threads.

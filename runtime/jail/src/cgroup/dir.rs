@@ -8,7 +8,7 @@
 use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,6 +114,11 @@ impl Dir {
             .map_err(io::Error::from)
             .and_then(|fd| read_record(&fd))
             .map_err(|source| CgroupError::Read { file: self.path.join(file), source })
+    }
+
+    /// A control file that somebody else will write.
+    pub(super) fn open_for_writing(&self, file: &str) -> io::Result<OwnedFd> {
+        Ok(openat(self.fd(), file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
     /// Writes a control file in one write, as the kernel wants it.

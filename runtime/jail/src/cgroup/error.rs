@@ -76,6 +76,14 @@ pub enum CgroupError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The file through which a process enters cannot be opened.
+    #[error("cannot open {file}, through which the sandbox enters its cgroup", file = file.display())]
+    Door {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file of the kernel cannot be read.
     #[error("cannot read {file}", file = file.display())]
     Read {

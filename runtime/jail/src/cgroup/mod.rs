@@ -42,7 +42,7 @@ mod v2;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use apex_core::host::CgroupSupport;
@@ -191,6 +191,17 @@ impl Cgroup {
         match &self.kind {
             Kind::V2(group) => Some(group.dir.fd()),
             Kind::V1(_) | Kind::Scope(_) => None,
+        }
+    }
+
+    /// v1: files, each of which takes a process in that writes `0` to it. Empty where [`Cgroup::attach`] or the clone is the way.
+    ///
+    /// A thread that moves itself alone needs no lock on all forks and exits of the machine, and so none of the RCU period that comes before that lock (the
+    /// kernel's `cgroup_attach_lock`). The kernel judges the write by who opened the file: the sandbox's user need not own it.
+    pub fn doors(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        match &self.kind {
+            Kind::V1(groups) => groups.iter().map(v1::Group::door).collect(),
+            Kind::V2(_) | Kind::Scope(_) => Ok(Vec::new()),
         }
     }
 

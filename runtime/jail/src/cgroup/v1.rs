@@ -6,6 +6,7 @@
 //! existing directory, which must never happen here. What is read back is read directly.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -128,6 +129,13 @@ impl Group {
 
     fn refused(&self, file: &str, value: u64, source: impl std::error::Error + Send + Sync + 'static) -> CgroupError {
         CgroupError::Limit { file: self.dir.path().join(file), value: value.to_string(), source: source.into() }
+    }
+
+    /// The file through which a process enters by itself: see [`super::Cgroup::doors`].
+    pub(super) fn door(&self) -> Result<OwnedFd, CgroupError> {
+        self.dir
+            .open_for_writing("tasks")
+            .map_err(|source| CgroupError::Door { file: self.dir.path().join("tasks"), source })
     }
 
     /// The first write waits for an RCU period (cgroup_threadgroup_rwsem), those right after it do not.

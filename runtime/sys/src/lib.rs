@@ -11,6 +11,7 @@ pub mod net;
 pub mod prctl;
 pub mod probe;
 pub mod process;
+pub mod ptrace;
 pub mod seccomp;
 pub mod signal;
 pub mod terminal;

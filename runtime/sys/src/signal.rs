@@ -94,3 +94,21 @@ pub fn poll(interests: &mut [Interest<'_>], timeout_ms: Option<u64>) -> Result<b
     }
     Ok(interests.iter().any(|interest| interest.ready))
 }
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// Makes a signal end a blocked system call with EINTR and do nothing else (sigaction(2), without `SA_RESTART`).
+pub fn interrupts_calls(signal: i32) -> Result<(), Errno> {
+    // SAFETY: sigaction is plain data; the handler touches nothing, so it may run at any instruction.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        check(libc::sigaction(signal, &raw const action, std::ptr::null_mut()).into()).map(drop)
+    }
+}
+
+/// Sends a signal to one thread of the calling process (tgkill(2)).
+pub fn to_own_thread(thread: crate::process::Pid, signal: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) }).map(drop)
+}

@@ -48,3 +48,36 @@ pub const RET_ALLOW: u32 = 0x7fff_0000;
 pub const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 /// Refuse with the errno in the low 16 bits.
 pub const RET_ERRNO: u32 = 0x0005_0000;
+/// Stop for the tracer; ENOSYS without one.
+pub const RET_TRACE: u32 = 0x7ff0_0000;
+
+/// What a program answers for a call, as the kernel would run it.
+#[cfg(test)]
+pub(crate) fn run(program: &[Insn], arch: u32, nr: u32, args: &[u64; 6]) -> u32 {
+    let (mut pc, mut a) = (0usize, 0u32);
+    loop {
+        let insn = program[pc];
+        pc += 1;
+        let jump = |taken: bool| usize::from(if taken { insn.jt } else { insn.jf });
+        match insn.code {
+            LD_W_ABS => {
+                a = match insn.k {
+                    OFFSET_NR => nr,
+                    OFFSET_ARCH => arch,
+                    offset => {
+                        let word = (offset - OFFSET_ARGS) / 4;
+                        (args[word as usize / 2] >> (32 * (word % 2))) as u32
+                    }
+                }
+            }
+            AND_K => a &= insn.k,
+            JA => pc += insn.k as usize,
+            JEQ_K => pc += jump(a == insn.k),
+            JGT_K => pc += jump(a > insn.k),
+            JGE_K => pc += jump(a >= insn.k),
+            JSET_K => pc += jump(a & insn.k != 0),
+            RET_K => return insn.k,
+            other => panic!("operation {other:#x}"),
+        }
+    }
+}

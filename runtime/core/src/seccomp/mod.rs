@@ -8,6 +8,7 @@ mod generated;
 pub mod groups;
 pub mod rules;
 mod table;
+pub mod trace;
 mod verify;
 
 #[cfg(test)]

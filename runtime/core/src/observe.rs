@@ -5,6 +5,7 @@
 //! whatever is said here, and the sandbox may have changed its memory in between. Never use it to allow or refuse anything.
 
 mod call;
+pub mod decode;
 mod interpreter;
 
 use std::path::{Component, Path, PathBuf};

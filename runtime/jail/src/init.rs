@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use apex_core::layer::Layer;
 use apex_core::plan::Plan;
 use apex_core::policy::Network;
+use apex_core::seccomp::trace::Scope;
 use apex_sys::process::{self, ChildStack, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
 use apex_sys::{Errno, fs, net, prctl, terminal};
@@ -16,7 +17,7 @@ use caps::Capability;
 
 use crate::host::LiveHost;
 use crate::seal::{Payload, Seal};
-use crate::seccomp::Program;
+use crate::seccomp::{self, Program};
 use crate::step::{Failure, Step};
 use crate::streams::Streams;
 use crate::trees::Trees;
@@ -213,13 +214,17 @@ impl Init<'_, '_> {
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
-        seal.traced = traced;
+        let scope = Scope::of(self.plan.watch).filter(|_| traced);
+        seal.tracing = scope.map(|scope| seccomp::tracing(self.plan.seccomp.as_ref(), scope));
         seal.terminal = terminal;
         seal.streams_on_terminal = self.streams_on_terminal;
         // Nobody inside may look into pid 1, which still is the runtime's own binary. The launcher must, while it reads the receipt or
         // takes the listener; the command's process, which shares this memory, then does it after that.
         if !seal.waits() {
             prctl::set_dumpable(false).map_err(&failed)?;
+        } else if traced {
+            // A change of ids took it away, and a tracer without CAP_SYS_PTRACE on the host needs it (ptrace(2), access mode checking).
+            prctl::set_dumpable(true).map_err(&failed)?;
         }
         match self.payload {
             Payload::Command => {

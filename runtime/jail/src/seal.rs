@@ -41,8 +41,8 @@ pub struct Seal<'a> {
     pub listen: bool,
     /// Whether the launcher reads the receipt, or has the sandbox watched, before the command starts.
     pub pause: bool,
-    /// Whether a tracer watches: calls of interest stop for it.
-    pub traced: bool,
+    /// The filter that stops at the calls of interest, when a tracer watches.
+    pub tracing: Option<Program>,
     /// The sandbox's end of the terminal.
     pub terminal: Option<OwnedFd>,
     /// Which of the three streams become the terminal.
@@ -106,7 +106,7 @@ impl<'a> Seal<'a> {
             program: None,
             listen: plan.seccomp.as_ref().is_some_and(Table::needs_listener),
             pause: false,
-            traced: false,
+            tracing: None,
             terminal: None,
             streams_on_terminal: [false; 3],
             mask,
@@ -122,7 +122,7 @@ impl<'a> Seal<'a> {
 
     /// Whether the launcher has something to do between the sealing and the command.
     pub fn waits(&self) -> bool {
-        self.pause || self.traced || (self.listen && self.program.is_some())
+        self.pause || self.tracing.is_some() || (self.listen && self.program.is_some())
     }
 
     /// Runs in the command's process. Returns the exit code of a process that did not become the command.
@@ -198,7 +198,12 @@ impl<'a> Seal<'a> {
         Ok(())
     }
 
+    /// The tracer's filter first: the policy's may refuse seccomp(2). Until the tracer is there, what it stops at answers ENOSYS; nothing
+    /// below is among it.
     fn seal_seccomp(&self, domain: Domain) -> Result<(), Failure> {
+        if let Some(tracing) = &self.tracing {
+            seccomp::load(tracing, false).map_err(Failure::at(Step::SealSeccomp, 0))?;
+        }
         let Some(program) = self.program else {
             return self.wait(-1, domain);
         };

@@ -5,4 +5,5 @@
 #![forbid(unsafe_code)]
 
 pub mod sink;
+pub mod ptrace;
 pub mod source;

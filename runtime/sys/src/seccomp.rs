@@ -35,27 +35,36 @@ const ADDFD_FLAG_SEND: u32 = 1 << 1;
 /// # Errors
 /// EINVAL when the kernel refuses the program, EACCES without no_new_privs, EBUSY when a filter with a listener is there already, ENOMEM.
 pub fn load(program: &[Filter], listener: bool) -> Result<Option<OwnedFd>, Errno> {
+    load_marked(program, listener, 0)
+}
+
+/// As [`load`], with a value in the sixth argument, which the kernel ignores and a filter that is in force already can see.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_marked(program: &[Filter], listener: bool, mark: u64) -> Result<Option<OwnedFd>, Errno> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
         filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
     };
     if !listener {
-        return set_filter(0, &program).map(|_| None);
+        return set_filter(0, &program, mark).map(|_| None);
     }
     let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    let raw = match set_filter(flags | FILTER_FLAG_WAIT_KILLABLE_RECV, &program) {
+    let raw = match set_filter(flags | FILTER_FLAG_WAIT_KILLABLE_RECV, &program, mark) {
         // Before Linux 5.19 the second flag is unknown.
-        Err(Errno::EINVAL) => set_filter(flags, &program)?,
+        Err(Errno::EINVAL) => set_filter(flags, &program, mark)?,
         other => other?,
     };
     // SAFETY: seccomp(2) with NEW_LISTENER just returned this descriptor, and nothing else owns it.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) }))
 }
 
-fn set_filter(flags: libc::c_ulong, program: &libc::sock_fprog) -> Result<RawFd, Errno> {
+fn set_filter(flags: libc::c_ulong, program: &libc::sock_fprog, mark: u64) -> Result<RawFd, Errno> {
     let program: *const libc::sock_fprog = program;
     // SAFETY: `program` points to a sock_fprog whose `filter` holds `len` instructions; the kernel copies both before it returns.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program, 0, 0, mark) };
     Errno::result(result).map(|raw| RawFd::try_from(raw).unwrap_or(-1))
 }
 

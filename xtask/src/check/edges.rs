@@ -12,7 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("apex-sys", &[]),
     ("apex-jail", &["apex-core", "apex-sys"]),
     ("apex-run", &["apex-core", "apex-sys", "apex-jail"]),
-    ("apex-probe", &["apex-core"]),
+    ("apex-probe", &["apex-core", "apex-sys"]),
     ("apex-wasm", &["apex-core"]),
     ("apex-devtools", &["apex-core", "apex-sys"]),
     ("apex-api", &["apex-core"]),
@@ -21,7 +21,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("apex-oci", &["apex-core", "apex-sys", "apex-jail"]),
     ("containerd-shim-apex-v2", &["apex-core", "apex-sys", "apex-jail"]),
     // Not part of the product: the tests may look into the libraries; xtask must build before what it installs is there.
-    ("apex-tests", &["apex-core", "apex-sys", "apex-jail", "apex-run"]),
+    ("apex-tests", &["apex-core", "apex-sys", "apex-jail", "apex-run", "apex-probe"]),
     ("xtask", &[]),
 ];
 

@@ -22,6 +22,38 @@ pub enum Address {
 }
 
 impl Address {
+    /// A `struct sockaddr` as system calls take it, cut at the length that was given with it; `None` when it is too short for its family.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Address> {
+        const AF_UNIX: u16 = 1;
+        const AF_INET: u16 = 2;
+        const AF_INET6: u16 = 10;
+        let (family, rest) = bytes.split_first_chunk::<2>()?;
+        // The port stands first in both internet families, in network order.
+        let port = || rest.split_first_chunk::<2>().map(|(port, rest)| (u16::from_be_bytes(*port), rest));
+        Some(match u16::from_ne_bytes(*family) {
+            AF_INET => {
+                let (port, rest) = port()?;
+                let (ip, _) = rest.split_first_chunk::<4>()?;
+                Address::Inet(SocketAddr::new(IpAddr::from(*ip), port))
+            }
+            AF_INET6 => {
+                let (port, rest) = port()?;
+                // After four bytes of flow label.
+                let (ip, _) = rest.get(4..)?.split_first_chunk::<16>()?;
+                Address::Inet(SocketAddr::new(IpAddr::from(*ip), port))
+            }
+            AF_UNIX => match rest {
+                [] => Address::Unnamed,
+                [0, name @ ..] => Address::Abstract(String::from_utf8_lossy(name).into_owned()),
+                path => {
+                    let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+                    Address::Unix(String::from_utf8_lossy(path).into_owned())
+                }
+            },
+            family => Address::Family(family),
+        })
+    }
+
     /// Host and port of an internet address.
     pub fn inet(&self) -> Option<(IpAddr, u16)> {
         match self {
@@ -93,6 +125,24 @@ mod tests {
             ["inet:192.0.2.1:80", "inet6:[2001:db8::1]:443", "unix:/run/a:b", "abstract:x", "unnamed", "family:16"]
         {
             assert_eq!(text.parse::<Address>().map(|address| address.to_string()).as_deref(), Ok(text));
+        }
+    }
+
+    #[test]
+    fn the_kernels_form_is_read() {
+        let check = |bytes: &[u8], text: &str| {
+            assert_eq!(Address::from_bytes(bytes).map(|address| address.to_string()).as_deref(), Some(text));
+        };
+        check(b"\x02\0\0\x50\xc0\0\x02\x01\0\0\0\0\0\0\0\0", "inet:192.0.2.1:80");
+        let mut six = vec![10, 0, 1, 187, 0, 0, 0, 0];
+        six.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        check(&six, "inet6:[2001:db8::1]:443");
+        check(b"\x01\0/run/x\0rest", "unix:/run/x");
+        check(b"\x01\0\0name", "abstract:name");
+        check(b"\x01\0", "unnamed");
+        check(b"\x10\0\0\0", "family:16");
+        for short in [&b""[..], b"\x02", b"\x02\0\0\x50\xc0", &six[..20]] {
+            assert_eq!(Address::from_bytes(short), None);
         }
     }
 

@@ -54,7 +54,7 @@ const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 const AT_SYMLINK_FOLLOW: u64 = 0x400;
 
 /// Flags of open(2) that x86 and arm64 share.
-mod open {
+pub(super) mod open {
     pub const ACCESS_MODE: u64 = 0o3;
     pub const CREAT: u64 = 0o100;
     pub const EXCL: u64 = 0o200;

@@ -9,7 +9,8 @@ mod compile;
 use std::os::fd::OwnedFd;
 
 use apex_core::seccomp::bpf::Insn;
-use apex_core::seccomp::{Mismatch, Table, verify};
+use apex_core::seccomp::trace::{self, Scope};
+use apex_core::seccomp::{Abi, Arch, Mismatch, Table, verify};
 use apex_sys::Errno;
 use apex_sys::seccomp::Filter;
 
@@ -89,7 +90,18 @@ pub fn program(table: &Table, cache: Option<&CacheDir>) -> Result<Program, Secco
 /// # Errors
 /// See [`apex_sys::seccomp::load`].
 pub fn load(program: &Program, listener: bool) -> Result<Option<OwnedFd>, Errno> {
-    apex_sys::seccomp::load(&program.filter, listener)
+    // The filter that stops for a tracer is in force already where there is one, and must let this one through.
+    apex_sys::seccomp::load_marked(&program.filter, listener, trace::UNTRACED_MARK)
+}
+
+/// The program that stops at the calls of a scope for a tracer, loaded before that of the table.
+pub fn tracing(table: Option<&Table>, scope: Scope) -> Program {
+    let abis: Vec<Abi> = match (table, Arch::native()) {
+        (Some(table), _) => table.abis().collect(),
+        (None, Some(arch)) => [Some(arch.abi()), arch.compat_abi()].into_iter().flatten().collect(),
+        (None, None) => Vec::new(),
+    };
+    Program::new(&trace::filter(abis.into_iter(), scope), Origin::Compiled)
 }
 
 impl Program {

@@ -13,6 +13,7 @@ pub mod session;
 pub mod snapshot;
 pub mod temp;
 pub mod trace;
+pub mod traced;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

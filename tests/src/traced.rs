@@ -1,0 +1,113 @@
+//! Runs a command in a sandbox under the ptrace source, as the caller or as a user without privilege, and reads what it told.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use apex_core::event::{Event, What};
+
+use crate::sandbox::{self, Output};
+use crate::{TempDir, as_root};
+
+/// A user who owns nothing; no passwd entry is needed.
+const NOBODY: u32 = 59_999;
+
+/// Who starts the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// Whoever runs the tests.
+    Caller,
+    /// Somebody without privilege.
+    Nobody,
+}
+
+impl User {
+    /// All that can be tried: root can become somebody else, others cannot.
+    pub fn all() -> &'static [User] {
+        if as_root() { &[User::Caller, User::Nobody] } else { &[User::Caller] }
+    }
+}
+
+/// A run with what was told of it.
+#[derive(Debug)]
+pub struct Traced {
+    /// Exit code and output.
+    pub output: Output,
+    /// Events, in the order in which they were told.
+    pub events: Vec<Event>,
+    /// Lines that are no event: losses.
+    pub losses: Vec<String>,
+}
+
+impl Traced {
+    /// What was told, without who did it.
+    pub fn what(&self) -> impl Iterator<Item = &What> {
+        self.events.iter().map(|event| &event.what)
+    }
+
+    /// Programs by file, in the order of their execution.
+    pub fn programs(&self) -> Vec<&str> {
+        self.what()
+            .filter_map(|what| match what {
+                What::Exec { path, .. } => Some(path.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Fails unless each process that was born or executed something ended exactly once, and nothing was told of a process before its birth
+    /// or after its end.
+    #[track_caller]
+    pub fn expect_whole_lives(&self) {
+        use std::collections::HashSet;
+        let mut alive: HashSet<u32> = self.events.first().map(|event| event.pid).into_iter().collect();
+        for event in &self.events {
+            assert!(alive.contains(&event.pid), "{event:?} by a process that is not alive");
+            match event.what {
+                What::Fork { child } => assert!(alive.insert(child), "{child} was born twice"),
+                What::Exit { .. } => assert!(alive.remove(&event.pid)),
+                _ => {}
+            }
+        }
+        assert!(alive.is_empty(), "no end was told of {alive:?}");
+        assert!(self.losses.is_empty(), "{:?}", self.losses);
+    }
+}
+
+/// Runs `traced SCOPE ARGS -- INSIDE`; `off` as scope runs without a tracer.
+#[track_caller]
+pub fn run(user: User, scope: &str, args: &[&str], inside: &[&str]) -> Traced {
+    let home = TempDir::new();
+    let events = home.at("events.json");
+    let mut command = Command::new(program());
+    command.arg(&events).arg(scope).args(args);
+    if user == User::Nobody || !as_root() {
+        command.args(["--optional", "cgroup"]);
+    }
+    command.arg("--").args(inside).current_dir(home.path()).env("HOME", home.path());
+    if user == User::Nobody {
+        chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("we are root");
+        command.uid(NOBODY).gid(NOBODY).env_remove("XDG_RUNTIME_DIR");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    let output = sandbox::collect(child);
+    let text = fs::read_to_string(&events).unwrap_or_default();
+    let (mut told, mut losses) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        match serde_json::from_str(line) {
+            Ok(event) => told.push(event),
+            Err(_) => losses.push(line.to_owned()),
+        }
+    }
+    Traced { output, events: told, losses }
+}
+
+/// The example beside the tests.
+fn program() -> PathBuf {
+    let own = std::env::current_exe().expect("/proc is mounted");
+    let profile = own.parent().and_then(|deps| deps.parent()).expect("test binaries lie in TARGET/PROFILE/deps");
+    profile.join("examples/traced")
+}

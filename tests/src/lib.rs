@@ -14,6 +14,7 @@ pub mod snapshot;
 pub mod temp;
 pub mod trace;
 pub mod traced;
+pub mod watched;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -8,7 +8,8 @@ use apex_tests::traced::{User, run};
 fn births_programs_ends_and_files_are_told() {
     for user in User::all() {
         println!("{user:?}");
-        let script = "cat /etc/passwd >/dev/null; echo x >/tmp/a; mv /tmp/a /tmp/b; rm /tmp/b; (exit 3); cat /etc/none; exit 7";
+        let script =
+            "cat /etc/passwd >/dev/null; echo x >/tmp/a; mv /tmp/a /tmp/b; rm /tmp/b; (exit 3); cat /etc/none; exit 7";
         let traced = run(*user, "full", &[], &["/bin/sh", "-c", script]);
         assert_eq!(traced.output.code, 7, "{}", traced.output.err());
         traced.expect_whole_lives();
@@ -16,7 +17,8 @@ fn births_programs_ends_and_files_are_told() {
         let ends: Vec<_> = traced.what().filter(|what| matches!(what, What::Exit { .. })).collect();
         let end = |code| What::Exit { code: Some(code), signal: None };
         assert_eq!(ends, [&end(0), &end(0), &end(0), &end(3), &end(1), &end(7)]);
-        let open = |path: &str, access, create, truncate| What::Open { path: path.to_owned(), access, create, truncate };
+        let open =
+            |path: &str, access, create, truncate| What::Open { path: path.to_owned(), access, create, truncate };
         for wanted in [
             open("/etc/passwd", Access::Read, false, false),
             open("/tmp/a", Access::Write, true, true),

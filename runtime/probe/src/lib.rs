@@ -4,6 +4,7 @@
 //! about the sandbox: detectors and learning are `apex-core`'s, and what a finding leads to is done by who started the sandbox.
 #![forbid(unsafe_code)]
 
-pub mod sink;
+pub mod bpf;
 pub mod ptrace;
+pub mod sink;
 pub mod source;

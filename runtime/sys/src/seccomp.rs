@@ -63,8 +63,7 @@ pub fn load_marked(program: &[Filter], listener: bool, mark: u64) -> Result<Opti
 fn set_filter(flags: libc::c_ulong, program: &libc::sock_fprog, mark: u64) -> Result<RawFd, Errno> {
     let program: *const libc::sock_fprog = program;
     // SAFETY: `program` points to a sock_fprog whose `filter` holds `len` instructions; the kernel copies both before it returns.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program, 0, 0, mark) };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program, 0, 0, mark) };
     Errno::result(result).map(|raw| RawFd::try_from(raw).unwrap_or(-1))
 }
 

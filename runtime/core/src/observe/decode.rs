@@ -180,9 +180,7 @@ fn datagram(abi: Abi, caller: &mut dyn Caller, header: u64) -> Decoded {
     // The length has 32 bits and is padded where words have 64.
     match words[..] {
         [0, _] => Ok(None),
-        [name, length] => {
-            Ok(Some(What::Send { address: address(caller, name, u64::from(length as u32))?, bytes: 0 }))
-        }
+        [name, length] => Ok(Some(What::Send { address: address(caller, name, u64::from(length as u32))?, bytes: 0 })),
         _ => Err(Unreadable),
     }
 }

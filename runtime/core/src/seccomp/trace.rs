@@ -250,8 +250,7 @@ fn stopped(abi: Abi, scope: Scope) -> BTreeMap<u32, Leaf> {
     stopped.extend(names.filter_map(|name| abi.call_number(name)).map(|nr| (nr, Leaf::Trace)));
     for (name, tests) in JUDGED {
         // Stopped at as a whole by a wider scope.
-        stopped
-            .extend(abi.call_number(name).filter(|nr| !stopped.contains_key(nr)).map(|nr| (nr, Leaf::Args(tests))));
+        stopped.extend(abi.call_number(name).filter(|nr| !stopped.contains_key(nr)).map(|nr| (nr, Leaf::Args(tests))));
     }
     if abi == Abi::I386 {
         stopped.insert(I386_MMAP, Leaf::Trace);
@@ -306,12 +305,9 @@ fn comparison(test: Test, tail: usize) -> Vec<Insn> {
     let half = |value: u64, half: u32| (value >> (32 * half)) as u32;
     match test {
         Test::Any(arg, bits) => vec![load(word(arg, 0)), jump(bpf::JSET_K, 0, out, bits)],
-        Test::Given(arg) => vec![
-            load(word(arg, 0)),
-            jump(bpf::JEQ_K, 0, 2, 0),
-            load(word(arg, 1)),
-            jump(bpf::JEQ_K, out, 0, 0),
-        ],
+        Test::Given(arg) => {
+            vec![load(word(arg, 0)), jump(bpf::JEQ_K, 0, 2, 0), load(word(arg, 1)), jump(bpf::JEQ_K, out, 0, 0)]
+        }
         Test::Not(arg, value) => vec![
             load(word(arg, 0)),
             jump(bpf::JEQ_K, 0, 2, half(value, 0)),

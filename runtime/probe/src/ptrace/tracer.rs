@@ -11,9 +11,9 @@ use apex_core::event::{Errno as Error, Event, Loss, What};
 use apex_core::observe::decode::{self, Call};
 use apex_core::seccomp::trace::Scope;
 use apex_core::seccomp::{Abi, X32_BIT};
+use apex_sys::Errno;
 use apex_sys::process::Pid;
 use apex_sys::ptrace::{self, Go, Status, option};
-use apex_sys::Errno;
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 

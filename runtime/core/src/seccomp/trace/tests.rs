@@ -63,7 +63,8 @@ fn the_default_scope_leaves_files_and_hot_calls_alone() {
     for call in ["read", "write", "futex", "openat", "close", "epoll_wait", "clock_gettime", "wait4", "execve"] {
         assert!(!stops(Scope::Default, call, [0; 6]), "{call}");
     }
-    for call in ["connect", "bind", "setuid", "unshare", "ptrace", "memfd_create", "mount", "clone3", "io_uring_setup"] {
+    for call in ["connect", "bind", "setuid", "unshare", "ptrace", "memfd_create", "mount", "clone3", "io_uring_setup"]
+    {
         assert!(stops(Scope::Default, call, [0; 6]), "{call}");
     }
     for call in ["openat", "unlink", "renameat2", "chmod", "connect"] {

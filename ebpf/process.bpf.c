@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* Family `process`: births, programs, ends. All of its records are essential: no rate limit, a ring of its own. */
+#include "path.h"
+#include <bpf/bpf_tracing.h>
+
+#define SIGNAL_GROUP_EXIT 0x4
+
+static __always_inline u64 subject(void)
+{
+	u64 id = watched();
+	struct sandbox *sandbox;
+
+	if (!id)
+		return 0;
+	sandbox = sandbox_of(id);
+	if (!sandbox || sandbox->init == current_tgid())
+		return 0;
+	return id;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	u64 id = subject();
+	struct buffer *buffer;
+
+	/* A thread is no process. */
+	if (!id || child->pid != child->tgid)
+		return 0;
+	buffer = begin(KIND_FORK, id, 0);
+	if (!buffer)
+		return 0;
+	buffer->record.body.fork.child = child->tgid;
+	send(buffer);
+	return 0;
+}
+
+static __always_inline void add_args(struct buffer *buffer, u32 index, struct mm_struct *mm)
+{
+	unsigned long start = BPF_CORE_READ(mm, arg_start);
+	unsigned long bytes = BPF_CORE_READ(mm, arg_end) - start;
+	char *text = text_room(buffer);
+	u8 how = TEXT_RAW;
+
+	if (!text)
+		return;
+	if (bytes > TEXT_BYTES_MAX) {
+		bytes = TEXT_BYTES_MAX;
+		how |= TEXT_CUT;
+	}
+	if (bpf_probe_read_user(text, bytes, (void *)start) != 0) {
+		bytes = 0;
+		how |= TEXT_CUT;
+	}
+	text_done(buffer, index, bytes, how);
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	u64 id = subject();
+	struct buffer *buffer;
+
+	if (!id)
+		return 0;
+	buffer = begin(KIND_EXEC, id, 0);
+	if (!buffer)
+		return 0;
+	buffer->record.body.exec.fileless = bprm->file->f_inode->i_nlink == 0;
+	add_path(buffer, 0, bprm->file->f_path.mnt, bprm->file->f_path.dentry);
+	add_args(buffer, 1, task->mm);
+	send(buffer);
+	return 0;
+}
+
+static __always_inline int process_end(struct task_struct *task)
+{
+	u64 id = subject();
+	struct buffer *buffer;
+	u32 status;
+
+	if (!id)
+		return 0;
+	if (task->signal->flags & SIGNAL_GROUP_EXIT)
+		status = task->signal->group_exit_code;
+	else
+		status = task->group_leader->exit_code;
+	buffer = begin(KIND_EXIT, id, 0);
+	if (!buffer)
+		return 0;
+	buffer->record.body.exit.status = status;
+	send(buffer);
+	return 0;
+}
+
+/* Kernels that tell whether it is the last thread (since 6.16). */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task, bool group_dead)
+{
+	return group_dead ? process_end(task) : 0;
+}
+
+/* Kernels that do not: two threads that end at once may both be seen as the last. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit_older, struct task_struct *task)
+{
+	return task->signal->live.counter == 0 ? process_end(task) : 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

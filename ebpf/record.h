@@ -1,0 +1,88 @@
+/* The records that the programs send, shared with runtime/probe/src/bpf/record.rs. Both sides check the layout: the asserts below, and a test
+ * there that reads these structures from the objects' BTF.
+ *
+ * A record is a header, a body of fixed size and texts, back to back. Nothing in it is a pointer; every length is bounded.
+ */
+#ifndef APEX_RECORD_H
+#define APEX_RECORD_H
+
+#include "vmlinux.h"
+
+#define COMM_BYTES 16
+#define TEXTS_MAX 4
+/* Longest text, as apex_core::event::TEXT_BYTES_MAX. */
+#define TEXT_BYTES_MAX 4096
+/* Longest name of a directory entry with its NUL. */
+#define NAME_BYTES_MAX 256
+
+enum kind {
+	KIND_FORK = 1,
+	KIND_EXEC = 2,
+	KIND_EXIT = 3,
+};
+
+/* How a text is to be read. */
+enum text {
+	TEXT_NONE = 0,
+	/* Bytes as they are. */
+	TEXT_RAW = 1,
+	/* Names of a path from the last to the first, each with its NUL. */
+	TEXT_NAMES = 2,
+	/* Flag: it was longer. */
+	TEXT_CUT = 0x40,
+	/* Flag of TEXT_NAMES: it does not lead to the root of the process. */
+	TEXT_ASTRAY = 0x80,
+};
+
+struct header {
+	/* Bytes of the whole record. */
+	u32 size;
+	u16 kind;
+	u16 reserved;
+	/* Nanoseconds since boot (CLOCK_BOOTTIME). */
+	u64 time_ns;
+	/* Id of the sandbox's cgroup. */
+	u64 sandbox;
+	/* Thread group that did it, its parent, its user: all as the host numbers them. */
+	u32 pid;
+	u32 ppid;
+	u32 uid;
+	/* errno, 0 for success. */
+	s32 error;
+	char comm[COMM_BYTES];
+	u16 text_bytes[TEXTS_MAX];
+	u8 text_how[TEXTS_MAX];
+	u32 padding;
+};
+
+struct fork_body {
+	u32 child;
+};
+
+/* Texts: the file, the arguments (each with its NUL). */
+struct exec_body {
+	u32 fileless;
+};
+
+struct exit_body {
+	/* As wait(2) tells it. */
+	u32 status;
+};
+
+union body {
+	struct fork_body fork;
+	struct exec_body exec;
+	struct exit_body exit;
+	u64 words[6];
+};
+
+struct record {
+	struct header header;
+	union body body;
+};
+
+_Static_assert(sizeof(struct header) == 72, "layout shared with record.rs");
+_Static_assert(sizeof(union body) == 48, "layout shared with record.rs");
+_Static_assert(sizeof(struct record) == 120, "layout shared with record.rs");
+
+#endif

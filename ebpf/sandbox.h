@@ -1,0 +1,71 @@
+/* Who is watched. A sandbox is its cgroup v2 directory and all below it; its id is that of the directory.
+ *
+ * Every program begins with `watched()`, and whoever is not in a sandbox of ours leaves it without a look into any map.
+ */
+#ifndef APEX_SANDBOX_H
+#define APEX_SANDBOX_H
+
+#include "record.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+/* Sandboxes of one prober at most. */
+#define SANDBOXES_MAX 1024
+
+/* Set by the prober; until then the range is empty and nobody is watched. */
+struct filter {
+	/* Range of the ids of all watched sandboxes. */
+	u64 lowest;
+	u64 highest;
+	/* Depth of their directories below the root of the hierarchy. */
+	u32 level;
+	/* How many sandboxes. With one the range is its id. */
+	u32 count;
+};
+
+struct sandbox {
+	/* Our own pid 1 inside: what it does itself is not the sandbox's. */
+	u32 init;
+	/* What is refused, see the programs that ask. */
+	u32 deny;
+	/* Ordinary records in a window that are let through. */
+	u64 window_records_max;
+	/* The window: its number and the records taken in it. */
+	u64 window;
+	u64 taken;
+};
+
+_Static_assert(sizeof(struct filter) == 24, "layout shared with maps.rs");
+_Static_assert(sizeof(struct sandbox) == 32, "layout shared with maps.rs");
+
+volatile struct filter filter SEC(".data.filter") = { .lowest = ~0ULL };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SANDBOXES_MAX);
+	__type(key, u64);
+	__type(value, struct sandbox);
+} sandboxes SEC(".maps");
+
+/* Id of the current process's sandbox, 0 when it is in none of ours. Turns strangers away before any map is asked. */
+static __always_inline u64 watched(void)
+{
+	u64 id = bpf_get_current_ancestor_cgroup_id(filter.level);
+
+	if (id < filter.lowest || id > filter.highest)
+		return 0;
+	return id;
+}
+
+/* The sandbox's entry; NULL for one that only lies between ours. */
+static __always_inline struct sandbox *sandbox_of(u64 id)
+{
+	return bpf_map_lookup_elem(&sandboxes, &id);
+}
+
+static __always_inline u32 current_tgid(void)
+{
+	return bpf_get_current_pid_tgid() >> 32;
+}
+
+#endif

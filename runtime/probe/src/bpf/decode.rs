@@ -1,0 +1,120 @@
+//! From a record to an event.
+//!
+//! Input: a record of the kernel's side. Output: the event of `apex-core`. It must not fail on anything that a sandbox chose, only on what
+//! no program of ours writes.
+
+use apex_core::event::{ARGS_MAX, Errno, Event, TEXT_BYTES_MAX, What};
+
+use super::record::{Malformed, Record, exec_body, exit_body, fork_body, header};
+
+const FORK: u16 = 1;
+const EXEC: u16 = 2;
+const EXIT: u16 = 3;
+
+/// Reads one record.
+pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
+    let record = Record::parse(bytes)?;
+    let what = match record.head(header::kind) {
+        FORK => What::Fork { child: record.body(fork_body::child) },
+        EXEC => exec(&record),
+        EXIT => exit(record.body(exit_body::status)),
+        other => return Err(Malformed::Kind(other)),
+    };
+    let error = record.head(header::error);
+    Ok(Event {
+        time_ns: record.head(header::time_ns),
+        sandbox: record.head(header::sandbox),
+        pid: record.head(header::pid),
+        ppid: record.head(header::ppid),
+        uid: record.head(header::uid),
+        comm: record.comm(),
+        what,
+        error: (error != 0).then_some(Errno(error)),
+    })
+}
+
+fn exec(record: &Record<'_>) -> What {
+    let words = record.text(1);
+    let mut args = Vec::new();
+    let mut cut = words.is_cut();
+    for word in words.parts() {
+        if args.len() == ARGS_MAX {
+            cut = true;
+            break;
+        }
+        args.push(String::from_utf8_lossy(word).into_owned());
+    }
+    What::Exec { path: bounded(record.text(0).to_text()), args, cut, fileless: record.body(exec_body::fileless) != 0 }
+}
+
+/// A wait status (wait(2)).
+fn exit(status: u32) -> What {
+    match (status >> 8 & 0xff, status & 0x7f) {
+        (code, 0) => What::Exit { code: Some(code as i32), signal: None },
+        (_, signal) => What::Exit { code: None, signal: Some(signal as i32) },
+    }
+}
+
+/// Bytes that are no UTF-8 become three each: a text may be longer here than it was in the kernel.
+fn bounded(mut text: String) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{NAMES, RAW, bytes_of};
+    use super::*;
+
+    fn check(kind: u16, body: &[u32], texts: &[(u8, &[u8])], expected: What) {
+        let event = decode(&bytes_of(kind, body, texts)).expect("well formed");
+        let frame = Event {
+            time_ns: 5,
+            sandbox: 77,
+            pid: 12,
+            ppid: 11,
+            uid: 1000,
+            comm: "job".to_owned(),
+            what: expected,
+            error: None,
+        };
+        assert_eq!(event, frame);
+    }
+
+    #[test]
+    fn processes() {
+        check(FORK, &[99], &[], What::Fork { child: 99 });
+        check(EXIT, &[3 << 8], &[], What::Exit { code: Some(3), signal: None });
+        check(EXIT, &[9], &[], What::Exit { code: None, signal: Some(9) });
+        check(EXIT, &[0x80 | 11], &[], What::Exit { code: None, signal: Some(11) });
+        let args = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
+        check(
+            EXEC,
+            &[1],
+            &[(NAMES, b"sh\0bin\0"), (RAW, b"sh\0-c\0\0")],
+            What::Exec { path: "/bin/sh".to_owned(), args: args(&["sh", "-c", ""]), cut: false, fileless: true },
+        );
+        let many = b"x\0".repeat(ARGS_MAX + 1);
+        check(
+            EXEC,
+            &[0],
+            &[(NAMES, b"a\0"), (RAW, &many)],
+            What::Exec { path: "/a".to_owned(), args: vec!["x".to_owned(); ARGS_MAX], cut: true, fileless: false },
+        );
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused() {
+        assert_eq!(decode(&bytes_of(999, &[], &[])), Err(Malformed::Kind(999)));
+    }
+
+    #[test]
+    fn texts_stay_bounded() {
+        let text = bounded("\u{fffd}".repeat(TEXT_BYTES_MAX));
+        assert!(text.len() <= TEXT_BYTES_MAX && text.len() > TEXT_BYTES_MAX - 3);
+    }
+}

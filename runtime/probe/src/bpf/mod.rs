@@ -1,0 +1,207 @@
+//! The kernel's probes as a source of events.
+//!
+//! Programs of `ebpf/` are loaded by family ([`Probes::load`]), attached while a sandbox is watched ([`Probes::start`]) and detached with it
+//! ([`Running::stop`]). Input: the sandbox's cgroup. Output: batches of events, counters, and what the programs cost. Nothing is left in
+//! the kernel when the process ends, however it ends: programs, maps and links live by their descriptors.
+
+mod btf;
+mod cgroup;
+mod decode;
+mod maps;
+mod objects;
+mod reader;
+mod record;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use apex_core::watch::{Family, Level, Source};
+use aya::maps::{MapError, RingBuf};
+use aya::programs::ProgramError;
+use aya::sys::{Stats, SyscallError};
+
+use crate::source::Batch;
+use cgroup::{Place, PlaceError};
+use maps::Dial;
+use objects::Loaded;
+use reader::Reader;
+
+/// The sandbox to watch.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its id, the inode of its cgroup v2 directory.
+    pub id: u64,
+    /// That directory.
+    pub cgroup: OwnedFd,
+    /// Pid of its init as the host numbers it: ours, so what it does itself is not told. 0 when there is none.
+    pub init: u32,
+}
+
+/// Why a sandbox cannot be watched or its dial not be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The cgroup's place in the hierarchy.
+    #[error("cannot recognise the sandbox's processes by their cgroup")]
+    Place(#[from] PlaceError),
+    /// Id and directory do not belong together.
+    #[error("the cgroup directory has the id {found}, not {expected}: it was replaced after the sandbox was made")]
+    Replaced {
+        /// Id that was told.
+        expected: u64,
+        /// Id of the directory.
+        found: u64,
+    },
+    /// A map could not be read or written.
+    #[error("cannot use the maps of the {family} probes")]
+    Map {
+        /// Name of the family.
+        family: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach the program {program} of the {family} probes")]
+    Attach {
+        /// Name of the family.
+        family: &'static str,
+        /// Name of the program.
+        program: &'static str,
+        /// Why.
+        source: ProgramError,
+    },
+    /// The thread that reads, or the pipe that ends it.
+    #[error("cannot start the reader of the probes' records")]
+    Reader(#[source] std::io::Error),
+    /// The kernel did not tell what a program cost.
+    #[error("cannot read what the program {program} has cost")]
+    Stats {
+        /// Name of the program.
+        program: &'static str,
+        /// Why.
+        source: ProgramError,
+    },
+}
+
+/// What a program has cost since it was attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramStats {
+    /// Name of the program.
+    pub name: &'static str,
+    /// Its family.
+    pub family: Family,
+    /// Nanoseconds of CPU, of all processes of the host that met it.
+    pub run_time_ns: u64,
+    /// How often it ran.
+    pub run_count: u64,
+}
+
+/// Programs that the kernel has verified, attached to nothing.
+#[derive(Debug)]
+pub struct Probes {
+    objects: Vec<Loaded>,
+}
+
+impl Probes {
+    /// Loads what a level needs and the kernel grants, and says of each family where its events come from. `None` when there is nothing.
+    pub fn load(level: Level) -> (Option<Probes>, BTreeMap<Family, Source>) {
+        let (objects, sources) = objects::load(level);
+        ((!objects.is_empty()).then_some(Probes { objects }), sources)
+    }
+
+    /// Attaches every program; when it returns, nothing of the sandbox goes unseen.
+    pub fn start(mut self, sandbox: Sandbox, to: SyncSender<Batch>) -> Result<Running, ProbeError> {
+        let place = cgroup::place(sandbox.cgroup.as_fd())?;
+        if place.id != sandbox.id {
+            return Err(ProbeError::Replaced { expected: sandbox.id, found: place.id });
+        }
+        let (told, stop) =
+            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| ProbeError::Reader(errno.into()))?;
+        let mut reader = Reader { rings: Vec::new(), losses: Vec::new(), to, stop: told };
+        let mut dials = Vec::new();
+        for object in &mut self.objects {
+            let dial = prepare(object, place, sandbox.init, &mut reader)
+                .map_err(|source| ProbeError::Map { family: object.family.name(), source })?;
+            dials.push(dial);
+        }
+        // What the programs cost is measured while they are watched over; without the right to ask, the figures stay 0.
+        let stats = aya::sys::enable_stats(Stats::RunTime);
+        for object in &mut self.objects {
+            for program in &object.programs {
+                let code = object.ebpf.program_mut(program).expect("it was loaded");
+                objects::attach(code).map_err(|source| ProbeError::Attach {
+                    family: object.family.name(),
+                    program,
+                    source,
+                })?;
+            }
+        }
+        let reader = std::thread::Builder::new()
+            .name("apex-rings".to_owned())
+            .spawn(move || reader.run())
+            .map_err(ProbeError::Reader)?;
+        Ok(Running { objects: self.objects, dials: Mutex::new(dials), stats, stop, reader })
+    }
+}
+
+fn prepare(object: &mut Loaded, place: Place, init: u32, reader: &mut Reader) -> Result<Dial, MapError> {
+    let dial = maps::admit(object, place, init)?;
+    reader.losses.push(maps::Losses::take(&mut object.ebpf, place.id)?);
+    if let Some(ring) = object.ebpf.take_map("ring") {
+        reader.rings.push(RingBuf::try_from(ring)?);
+    }
+    Ok(dial)
+}
+
+/// Programs at work for one sandbox. Dropped without [`Running::stop`] it detaches them as well, and the reader ends by itself.
+#[derive(Debug)]
+pub struct Running {
+    objects: Vec<Loaded>,
+    dials: Mutex<Vec<Dial>>,
+    #[allow(dead_code, reason = "the kernel measures as long as the descriptor is open")]
+    stats: Result<OwnedFd, SyscallError>,
+    stop: OwnedFd,
+    reader: JoinHandle<()>,
+}
+
+impl Running {
+    /// Refuses what the dial of the attached programs can refuse from now on: new connections, binds, datagrams to an address.
+    pub fn tighten(&self) -> Result<(), ProbeError> {
+        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        for dial in dials.iter_mut() {
+            dial.deny(maps::DENY_NETWORK).map_err(|source| ProbeError::Map { family: dial.family.name(), source })?;
+        }
+        Ok(())
+    }
+
+    /// What each program has cost so far.
+    pub fn stats(&self) -> Result<Vec<ProgramStats>, ProbeError> {
+        let mut all = Vec::new();
+        for object in &self.objects {
+            for program in &object.programs {
+                let code = object.ebpf.program(program).expect("it was loaded");
+                let info = code.info().map_err(|source| ProbeError::Stats { program, source })?;
+                let run_time_ns = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+                all.push(ProgramStats {
+                    name: program,
+                    family: object.family,
+                    run_time_ns,
+                    run_count: info.run_count(),
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Detaches everything, reads what is left and sends the last counts. The channel is closed when it returns.
+    pub fn stop(self) {
+        let Running { objects, dials, stats, stop, reader } = self;
+        drop((objects, dials));
+        drop(stats);
+        drop(stop);
+        // A reader that panicked has told so on standard error; what it had is lost with it.
+        let _ = reader.join();
+    }
+}

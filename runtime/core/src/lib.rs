@@ -6,6 +6,7 @@
 
 pub mod amount;
 pub mod doctor;
+pub mod escape;
 pub mod event;
 pub mod explain;
 pub mod finding;

@@ -212,8 +212,12 @@ pub enum ToProbe {
     Refused {
         /// Nanoseconds since boot.
         time_ns: u64,
-        /// The caller, as the host numbers it.
+        /// The caller, as the host numbers it; 0 when it was gone before it could be looked at.
         pid: u32,
+        /// Its parent.
+        ppid: u32,
+        /// Its user id, as the host numbers it.
+        uid: u32,
         /// Its name.
         comm: String,
         /// The call.
@@ -285,6 +289,8 @@ mod tests {
         let refused = ToProbe::Refused {
             time_ns: 1,
             pid: 2,
+            ppid: 1,
+            uid: 0,
             comm: "job".to_owned(),
             refused: Box::new(Refused {
                 call: "mount".to_owned(),

@@ -187,6 +187,12 @@ impl Host for LiveHost {
     }
 }
 
+/// Whether this process may load BPF programs, as far as its capabilities tell; the kernel has the last word.
+pub fn may_load_programs() -> bool {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    has(Capability::CAP_SYS_ADMIN) || (has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON))
+}
+
 /// File types of st_mode (inode(7)).
 mod libc_mode {
     pub const DIR: u32 = 0o040_000;

@@ -47,7 +47,10 @@ const EXIT_CODES: [(&str, &str); 7] = [
     ("125", "apex-run itself failed, and nothing ran or the sandbox was ended; the message says why and what to do"),
     ("126", "the command cannot be executed"),
     ("127", "the command was not found inside"),
-    ("137", "the kernel killed it for memory (--memory); the message names the limit"),
+    (
+        "137",
+        "the kernel killed it for memory (--memory), or a finding did (--on-finding kill); the message names which",
+    ),
 ];
 
 /// The text of `--help`.
@@ -81,6 +84,7 @@ fn synopsis(row: &Row) -> String {
     match row.kind {
         Kind::Switch(_) => format!("{short}--{}", row.long),
         Kind::Takes { name, .. } => format!("{short}--{} {name}", row.long),
+        Kind::May { name, .. } => format!("{short}--{}[={name}]", row.long),
     }
 }
 

@@ -3,8 +3,9 @@
 //! Nothing here touches the host; the binary wires this to `apex-core` and `apex-jail`.
 #![forbid(unsafe_code)]
 
-pub mod escape;
 pub mod help;
 pub mod options;
 pub mod print;
 pub mod table;
+
+pub use apex_core::escape;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use apex_core::layer::Layer;
 use apex_core::policy::{Flags, Mode, Network, Tty};
-use apex_core::watch::Level;
+use apex_core::watch::{self, Level, Reaction};
 use lexopt::{Arg, Parser};
 use thiserror::Error;
 
@@ -27,8 +27,16 @@ pub struct Options {
     pub why: bool,
     /// `--receipt`.
     pub receipt: Option<Sink>,
-    /// `--watch`, and what implies it.
-    pub watch: Level,
+    /// `--watch`; see [`Options::level`].
+    pub watch: Option<Level>,
+    /// `--events`, in order.
+    pub events: Vec<watch::Sink>,
+    /// `--findings`, in order.
+    pub findings: Vec<watch::Sink>,
+    /// `--on-finding`.
+    pub on_finding: Option<Reaction>,
+    /// `--summary`.
+    pub summary: bool,
     /// `--mode`.
     pub mode: Option<Mode>,
     /// `--profile`.
@@ -80,6 +88,22 @@ pub struct Options {
 }
 
 impl Options {
+    /// How much is watched: what `--watch` says, else the default when something was asked for that needs watching.
+    pub fn level(&self) -> Level {
+        self.watch.unwrap_or(if self.needs_watch().is_some() { Level::Default } else { Level::Off })
+    }
+
+    /// The first option that needs watching.
+    fn needs_watch(&self) -> Option<&'static str> {
+        let given = [
+            (!self.events.is_empty(), "events"),
+            (!self.findings.is_empty(), "findings"),
+            (self.on_finding.is_some(), "on-finding"),
+            (self.summary, "summary"),
+        ];
+        given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
+    }
+
     /// The part that shapes the policy, for the last step of its merge.
     pub fn flags(&self) -> Flags {
         let network = |network| match network {
@@ -180,6 +204,8 @@ pub enum OptionError {
     Conflict { first: &'static str, second: &'static str },
     #[error("--{option} reports on a command that runs, and --{action} runs none; leave one of them out")]
     NothingToReport { option: &'static str, action: &'static str },
+    #[error("--{option} needs watching, and --watch=off turns it off; leave one of them out")]
+    Unwatched { option: &'static str },
     #[error(
         "no command was given; put it behind the options: apex-run --profile shell -- ls -l (or see --help, --doctor)"
     )]
@@ -209,6 +235,10 @@ where
             Kind::Switch(switch) => {
                 check_bare(&mut parser, row)?;
                 set_switch(&mut options, switch)?;
+            }
+            Kind::May { value, absent, .. } => {
+                let given = parser.optional_value().unwrap_or_else(|| absent.into());
+                set_value(&mut options, row, value, given)?;
             }
             Kind::Takes { value, name, .. } => {
                 let given = take_value(&mut parser, row, name)?;
@@ -288,6 +318,7 @@ fn set_switch(options: &mut Options, switch: Switch) -> Result<(), OptionError> 
     match switch {
         Switch::Why => options.why = true,
         Switch::Json => options.json = true,
+        Switch::Summary => options.summary = true,
         Switch::Plan => set_action(options, Action::Plan)?,
         Switch::Prove => set_action(options, Action::Prove)?,
         Switch::Doctor => set_action(options, Action::Doctor)?,
@@ -327,6 +358,10 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         Value::Time => options.time = Some(text(row, value)?),
         Value::Receipt if value == "-" => options.receipt = Some(Sink::Stdout),
         Value::Receipt => options.receipt = Some(Sink::File(path(row, value)?)),
+        Value::Watch => options.watch = Some(word(row, &value, LEVELS)?),
+        Value::Events => options.events.push(sink(row, value)?),
+        Value::Findings => options.findings.push(sink(row, value)?),
+        Value::OnFinding => options.on_finding = Some(word(row, &value, REACTIONS)?),
         Value::Completions => {
             let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];
             set_action(options, Action::Completions(word(row, &value, &shells)?))?;
@@ -337,6 +372,11 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
 
 const MODES: &[(&str, Mode)] =
     &[("isolation", Mode::Isolation), ("development", Mode::Development), ("hybrid", Mode::Hybrid)];
+
+const LEVELS: &[(&str, Level)] = &[("off", Level::Off), ("default", Level::Default), ("full", Level::Full)];
+
+const REACTIONS: &[(&str, Reaction)] =
+    &[("warn", Reaction::Warn), ("freeze", Reaction::Freeze), ("kill", Reaction::Kill), ("tighten", Reaction::Tighten)];
 
 fn set_action(options: &mut Options, action: Action) -> Result<(), OptionError> {
     if options.action != Action::Run {
@@ -367,6 +407,18 @@ fn check_whole(options: &Options) -> Result<(), OptionError> {
         if options.receipt.is_some() {
             return Err(OptionError::NothingToReport { option: "receipt", action });
         }
+        // A plan tells what watching would need.
+        if options.action != Action::Plan {
+            let watches = options.needs_watch().or_else(|| options.watch.map(|_| "watch"));
+            if let Some(option) = watches {
+                return Err(OptionError::NothingToReport { option, action });
+            }
+        }
+    }
+    if options.watch == Some(Level::Off)
+        && let Some(option) = options.needs_watch()
+    {
+        return Err(OptionError::Unwatched { option });
     }
     match (options.action, options.command.first()) {
         (Action::Run | Action::Plan, None) => Err(OptionError::MissingCommand),
@@ -380,6 +432,24 @@ fn text(row: &'static Row, value: OsString) -> Result<String, OptionError> {
         return Err(bad(row, &value, "is empty", "give a value or leave the option out"));
     }
     value.into_string().map_err(|value| bad(row, &value, "is not UTF-8", "write it in UTF-8"))
+}
+
+/// Where events or findings go. What looks like an address of another kind is no name of a file.
+fn sink(row: &'static Row, value: OsString) -> Result<watch::Sink, OptionError> {
+    let text = text(row, value)?;
+    match text.as_str() {
+        "-" => Ok(watch::Sink::Stderr),
+        "journald" => Ok(watch::Sink::Journald),
+        "syslog" => Ok(watch::Sink::Syslog),
+        _ if text.starts_with("https://") || text.starts_with("http://") => Ok(watch::Sink::Webhook(text)),
+        _ if text.contains("://") => Err(bad(
+            row,
+            OsStr::new(&text),
+            "is an address that nothing can be sent to",
+            "give a file, -, journald, syslog or an https:// address",
+        )),
+        _ => Ok(watch::Sink::File(text)),
+    }
 }
 
 fn path(row: &'static Row, value: OsString) -> Result<PathBuf, OptionError> {
@@ -396,8 +466,9 @@ fn word<T: Copy>(row: &'static Row, value: &OsStr, words: &[(&str, T)]) -> Resul
 fn unknown_word(row: &'static Row, value: &OsStr) -> OptionError {
     let given = shown(value);
     let words: &[&str] = match &row.kind {
+        Kind::May { hint: Hint::Words(words), .. } => words,
         Kind::Takes { hint: Hint::Words(words), .. } => words,
-        Kind::Takes { .. } | Kind::Switch(_) => &[],
+        Kind::May { .. } | Kind::Takes { .. } | Kind::Switch(_) => &[],
     };
     let remedy = match nearest(&given, words.iter().copied()) {
         Some(nearest) => format!("the nearest is `{nearest}` of {}", words.join(", ")),

@@ -14,15 +14,23 @@ use apex_core::policy::{self, Inputs, Policy};
 use apex_core::receipt::Receipt;
 use apex_core::refusal::{Explanation, Refusal};
 use apex_core::seccomp::{Abi, groups};
+use apex_core::watch::Level;
 use apex_jail::host::LiveHost;
 use apex_jail::launch::{self, Ending, JailError, Outcome, Payload};
 use apex_jail::streams::Streams;
+use apex_jail::watch::Watcher;
+use apex_run::escape;
 use apex_run::help;
 use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
 
+use crate::watch::Prober;
+
 /// Largest policy file that is read, in bytes.
 const POLICY_BYTES_MAX: u64 = 1 << 20;
+
+/// What the administrator adds.
+const SYSTEM_CONFIG: &str = "/etc/apex";
 
 /// Exit codes of apex-run itself; see `--help`.
 mod code {
@@ -94,12 +102,16 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
     let wants_receipt = options.receipt.is_some();
     let mut before_failing = Vec::new();
+    let mut prober = match plan.watch {
+        Level::Off => None,
+        Level::Default | Level::Full => Some(Prober::new(options, &plan, rule_directories())?),
+    };
     let outcome = launch::run_recording(
         &plan,
         &host,
         launch::Options {
             receipt: if wants_receipt { Some(&mut deliver) } else { None },
-            watcher: None,
+            watcher: prober.as_mut().map(|prober| prober as &mut dyn Watcher),
             streams,
             payload: Payload::Command,
         },
@@ -109,11 +121,16 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
         let refusals = outcome.as_ref().map_or(&before_failing, |outcome| &outcome.refusals);
         explain_all(options, &policy, &plan, refusals)?;
     }
-    Ok(finish(&plan, &outcome?))
+    let outcome = outcome?;
+    let caught = prober.as_ref().and_then(Prober::caught).map(str::to_owned);
+    let code = finish(&plan, &outcome, caught.as_deref());
+    // Its summary comes last. A record without its end is none: then the run did not go as it was asked for.
+    prober.map_or(Ok(()), Prober::finish).map_err(JailError::Watch)?;
+    Ok(code)
 }
 
 /// The command's own code, or ours with a word why.
-fn finish(plan: &Plan, outcome: &Outcome) -> u8 {
+fn finish(plan: &Plan, outcome: &Outcome, caught: Option<&str>) -> u8 {
     let tell = |words: String| {
         let _ = writeln!(std::io::stderr(), "apex-run: {words}");
     };
@@ -126,7 +143,11 @@ fn finish(plan: &Plan, outcome: &Outcome) -> u8 {
             tell(format!("the command was ended at its wall-time limit of {limit} ms; give it more with --time"));
             code::TIMED_OUT
         }
-        Ending::Caught => number(code::SIGNAL + 9),
+        Ending::Caught => {
+            let because = escape::text(caught.unwrap_or_default());
+            tell(format!("the sandbox was ended because of a finding: `{because}`; its line above tells more"));
+            number(code::SIGNAL + 9)
+        }
         Ending::OutOfMemory => {
             let limit = plan.cgroup.as_ref().and_then(|limits| limits.memory_bytes).unwrap_or_default();
             tell(format!(
@@ -141,21 +162,16 @@ fn finish(plan: &Plan, outcome: &Outcome) -> u8 {
 fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
     let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    let user_config = std::env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|dir| dir.is_absolute())
-        .or_else(|| home.as_ref().map(|home| home.join(".config")))
-        .map(|dir| dir.join("apex"));
     let inputs = Inputs {
         mode: options.mode,
         profile: options.profile.clone(),
         policy_file: options.policy.clone(),
         flags: options.flags(),
+        user_config: user_config(),
         home,
         cwd: host.cwd(),
         tmpdir: std::env::var_os("TMPDIR").map(PathBuf::from),
-        system_config: Some(PathBuf::from("/etc/apex")),
-        user_config,
+        system_config: Some(PathBuf::from(SYSTEM_CONFIG)),
         groups: &groups,
     };
     let policy = policy::resolve(&inputs, &mut load)?;
@@ -168,10 +184,23 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         fds: options.fds.clone(),
         on_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
         record: options.why,
-        watch: options.watch,
+        watch: options.level(),
     };
     let plan = planner::build(&policy, &request, host)?;
     Ok((policy, plan))
+}
+
+/// What the user adds to the embedded modes, profiles and rules.
+fn user_config() -> Option<PathBuf> {
+    let is_absolute = |dir: &PathBuf| dir.is_absolute();
+    let named = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(is_absolute);
+    let home = || std::env::var_os("HOME").map(PathBuf::from).filter(is_absolute);
+    named.or_else(|| home().map(|home| home.join(".config"))).map(|dir| dir.join("apex"))
+}
+
+/// Where rules of detectors stand beside the built-in ones.
+fn rule_directories() -> Vec<PathBuf> {
+    [Some(PathBuf::from(SYSTEM_CONFIG)), user_config()].into_iter().flatten().map(|dir| dir.join("detectors")).collect()
 }
 
 fn working_directory() -> Result<PathBuf> {

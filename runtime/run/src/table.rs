@@ -34,6 +34,17 @@ pub enum Kind {
         /// What a shell can offer for it.
         hint: Hint,
     },
+    /// Takes a value behind `=`, or nothing.
+    May {
+        /// Which option it is.
+        value: Value,
+        /// How the help writes the value.
+        name: &'static str,
+        /// What stands for a value that is not given.
+        absent: &'static str,
+        /// What a shell can offer for it.
+        hint: Hint,
+    },
 }
 
 /// What a shell can offer.
@@ -64,14 +75,23 @@ pub enum Section {
     Limits,
     /// Seeing what is in force and why.
     Insight,
+    /// Seeing what the command does.
+    Watching,
     /// The rest.
     General,
 }
 
 impl Section {
     /// Every heading, in the order of the help.
-    pub const ALL: [Section; 6] =
-        [Section::Policy, Section::Files, Section::World, Section::Limits, Section::Insight, Section::General];
+    pub const ALL: [Section; 7] = [
+        Section::Policy,
+        Section::Files,
+        Section::World,
+        Section::Limits,
+        Section::Insight,
+        Section::Watching,
+        Section::General,
+    ];
 
     /// The heading.
     pub const fn title(self) -> &'static str {
@@ -81,6 +101,7 @@ impl Section {
             Section::World => "Surroundings",
             Section::Limits => "Limits",
             Section::Insight => "Insight",
+            Section::Watching => "Watching",
             Section::General => "General",
         }
     }
@@ -95,6 +116,7 @@ pub enum Switch {
     Prove,
     Doctor,
     Json,
+    Summary,
     Help,
     Version,
 }
@@ -127,6 +149,10 @@ pub enum Value {
     TmpSize,
     Time,
     Receipt,
+    Watch,
+    Events,
+    Findings,
+    OnFinding,
     Completions,
 }
 
@@ -139,6 +165,10 @@ pub const OPTIONAL_LAYERS: &[&str] =
     &["netns", "ipcns", "utsns", "cgroupns", "timens", "seccomp", "landlock", "cgroup", "rlimits"];
 /// Shells for which completions can be printed.
 pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
+/// Levels of watching.
+pub const LEVELS: &[&str] = &["off", "default", "full"];
+/// What can be done on a finding.
+pub const REACTIONS: &[&str] = &["warn", "freeze", "kill", "tighten"];
 const NETWORKS: &[&str] = &["none", "host"];
 const TTYS: &[&str] = &["auto", "yes", "no"];
 
@@ -308,6 +338,38 @@ pub static TABLE: &[Row] = &[
         "tell which layers this host and user can have; needs no command",
     ),
     row(Section::Insight, "json", Kind::Switch(Switch::Json), "JSON instead of text for each of these"),
+    row(
+        Section::Watching,
+        "watch",
+        Kind::May { value: Value::Watch, name: "LEVEL", absent: "default", hint: Hint::Words(LEVELS) },
+        "watch what the command does: default has no hook on every system call, full has all; the next four imply default",
+    ),
+    row(
+        Section::Watching,
+        "events",
+        takes(Value::Events, "SINK", Hint::Path),
+        "write each event as a line of JSON to a file, - (standard error), journald, syslog or an https:// address",
+    )
+    .repeatable(),
+    row(
+        Section::Watching,
+        "findings",
+        takes(Value::Findings, "SINK", Hint::Path),
+        "write each finding there too, beside its line on standard error",
+    )
+    .repeatable(),
+    row(
+        Section::Watching,
+        "on-finding",
+        takes(Value::OnFinding, "REACTION", Hint::Words(REACTIONS)),
+        "on a finding of severity high or above: warn (default), freeze, kill, or tighten network and resources",
+    ),
+    row(
+        Section::Watching,
+        "summary",
+        Kind::Switch(Switch::Summary),
+        "afterwards tell on standard error what the command did: programs, files, hosts, refusals, odd things",
+    ),
     row(
         Section::General,
         "completions",

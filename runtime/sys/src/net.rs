@@ -62,6 +62,20 @@ struct Control([u8; 32]);
 
 /// Sends a message, with descriptors when given (sendmsg(2)); `E2BIG` for more than [`FDS_MAX`]. A closed peer is an error, not a signal.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send_with(socket, bytes, fds, 0)
+}
+
+/// The same without waiting: `EAGAIN` when there is no room.
+pub fn try_send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send_with(socket, bytes, fds, libc::MSG_DONTWAIT)
+}
+
+fn send_with(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: libc::c_int,
+) -> Result<(), Errno> {
     if fds.len() > FDS_MAX {
         return Err(Errno::E2BIG);
     }
@@ -89,7 +103,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
         }
     }
     // SAFETY: `header` points to `iov` and `control`, which outlive the call.
-    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) } as libc::c_long).map(drop)
+    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL | flags) } as libc::c_long)
+        .map(drop)
 }
 
 /// Receives a message and the descriptors that came with it, at most [`FDS_MAX`] (recvmsg(2)). Zero bytes mean that the peer is gone.

@@ -221,6 +221,16 @@ pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> Errno {
     Errno::last()
 }
 
+/// Replaces the program by an open one (execveat(2), `AT_EMPTY_PATH`). Returns only on failure. Scripts cannot be had this way.
+pub fn exec_open(program: BorrowedFd<'_>, argv: &CStrings, env: &CStrings) -> Errno {
+    let (number, flags) = (program.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the path is NUL-terminated, both arrays end with a null pointer and own their strings.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, number, c"".as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr(), flags)
+    };
+    Errno::last()
+}
+
 /// Ends the process at once, without running destructors or flushing (_exit(2)).
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: never returns, touches no memory.

@@ -85,6 +85,10 @@ fn zsh() -> String {
         for spelling in spellings(row) {
             let _ = match &row.kind {
                 Kind::Switch(_) => writeln!(out, "  '{star}{spelling}[{text}]' \\"),
+                Kind::May { name, hint, .. } => {
+                    let name = zsh_text(name);
+                    writeln!(out, "  '{star}{spelling}=-[{text}]::{name}:{}' \\", zsh_values(hint))
+                }
                 Kind::Takes { name, hint, .. } => {
                     let name = zsh_text(name);
                     writeln!(out, "  '{star}{spelling}=[{text}]:{name}:{}' \\", zsh_values(hint))
@@ -122,6 +126,9 @@ fn fish() -> String {
         let values = match &row.kind {
             Kind::Switch(_) => String::new(),
             Kind::Takes { hint, .. } => fish_values(hint),
+            // Neither -r nor -x: the value may be left out.
+            Kind::May { hint: Hint::Words(words), .. } => format!(" -f -a '{}'", words.join(" ")),
+            Kind::May { .. } => String::new(),
         };
         let _ =
             writeln!(out, "complete -c apex-run -n '__apex_run_options'{short} -l {}{values} -d '{help}'", row.long);

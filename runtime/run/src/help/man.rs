@@ -48,6 +48,7 @@ fn head(row: &Row) -> String {
     let long = roff(row.long);
     match row.kind {
         Kind::Switch(_) => format!("{short}\\fB\\-\\-{long}\\fR"),
+        Kind::May { name, .. } => format!("{short}\\fB\\-\\-{long}\\fR[=\\fI{}\\fR]", roff(name)),
         Kind::Takes { name, .. } => format!("{short}\\fB\\-\\-{long}\\fR \\fI{}\\fR", roff(name)),
     }
 }

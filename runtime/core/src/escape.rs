@@ -39,7 +39,7 @@ pub fn path(path: &Path) -> Cow<'_, str> {
 }
 
 /// Control characters (C0, DEL, C1) and the invisible ones of Unicode that change direction, join, or break a line.
-pub(crate) fn is_hostile(c: char) -> bool {
+pub fn is_hostile(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')

@@ -1,0 +1,403 @@
+//! The prober from the side of `apex-run`: finds it, starts it, and speaks [`apex_core::watch`] with it over descriptor 3.
+//!
+//! Input: options and plan. Output: a [`Watcher`] for the jail. The prober is a process of its own, so that `apex-run` stays small and
+//! whoever parses what a hostile program wrote is not the process that holds the sandbox. Every wait for it is bounded, and whatever is
+//! wrong with it is an error: what is to be watched does not run unwatched.
+
+use std::ffi::CString;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use apex_core::event::{ARGS_MAX, Start, TEXT_BYTES_MAX, VERSION};
+use apex_core::plan::Plan;
+use apex_core::watch::{Begin, FromProbe, PACKET_BYTES_MAX, Reaction, SOCKET_FD, ToProbe};
+use apex_jail::watch::{Act, Needs, Standing, Told, Watcher};
+use apex_run::escape;
+use apex_run::options::Options;
+use apex_sys::process::{self, CStrings, Ended, Pid, Side};
+use apex_sys::signal::{self, Interest};
+use apex_sys::{Errno, clock, fs, net};
+
+/// Where it is installed when it does not stand beside `apex-run`.
+const INSTALLED: &str = "/usr/libexec/apex/apex-probe";
+/// Names one for tests.
+const VARIABLE: &str = "APEX_PROBE";
+/// Variables of the caller that it gets.
+const PASSED: [&str; 7] =
+    ["HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "TMPDIR", "NO_COLOR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// How long loading and attaching may take; a busy emulated machine needs seconds.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long the rest of the record may take once the sandbox is gone.
+const DONE_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take to end after its last word.
+const END_WITHIN: Duration = Duration::from_secs(5);
+/// As signal(7) numbers it.
+const SIGKILL: i32 = 9;
+/// What a record keeps of the command line, in bytes: a packet holds it with every byte escaped.
+const COMMAND_BYTES_MAX: usize = 8 << 10;
+
+/// The prober of one run.
+pub struct Prober {
+    program: OwnedFd,
+    begin: Begin,
+    alive: Option<Alive>,
+    /// Refusals that did not fit into the socket and have not been told of yet.
+    lost: u64,
+    /// The finding for which the sandbox was ended.
+    caught: Option<String>,
+}
+
+/// Its process.
+struct Alive {
+    pid: Pid,
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+}
+
+impl Prober {
+    /// Finds the program, so that its absence is told before anything is built.
+    pub fn new(options: &Options, plan: &Plan, rules: Vec<PathBuf>) -> anyhow::Result<Prober> {
+        let text = |word: &std::ffi::OsString| word.to_string_lossy().into_owned();
+        let rules = rules.into_iter().map(|dir| dir.to_string_lossy().into_owned());
+        let begin = Begin {
+            start: Start {
+                version: VERSION,
+                wall_time_ns: clock::wall_ns(),
+                mode: plan.mode.name().to_owned(),
+                profile: options.profile.clone(),
+                plan_sha256: plan.digest(),
+                command: cut(plan.command.argv.iter().map(text).collect()),
+                level: plan.watch,
+                sources: Default::default(),
+            },
+            events: options.events.clone(),
+            findings: options.findings.clone(),
+            on_finding: options.on_finding.unwrap_or_default(),
+            summary: options.summary,
+            json: options.json,
+            learn: None,
+            rules: rules.collect(),
+            may_probe: apex_jail::host::may_load_programs(),
+        };
+        Ok(Prober { program: find()?, begin, alive: None, lost: 0, caught: None })
+    }
+
+    /// The finding for which the sandbox was ended.
+    pub fn caught(&self) -> Option<&str> {
+        self.caught.as_deref()
+    }
+
+    /// After the sandbox: has the record written to its end.
+    pub fn finish(mut self) -> Result<(), String> {
+        if self.alive.is_none() {
+            return Ok(());
+        }
+        self.tell_lost(DONE_WITHIN)?;
+        self.send(&ToProbe::Ended, None, DONE_WITHIN)?;
+        let deadline = Instant::now() + DONE_WITHIN;
+        loop {
+            match self.receive(deadline)? {
+                FromProbe::Done { .. } => break,
+                FromProbe::Failed { words } => return Err(words),
+                // Asked for while the end was already on its way.
+                FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching => {}
+            }
+        }
+        self.reap(END_WITHIN);
+        Ok(())
+    }
+
+    fn alive(&self) -> Result<&Alive, String> {
+        self.alive.as_ref().ok_or_else(|| "the prober is not running".to_owned())
+    }
+
+    fn send(&mut self, said: &ToProbe, fd: Option<BorrowedFd<'_>>, within: Duration) -> Result<(), String> {
+        let bytes = packet(said)?;
+        let deadline = Instant::now() + within;
+        let socket = self.alive()?.socket.as_fd();
+        loop {
+            match net::try_send(socket, &bytes, fd.as_slice()) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EAGAIN) => wait_for(socket, true, deadline).map_err(|_| slow(within))?,
+                Err(_) => return Err(self.death()),
+            }
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Result<FromProbe, String> {
+        let socket = self.alive()?.socket.as_fd();
+        wait_for(socket, false, deadline).map_err(|_| slow(READY_WITHIN))?;
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        match net::receive(socket, &mut bytes) {
+            Ok((0, _)) | Err(_) => Err(self.death()),
+            Ok((count, _)) => serde_json::from_slice(&bytes[..count]).map_err(|error| {
+                format!("the prober said what apex-run does not understand ({error}); are both of one version?")
+            }),
+        }
+    }
+
+    /// Counts what was not told, as soon as there is room for the count.
+    fn tell_lost(&mut self, within: Duration) -> Result<(), String> {
+        if self.lost > 0 {
+            self.send(&ToProbe::Lost { count: self.lost }, None, within)?;
+            self.lost = 0;
+        }
+        Ok(())
+    }
+
+    /// Words for a prober that is gone. What it said last counts more than how it ended.
+    fn death(&mut self) -> String {
+        if let Some(words) = self.last_words() {
+            return words;
+        }
+        match self.reap(END_WITHIN) {
+            Some(Ended::Signal(number)) => format!("the prober was ended by signal {number}"),
+            Some(Ended::Code(code)) => format!("the prober ended with code {code} before the sandbox did"),
+            None => "the prober closed its socket".to_owned(),
+        }
+    }
+
+    fn last_words(&self) -> Option<String> {
+        let socket = self.alive.as_ref()?.socket.as_fd();
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        // It is closed at the other end, so this does not wait.
+        while let Ok((count @ 1.., _)) = net::receive(socket, &mut bytes) {
+            if let Ok(FromProbe::Failed { words }) = serde_json::from_slice(&bytes[..count]) {
+                return Some(words);
+            }
+        }
+        None
+    }
+
+    /// Waits for its end, and brings it about after `within`.
+    fn reap(&mut self, within: Duration) -> Option<Ended> {
+        let alive = self.alive.take()?;
+        // For it the launcher is gone from here on.
+        drop(alive.socket);
+        if wait_for(alive.pidfd.as_fd(), false, Instant::now() + within).is_err() {
+            let _ = process::pidfd_signal(alive.pidfd.as_raw_fd(), SIGKILL);
+        }
+        process::wait(alive.pid, 0).ok().flatten().map(|(_, ended)| ended)
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        // After an error: it writes what it has and ends, since its socket is closed.
+        self.reap(END_WITHIN);
+    }
+}
+
+impl Watcher for Prober {
+    fn begin(&mut self) -> Result<(), String> {
+        let failed = |errno: Errno| format!("starting the prober: {}", errno.desc());
+        let (outer, inner) = net::pair().map_err(failed)?;
+        match process::clone_into(0, None).map_err(failed)? {
+            Side::Child => {
+                let errno = become_prober(&self.program, &inner);
+                let _ = writeln!(std::io::stderr(), "apex-run: executing the prober: {}", errno.desc());
+                process::exit_now(125)
+            }
+            Side::Parent { pid, pidfd } => self.alive = Some(Alive { pid, pidfd, socket: outer }),
+        }
+        let begin = ToProbe::Begin(Box::new(self.begin.clone()));
+        self.send(&begin, None, READY_WITHIN)
+    }
+
+    fn prepared(&mut self) -> Result<Needs, String> {
+        match self.receive(Instant::now() + READY_WITHIN)? {
+            FromProbe::Prepared { wants_cgroup, wants_trace, .. } => {
+                Ok(Needs { cgroup: wants_cgroup, trace: wants_trace })
+            }
+            other => Err(out_of_turn(other)),
+        }
+    }
+
+    fn attach(&mut self, standing: &Standing<'_>) -> Result<(), String> {
+        let sandbox = ToProbe::Sandbox {
+            id: standing.id,
+            has_cgroup: standing.cgroup.is_some(),
+            init: standing.init.unsigned_abs(),
+            command: standing.command.unsigned_abs(),
+            traced: standing.traced,
+        };
+        self.send(&sandbox, standing.cgroup, READY_WITHIN)?;
+        match self.receive(Instant::now() + READY_WITHIN)? {
+            FromProbe::Watching => Ok(()),
+            other => Err(out_of_turn(other)),
+        }
+    }
+
+    fn refused(&mut self, told: Told) {
+        let said = ToProbe::Refused {
+            time_ns: clock::since_boot_ns(),
+            pid: told.pid,
+            ppid: told.ppid,
+            uid: told.uid,
+            comm: told.comm,
+            refused: Box::new(told.refused),
+            error: told.error,
+        };
+        let Some(alive) = &self.alive else { return };
+        let socket = alive.socket.as_fd();
+        let tell = |said: &ToProbe| packet(said).is_ok_and(|bytes| net::try_send(socket, &bytes, &[]).is_ok());
+        // In this order: the count is of what came before.
+        if self.lost > 0 && tell(&ToProbe::Lost { count: self.lost }) {
+            self.lost = 0;
+        }
+        if self.lost > 0 || !tell(&said) {
+            self.lost += 1;
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.alive.as_ref().map(|alive| alive.socket.as_fd())
+    }
+
+    fn next(&mut self) -> Result<Option<Act>, String> {
+        match self.receive(Instant::now() + READY_WITHIN)? {
+            FromProbe::Act { reaction, because } => {
+                if reaction == Reaction::Kill {
+                    self.caught = Some(because.clone());
+                }
+                Ok(Some(Act { reaction, because }))
+            }
+            other => Err(out_of_turn(other)),
+        }
+    }
+
+    fn acted(&mut self, act: &Act, outcome: Result<&str, &str>) {
+        let because = escape::text(&act.because);
+        let own = std::process::id();
+        match (act.reaction, outcome) {
+            (Reaction::Freeze, Ok(done)) => say(&format!(
+                "frozen because of `{because}`: {done}; `kill -CONT {own}` lets it go on, `kill {own}` ends it"
+            )),
+            (reaction, Ok(done)) => say(&format!("{} because of `{because}`: {done}", reaction.name())),
+            (reaction, Err(words)) => say(&format!("{} because of `{because}` did not work: {words}", reaction.name())),
+        }
+    }
+
+    fn thawed(&mut self) {
+        say("the sandbox goes on");
+    }
+}
+
+/// In the child: the socket as descriptor 3, nothing of the caller's but standard error, a session of its own, so that what a terminal
+/// sends does not reach it. Returns why it did not work.
+fn become_prober(program: &OwnedFd, socket: &OwnedFd) -> Errno {
+    let arrange = || -> Result<OwnedFd, Errno> {
+        process::new_session()?;
+        // A copy that the socket does not overwrite: with one at 3, the next has another number.
+        let first = program.try_clone().map_err(|_| Errno::EMFILE)?;
+        let program = match first.as_raw_fd() {
+            SOCKET_FD => first.try_clone().map_err(|_| Errno::EMFILE)?,
+            _ => first,
+        };
+        let null = fs::open(fs::cwd(), c"/dev/null", 2, 0)?;
+        fs::place(null.as_fd(), 0)?;
+        fs::place(null.as_fd(), 1)?;
+        fs::place(socket.as_fd(), SOCKET_FD)?;
+        process::close_from(SOCKET_FD.unsigned_abs(), u32::MAX, true)?;
+        fs::set_inherited(SOCKET_FD, true)?;
+        Ok(program)
+    };
+    let words = |list: &[&str]| CStrings::new(list.iter().filter_map(|word| CString::new(*word).ok()).collect());
+    match arrange() {
+        Ok(program) => process::exec_open(program.as_fd(), &words(&["apex-probe", "serve"]), &environment()),
+        Err(errno) => errno,
+    }
+}
+
+fn environment() -> CStrings {
+    let passed = std::env::vars_os().filter(|(name, _)| PASSED.iter().any(|passed| name == passed));
+    let variable = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+    };
+    CStrings::new(passed.filter_map(variable).collect())
+}
+
+/// Opens the prober's program; its name is not used again.
+fn find() -> anyhow::Result<OwnedFd> {
+    let beside = || std::fs::read_link("/proc/self/exe").ok().map(|own| own.with_file_name("apex-probe"));
+    let candidates: Vec<PathBuf> = match std::env::var_os(VARIABLE) {
+        Some(named) => vec![PathBuf::from(named)],
+        None => beside().into_iter().chain([PathBuf::from(INSTALLED)]).collect(),
+    };
+    for path in &candidates {
+        match open_program(path) {
+            Ok(program) => return Ok(program),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) => anyhow::bail!("opening the prober {}: {}", path.display(), errno.desc()),
+        }
+    }
+    let names: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+    anyhow::bail!(
+        "watching needs the program apex-probe, which is not there ({}); build it with `cargo build --release -p apex-probe` and put \
+         it beside apex-run, or install it as {INSTALLED}; or leave --watch and its options out",
+        names.join(", ")
+    )
+}
+
+fn open_program(path: &Path) -> Result<OwnedFd, Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    fs::open(fs::cwd(), &path, 0, 0)
+}
+
+/// As much of a command line as an event keeps and a packet holds.
+fn cut(words: Vec<String>) -> Vec<String> {
+    let mut left = COMMAND_BYTES_MAX;
+    let fits = |word: &String| {
+        left = left.saturating_sub(word.len());
+        left > 0
+    };
+    let short = |word: String| match word.char_indices().find(|(at, c)| at + c.len_utf8() > TEXT_BYTES_MAX) {
+        Some((at, _)) => word[..at].to_owned(),
+        None => word,
+    };
+    words.into_iter().take(ARGS_MAX).map(short).take_while(fits).collect()
+}
+
+fn packet(said: &ToProbe) -> Result<Vec<u8>, String> {
+    let bytes =
+        serde_json::to_vec(said).map_err(|error| format!("putting a message to the prober together: {error}"))?;
+    match bytes.len() {
+        ..=PACKET_BYTES_MAX => Ok(bytes),
+        count => Err(format!(
+            "a message to the prober has {count} bytes, more than {PACKET_BYTES_MAX}; give fewer sinks and shorter names"
+        )),
+    }
+}
+
+/// Waits until the descriptor is ready; an error when it is not in time.
+fn wait_for(fd: BorrowedFd<'_>, write: bool, deadline: Instant) -> Result<(), Errno> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Errno::ETIMEDOUT);
+        }
+        let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        if signal::poll(&mut [Interest { fd, write, ready: false }], Some(ms))? {
+            return Ok(());
+        }
+    }
+}
+
+fn slow(within: Duration) -> String {
+    format!("the prober did not answer within {} s", within.as_secs())
+}
+
+fn out_of_turn(said: FromProbe) -> String {
+    match said {
+        FromProbe::Failed { words } => words,
+        other => format!("the prober said {other:?} out of turn; are apex-run and apex-probe of one version?"),
+    }
+}
+
+fn say(words: &str) {
+    // A closed standard error leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "apex-run: {words}");
+}

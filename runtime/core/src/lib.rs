@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod amount;
+pub mod baseline;
 pub mod doctor;
 pub mod escape;
 pub mod event;

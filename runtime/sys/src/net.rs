@@ -70,12 +70,7 @@ pub fn try_send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
     send_with(socket, bytes, fds, libc::MSG_DONTWAIT)
 }
 
-fn send_with(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-    flags: libc::c_int,
-) -> Result<(), Errno> {
+fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: libc::c_int) -> Result<(), Errno> {
     if fds.len() > FDS_MAX {
         return Err(Errno::E2BIG);
     }

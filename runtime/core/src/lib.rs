@@ -6,6 +6,7 @@
 
 pub mod amount;
 pub mod baseline;
+pub mod detect;
 pub mod doctor;
 pub mod escape;
 pub mod event;

@@ -154,7 +154,7 @@ impl PolicyError {
 }
 
 /// The name of `known` that is most like `word`, when one is like it at all.
-pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     // A typing error, not another word: at least 0.7 of the letters in place (Jaro-Winkler).
     const SIMILAR: f64 = 0.7;
     let mut best: Option<(f64, &str)> = None;

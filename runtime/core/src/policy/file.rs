@@ -243,7 +243,7 @@ pub struct CeilingTable {
 
 /// Line numbers of a text, and the name under which its rules are known.
 #[derive(Clone, Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     source: String,
     /// `None` when places are line numbers already.
     newlines: Option<Vec<usize>>,

@@ -27,7 +27,9 @@ use serde::{Deserialize, Serialize};
 use crate::layer::{Layer, Requirement};
 
 pub use error::PolicyError;
+pub(crate) use error::nearest;
 pub use file::FILE_SIZE_MAX;
+pub(crate) use file::Lines;
 pub use flags::Flags;
 pub use merge::PATH_RULES_MAX;
 pub use resolve::{DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, modes_allowing, resolve};

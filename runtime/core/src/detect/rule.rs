@@ -1,0 +1,157 @@
+//! A rule as the engine uses it. Input: what `compile` made of a file; output: whether an event matches.
+
+use std::sync::Arc;
+
+use super::field::{Field, View};
+use super::kind::Kind;
+use super::pattern::{Numbers, Texts};
+use crate::finding::Severity;
+use crate::policy::Origin;
+
+/// One rule.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub id: String,
+    pub origin: Origin,
+    pub title: String,
+    pub explanation: String,
+    pub severity: Severity,
+    pub techniques: Vec<String>,
+    pub scope: Scope,
+    pub within_ns: u64,
+    pub hold_ns: u64,
+    /// One order of the steps, or every one where the order does not matter.
+    pub orders: Vec<Vec<Step>>,
+    /// How many values the steps bind.
+    pub variables: usize,
+    /// What completions of the steps must come to; empty when one is enough.
+    pub criteria: Vec<Criterion>,
+    pub share: Option<Share>,
+    pub exceptions: Vec<Exception>,
+    /// Which bytes of its file it takes up, for its malformed cases.
+    pub span: std::ops::Range<usize>,
+}
+
+/// Whose events belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// One process.
+    Process,
+    /// A process and those born of it: a later step may be done by a descendant of who did the first.
+    Lineage,
+    /// Processes with one parent.
+    Siblings,
+    /// All that descend from one topmost process.
+    Tree,
+    /// The sandbox.
+    Sandbox,
+}
+
+impl Scope {
+    /// By the words of a rule.
+    pub const NAMES: [(&'static str, Scope); 5] = [
+        ("process", Scope::Process),
+        ("lineage", Scope::Lineage),
+        ("siblings", Scope::Siblings),
+        ("tree", Scope::Tree),
+        ("sandbox", Scope::Sandbox),
+    ];
+
+    /// Whose the event of this view is.
+    pub fn of(self, view: &View<'_>) -> u64 {
+        match self {
+            Scope::Process | Scope::Lineage => u64::from(view.event.pid),
+            Scope::Siblings => u64::from(view.process.ppid),
+            Scope::Tree => u64::from(view.process.root),
+            Scope::Sandbox => view.event.sandbox,
+        }
+    }
+}
+
+/// One step of a sequence.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// Any of them.
+    pub matches: Arc<[Match]>,
+    /// Variables that an earlier step set: the fields must have those values.
+    pub agree: Vec<(usize, Field)>,
+    /// Variables that this step sets.
+    pub set: Vec<(usize, Field)>,
+}
+
+/// How much it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Criterion {
+    /// Distinct values of this field; completions themselves for none.
+    pub field: Option<Field>,
+    pub at_least: u64,
+}
+
+/// Which part of other events the counted ones must be.
+#[derive(Clone, Debug)]
+pub(super) struct Share {
+    pub of: Arc<[Match]>,
+    pub percent: u64,
+}
+
+/// Events that a rule does not look at.
+#[derive(Clone, Debug)]
+pub(super) struct Exception {
+    /// Only for these profiles; empty for all.
+    pub profiles: Vec<String>,
+    pub matches: Match,
+}
+
+/// Predicates that all must hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Match {
+    /// Bit per [`Kind`]; 0 for all.
+    pub kinds: u32,
+    pub flags: Vec<(Field, bool)>,
+    pub numbers: Vec<(Field, Numbers)>,
+    pub texts: Vec<(Field, Arc<Texts>)>,
+    /// None of them may hold.
+    pub not: Vec<Match>,
+}
+
+impl Match {
+    /// Whether events of this kind can match.
+    pub const fn looks_at(&self, kind: Kind) -> bool {
+        self.kinds == 0 || self.kinds & 1 << kind.index() != 0
+    }
+
+    /// Whether the event matches. What costs least is asked first.
+    pub fn holds(&self, view: &View<'_>) -> bool {
+        self.looks_at(view.kind)
+            && self.flags.iter().all(|(field, wanted)| view.flag(*field) == Some(*wanted))
+            && self.numbers.iter().all(|(field, ranges)| view.number(*field).is_some_and(|n| ranges.matches(n)))
+            && self.texts.iter().all(|(field, texts)| view.any_text(*field, &mut |text| texts.matches(text)))
+            && !self.not.iter().any(|not| not.holds(view))
+    }
+}
+
+impl Rule {
+    /// Whether an exception takes the event out.
+    pub fn excepts(&self, view: &View<'_>) -> bool {
+        self.exceptions.iter().any(|exception| exception.matches.holds(view))
+    }
+}
+
+impl Rule {
+    /// Every set of predicates in it, those of `not` included.
+    pub fn all_matches(&self) -> Vec<&Match> {
+        let steps = self.orders.iter().flatten().flat_map(|step| step.matches.iter());
+        let share = self.share.iter().flat_map(|share| share.of.iter());
+        let exceptions = self.exceptions.iter().map(|exception| &exception.matches);
+        let tops: Vec<&Match> = steps.chain(share).chain(exceptions).collect();
+        let nots = tops.iter().flat_map(|one| &one.not).collect::<Vec<_>>();
+        tops.into_iter().chain(nots).collect()
+    }
+}
+
+impl Match {
+    /// Compiles its patterns.
+    pub fn check(&self) -> Result<(), String> {
+        self.texts.iter().try_for_each(|(_, texts)| texts.check())
+    }
+}

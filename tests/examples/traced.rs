@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::sync_channel;
 
@@ -164,7 +164,7 @@ fn plan(options: &apex_run::options::Options, scope: Option<Scope>, host: &LiveH
     let inputs = Inputs {
         mode: options.mode,
         profile: options.profile.clone(),
-        policy_file: None,
+        policy_file: options.policy.clone(),
         flags: options.flags(),
         home: std::env::var_os("HOME").map(PathBuf::from),
         cwd: host.cwd(),
@@ -173,7 +173,7 @@ fn plan(options: &apex_run::options::Options, scope: Option<Scope>, host: &LiveH
         user_config: None,
         groups: &groups,
     };
-    let policy = policy::resolve(&inputs, &mut |_: &std::path::Path| Ok(None))?;
+    let policy = policy::resolve(&inputs, &mut load)?;
     let request = Request {
         argv: options.command.clone(),
         workdir: options.workdir.clone(),
@@ -187,4 +187,11 @@ fn plan(options: &apex_run::options::Options, scope: Option<Scope>, host: &LiveH
         },
     };
     Ok(planner::build(&policy, &request, host)?)
+}
+
+fn load(path: &Path) -> std::io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
 }

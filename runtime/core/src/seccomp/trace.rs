@@ -1,8 +1,9 @@
 //! The filter that stops a process at the calls of interest, for a tracer (`SECCOMP_RET_TRACE`).
 //!
-//! Input: the ABIs of a policy and a [`Scope`]. Output: a program that is loaded beside the policy's own. It only ever answers "carry out" or
-//! "stop for the tracer", and the kernel takes the strictest answer of all filters: what the policy refuses or notifies is never
-//! stopped at, and nothing is widened. Without a tracer such a call answers ENOSYS, so the tracer is there before the command.
+//! Input: the ABIs of a policy and a [`Scope`]. Output: a program that is loaded beside the policy's own. It answers "carry out" or "stop for the
+//! tracer", and refuses a birth that would leave the tracer behind. The kernel takes the strictest answer of all filters: what the policy
+//! refuses or notifies is never stopped at, and nothing is widened. Without a tracer a call that is stopped at answers ENOSYS, so the tracer
+//! is there before the command.
 //!
 //! Numbers are looked up in a tree, and arguments are only loaded for calls whose answer depends on them: the kernel then knows all others to
 //! be always allowed and does not run the program for them.
@@ -10,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::bpf::{self, Insn};
-use super::{Abi, X32_BIT, groups};
+use super::{Abi, ENOSYS, X32_BIT, groups};
 
 /// How much is stopped at. Births, programs and ends come from the tracer itself and need no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +65,6 @@ const PRIVILEGE: &[&str] = &[
     "capset",
     "unshare",
     "setns",
-    "clone3",
     "ptrace",
     "process_vm_readv",
     "process_vm_writev",
@@ -174,6 +174,9 @@ const MAP_ANONYMOUS: u32 = 0x20;
 /// `CLONE_NEW*` as clone(2) and unshare(2) take them.
 pub(crate) const NEW_NAMESPACES: u32 = 0x7e02_0000;
 const PR_SET_NAME: u32 = 15;
+/// A child with this flag is not traced, whatever the tracer asked for (clone(2)).
+const CLONE_UNTRACED: u32 = 0x0080_0000;
+const EINVAL: u16 = 22;
 
 /// Calls that are stopped at when all of the conditions hold.
 const JUDGED: &[(&str, &[Test])] = &[
@@ -181,7 +184,6 @@ const JUDGED: &[(&str, &[Test])] = &[
     ("mmap2", &[Test::Any(2, PROT_EXEC), Test::Any(3, MAP_ANONYMOUS)]),
     ("mprotect", &[Test::Any(2, PROT_EXEC)]),
     ("pkey_mprotect", &[Test::Any(2, PROT_EXEC)]),
-    ("clone", &[Test::Any(0, NEW_NAMESPACES)]),
     ("sendto", &[Test::Given(4)]),
     // The name of a process is part of every event.
     ("prctl", &[Test::OneOf(0, &[PR_SET_NAME])]),
@@ -198,6 +200,10 @@ enum Leaf {
     Allow,
     Trace,
     Args(&'static [Test]),
+    /// clone(2): a child that the tracer would not get is refused, one in new namespaces is stopped at.
+    Birth,
+    /// clone3(2), whose flags no filter sees: C libraries take clone(2) instead.
+    Missing,
 }
 
 /// The program that stops at the calls of `scope` in these ABIs, and at every call of any other ABI: the policy's filter refuses those, and
@@ -235,7 +241,7 @@ fn runs(abi: Abi, scope: Scope) -> Vec<(u32, Leaf)> {
     runs
 }
 
-/// Every number that is stopped at, sometimes or always.
+/// Every number that is not always carried out.
 fn stopped(abi: Abi, scope: Scope) -> BTreeMap<u32, Leaf> {
     let mut stopped = BTreeMap::new();
     if scope == Scope::Every {
@@ -252,6 +258,8 @@ fn stopped(abi: Abi, scope: Scope) -> BTreeMap<u32, Leaf> {
         // Stopped at as a whole by a wider scope.
         stopped.extend(abi.call_number(name).filter(|nr| !stopped.contains_key(nr)).map(|nr| (nr, Leaf::Args(tests))));
     }
+    stopped.extend(abi.call_number("clone").map(|nr| (nr, Leaf::Birth)));
+    stopped.extend(abi.call_number("clone3").map(|nr| (nr, Leaf::Missing)));
     if abi == Abi::I386 {
         stopped.insert(I386_MMAP, Leaf::Trace);
     }
@@ -282,6 +290,15 @@ fn block(leaf: Leaf, program: &mut Vec<Insn>) {
     match leaf {
         Leaf::Allow => program.push(ret(bpf::RET_ALLOW)),
         Leaf::Trace => program.push(ret(bpf::RET_TRACE)),
+        Leaf::Missing => program.push(refuse(ENOSYS)),
+        Leaf::Birth => program.extend([
+            load(word(0, 0)),
+            Insn { code: bpf::JSET_K, jt: 0, jf: 1, k: CLONE_UNTRACED },
+            refuse(EINVAL),
+            Insn { code: bpf::JSET_K, jt: 0, jf: 1, k: NEW_NAMESPACES },
+            ret(bpf::RET_TRACE),
+            ret(bpf::RET_ALLOW),
+        ]),
         Leaf::Args(tests) => {
             // Built from its end, so that each comparison knows how far its ways out are.
             let mut tail = vec![ret(bpf::RET_TRACE), ret(bpf::RET_ALLOW)];
@@ -335,6 +352,10 @@ fn load(offset: u32) -> Insn {
 
 fn ret(answer: u32) -> Insn {
     Insn { code: bpf::RET_K, jt: 0, jf: 0, k: answer }
+}
+
+fn refuse(errno: u16) -> Insn {
+    ret(bpf::RET_ERRNO | u32::from(errno))
 }
 
 fn ja(distance: usize) -> Insn {

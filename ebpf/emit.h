@@ -7,7 +7,7 @@
 
 #include "sandbox.h"
 
-#define TEXT_AREA_BYTES (3 * TEXT_BYTES_MAX)
+#define TEXT_AREA_BYTES (TEXTS_MAX * TEXT_BYTES_MAX)
 /* One window of the rate limit: 2^27 ns, 134 ms. */
 #define WINDOW_SHIFT 27
 
@@ -84,7 +84,7 @@ static __always_inline void fill_header(struct header *header, u16 kind, u64 id,
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
 	header->kind = kind;
-	header->reserved = 0;
+	header->call = 0;
 	header->time_ns = bpf_ktime_get_boot_ns();
 	header->sandbox = id;
 	header->pid = current_tgid();
@@ -130,7 +130,7 @@ static __always_inline void send(struct buffer *buffer)
 	buffer->taken = 0;
 }
 
-/* Where the next text begins, or -1 when the area is used up. */
+/* Where the next text begins, or NULL when the area is used up. */
 static __always_inline char *text_room(struct buffer *buffer)
 {
 	u32 at = buffer->text_bytes;

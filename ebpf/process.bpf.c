@@ -5,19 +5,6 @@
 
 #define SIGNAL_GROUP_EXIT 0x4
 
-static __always_inline u64 subject(void)
-{
-	u64 id = watched();
-	struct sandbox *sandbox;
-
-	if (!id)
-		return 0;
-	sandbox = sandbox_of(id);
-	if (!sandbox || sandbox->init == current_tgid())
-		return 0;
-	return id;
-}
-
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {

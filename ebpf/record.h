@@ -19,6 +19,12 @@ enum kind {
 	KIND_FORK = 1,
 	KIND_EXEC = 2,
 	KIND_EXIT = 3,
+	KIND_SOCKET = 10,
+	KIND_CONNECT = 11,
+	KIND_SEND = 12,
+	KIND_BIND = 13,
+	/* A system call, as the tables of runtime/probe/src/bpf/calls.rs shape it. */
+	KIND_CALL = 20,
 };
 
 /* How a text is to be read. */
@@ -38,7 +44,8 @@ struct header {
 	/* Bytes of the whole record. */
 	u32 size;
 	u16 kind;
-	u16 reserved;
+	/* Of KIND_CALL: the call, see call_index(). */
+	u16 call;
 	/* Nanoseconds since boot (CLOCK_BOOTTIME). */
 	u64 time_ns;
 	/* Id of the sandbox's cgroup. */
@@ -69,11 +76,32 @@ struct exit_body {
 	u32 status;
 };
 
+struct socket_body {
+	u32 family;
+	u32 kind;
+	u32 protocol;
+};
+
+/* An internet address. The last four bytes of `ip` are the address of AF_INET. */
+struct address_body {
+	u32 family;
+	/* In the order of this machine. */
+	u32 port;
+	u8 ip[16];
+};
+
+/* Texts: for each operand two, a directory and what the caller named in it. */
+struct call_body {
+	u64 args[6];
+};
+
 union body {
 	struct fork_body fork;
 	struct exec_body exec;
 	struct exit_body exit;
-	u64 words[6];
+	struct socket_body socket;
+	struct address_body address;
+	struct call_body call;
 };
 
 struct record {

@@ -21,6 +21,9 @@ struct filter {
 	u32 level;
 	/* How many sandboxes. With one the range is its id. */
 	u32 count;
+	/* The init of the only one. */
+	u32 init;
+	u32 padding;
 };
 
 struct sandbox {
@@ -35,7 +38,7 @@ struct sandbox {
 	u64 taken;
 };
 
-_Static_assert(sizeof(struct filter) == 24, "layout shared with maps.rs");
+_Static_assert(sizeof(struct filter) == 32, "layout shared with maps.rs");
 _Static_assert(sizeof(struct sandbox) == 32, "layout shared with maps.rs");
 
 volatile struct filter filter SEC(".data.filter") = { .lowest = ~0ULL };
@@ -46,6 +49,11 @@ struct {
 	__type(key, u64);
 	__type(value, struct sandbox);
 } sandboxes SEC(".maps");
+
+static __always_inline u32 current_tgid(void)
+{
+	return bpf_get_current_pid_tgid() >> 32;
+}
 
 /* Id of the current process's sandbox, 0 when it is in none of ours. Turns strangers away before any map is asked. */
 static __always_inline u64 watched(void)
@@ -63,9 +71,23 @@ static __always_inline struct sandbox *sandbox_of(u64 id)
 	return bpf_map_lookup_elem(&sandboxes, &id);
 }
 
-static __always_inline u32 current_tgid(void)
+/* As watched(), and the init's own doings are left out. With one sandbox no map is asked. */
+static __always_inline u64 subject(void)
 {
-	return bpf_get_current_pid_tgid() >> 32;
+	u64 id = watched();
+	u32 init;
+
+	if (!id)
+		return 0;
+	init = filter.init;
+	if (filter.count > 1) {
+		struct sandbox *sandbox = sandbox_of(id);
+
+		if (!sandbox)
+			return 0;
+		init = sandbox->init;
+	}
+	return init == current_tgid() ? 0 : id;
 }
 
 #endif

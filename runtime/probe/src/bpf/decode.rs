@@ -3,13 +3,24 @@
 //! Input: a record of the kernel's side. Output: the event of `apex-core`. It must not fail on anything that a sandbox chose, only on what
 //! no program of ours writes.
 
-use apex_core::event::{ARGS_MAX, Errno, Event, TEXT_BYTES_MAX, What};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::record::{Malformed, Record, exec_body, exit_body, fork_body, header};
+use apex_core::event::{ARGS_MAX, Address, Errno, Event, TEXT_BYTES_MAX, What};
+
+use super::meaning;
+use super::record::{Malformed, Record, address_body, exec_body, exit_body, fork_body, header, socket_body};
 
 const FORK: u16 = 1;
 const EXEC: u16 = 2;
 const EXIT: u16 = 3;
+const SOCKET: u16 = 10;
+const CONNECT: u16 = 11;
+const SEND: u16 = 12;
+const BIND: u16 = 13;
+const CALL: u16 = 20;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 /// Reads one record.
 pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
@@ -18,6 +29,16 @@ pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
         FORK => What::Fork { child: record.body(fork_body::child) },
         EXEC => exec(&record),
         EXIT => exit(record.body(exit_body::status)),
+        SOCKET => What::Socket {
+            family: record.body(socket_body::family),
+            kind: record.body(socket_body::kind),
+            protocol: record.body(socket_body::protocol),
+        },
+        CONNECT => What::Connect { address: address(&record) },
+        // The hook does not know how many bytes there are.
+        SEND => What::Send { address: address(&record), bytes: 0 },
+        BIND => What::Bind { address: address(&record) },
+        CALL => meaning::what(&record)?,
         other => return Err(Malformed::Kind(other)),
     };
     let error = record.head(header::error);
@@ -47,6 +68,17 @@ fn exec(record: &Record<'_>) -> What {
     What::Exec { path: bounded(record.text(0).to_text()), args, cut, fileless: record.body(exec_body::fileless) != 0 }
 }
 
+fn address(record: &Record<'_>) -> Address {
+    // Ports are 16 bits wide; the hook's field is not.
+    let port = record.body(address_body::port) as u16;
+    let ip = record.body_bytes(address_body::ip);
+    match record.body(address_body::family) {
+        AF_INET => Address::Inet(SocketAddr::new(Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]).into(), port)),
+        AF_INET6 => Address::Inet(SocketAddr::new(Ipv6Addr::from(ip).into(), port)),
+        other => Address::Family(other as u16),
+    }
+}
+
 /// A wait status (wait(2)).
 fn exit(status: u32) -> What {
     match (status >> 8 & 0xff, status & 0x7f) {
@@ -56,7 +88,7 @@ fn exit(status: u32) -> What {
 }
 
 /// Bytes that are no UTF-8 become three each: a text may be longer here than it was in the kernel.
-fn bounded(mut text: String) -> String {
+pub fn bounded(mut text: String) -> String {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -105,6 +137,17 @@ mod tests {
             &[(NAMES, b"a\0"), (RAW, &many)],
             What::Exec { path: "/a".to_owned(), args: vec!["x".to_owned(); ARGS_MAX], cut: true, fileless: false },
         );
+    }
+
+    #[test]
+    fn addresses() {
+        let inet = |text: &str| text.parse::<Address>().expect("an address");
+        let localhost = u32::from_le_bytes([127, 0, 0, 1]);
+        check(CONNECT, &[2, 80, 0, 0, 0, localhost], &[], What::Connect { address: inet("inet:127.0.0.1:80") });
+        let one = u32::from_le_bytes([0, 0, 0, 1]);
+        check(BIND, &[10, 53, 0, 0, 0, one], &[], What::Bind { address: inet("inet6:[::1]:53") });
+        check(SEND, &[2, 53, 0, 0, 0, localhost], &[], What::Send { address: inet("inet:127.0.0.1:53"), bytes: 0 });
+        check(SOCKET, &[2, 1, 6], &[], What::Socket { family: 2, kind: 1, protocol: 6 });
     }
 
     #[test]

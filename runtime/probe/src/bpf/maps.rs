@@ -4,11 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use apex_core::event::Loss;
+use apex_core::event::{Loss, What};
+use apex_core::seccomp::Abi;
 use apex_core::watch::Family;
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, ProgramArray};
+use aya::programs::Program;
 
+use super::calls::{self, CALLS, ROWS};
 use super::cgroup::Place;
 use super::objects::Loaded;
 
@@ -34,8 +37,8 @@ pub fn admit(object: &mut Loaded, place: Place, init: u32) -> Result<Dial, MapEr
         losses.insert([place.id, reason], zero, 0)?;
     }
     // The last: from here on processes are let through the filter.
-    let mut filter: Array<_, [u64; 3]> = Array::try_from(map(ebpf, ".data.filter"))?;
-    filter.set(0, [place.id, place.id, u64::from(place.level) | 1 << 32], 0)?;
+    let mut filter: Array<_, [u64; 4]> = Array::try_from(map(ebpf, ".data.filter"))?;
+    filter.set(0, [place.id, place.id, u64::from(place.level) | 1 << 32, u64::from(init)], 0)?;
     Ok(dial)
 }
 
@@ -58,6 +61,93 @@ impl Dial {
 
 fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut aya::maps::Map {
     ebpf.map_mut(name).expect("every object has the shared maps")
+}
+
+/// Lets the hook on system calls reach one family's program for the calls that it wants, and tells that program their shapes.
+pub fn connect(hook: &mut Ebpf, object: &mut Loaded) -> Result<(), MapError> {
+    let called =
+        object.programs.iter().find(|program| program.is_called).expect("only families with one are connected");
+    let Some(Program::BtfTracePoint(program)) = object.ebpf.program(called.name) else {
+        unreachable!("the hook calls programs of its own type");
+    };
+    let program = program.fd().expect("it was loaded").try_clone().map_err(MapError::IoError)?;
+    let mut shapes: Array<_, [u64; 2]> = Array::try_from(map(&mut object.ebpf, "shapes"))?;
+    let mut wanted = ProgramArray::try_from(map(hook, "wanted"))?;
+    for row in ROWS.iter().filter(|row| row.family == object.family) {
+        for index in row.indices() {
+            shapes.set(index, row.shape(), 0)?;
+            wanted.set(index, &program, 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// A counter that becomes an event from time to time.
+pub enum Counter {
+    /// Bytes received and sent.
+    Traffic {
+        /// By direction.
+        map: PerCpuArray<MapData, u64>,
+        /// What was told before.
+        told: [u64; 2],
+    },
+    /// Calls.
+    Calls {
+        /// By index.
+        map: PerCpuArray<MapData, u64>,
+        /// What was told before.
+        told: Vec<u64>,
+    },
+}
+
+impl Counter {
+    /// Takes an object's counter out of it, where it has one.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Option<Counter>, MapError> {
+        if let Some(map) = ebpf.take_map("traffic") {
+            return Ok(Some(Counter::Traffic { map: PerCpuArray::try_from(map)?, told: [0; 2] }));
+        }
+        let Some(map) = ebpf.take_map("counts") else { return Ok(None) };
+        Ok(Some(Counter::Calls { map: PerCpuArray::try_from(map)?, told: vec![0; CALLS as usize + 1] }))
+    }
+
+    /// What was counted since the call before; `None` when that is nothing.
+    pub fn since(&mut self) -> Option<What> {
+        match self {
+            Counter::Traffic { map, told } => {
+                let [received, sent] = [0, 1].map(|direction| difference(map, direction, told));
+                (received + sent > 0).then_some(What::Traffic { received_bytes: received, sent_bytes: sent })
+            }
+            Counter::Calls { map, told } => {
+                let mut counts = BTreeMap::new();
+                for index in 0..=CALLS {
+                    let count = difference(map, index, told);
+                    if count > 0 {
+                        *counts.entry(call_name(index)).or_default() += count;
+                    }
+                }
+                (!counts.is_empty()).then_some(What::Calls { counts })
+            }
+        }
+    }
+}
+
+fn difference(map: &PerCpuArray<MapData, u64>, index: u32, told: &mut [u64]) -> u64 {
+    let told = &mut told[index as usize];
+    // An array has all its entries; should the kernel have no memory for the copy, the next call tells it.
+    let count = map.get(&index, 0).map_or(*told, |counts| counts.iter().sum());
+    let difference = count.saturating_sub(*told);
+    *told = count;
+    difference
+}
+
+/// As in events: calls of 32-bit programs say so.
+fn call_name(index: u32) -> String {
+    match calls::name_of(index) {
+        Some((Abi::I386, name)) => format!("i386:{name}"),
+        Some((_, name)) => name.to_owned(),
+        None if index < CALLS => format!("number {index}"),
+        None => "unknown".to_owned(),
+    }
 }
 
 /// Counters of what one object's programs could not send.

@@ -5,9 +5,11 @@
 //! the kernel when the process ends, however it ends: programs, maps and links live by their descriptors.
 
 mod btf;
+mod calls;
 mod cgroup;
 mod decode;
 mod maps;
+mod meaning;
 mod objects;
 mod reader;
 mod record;
@@ -119,7 +121,8 @@ impl Probes {
         }
         let (told, stop) =
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| ProbeError::Reader(errno.into()))?;
-        let mut reader = Reader { rings: Vec::new(), losses: Vec::new(), to, stop: told };
+        let mut reader =
+            Reader { rings: Vec::new(), losses: Vec::new(), counters: Vec::new(), sandbox: place.id, to, stop: told };
         let mut dials = Vec::new();
         for object in &mut self.objects {
             let dial = prepare(object, place, sandbox.init, &mut reader)
@@ -129,11 +132,11 @@ impl Probes {
         // What the programs cost is measured while they are watched over; without the right to ask, the figures stay 0.
         let stats = aya::sys::enable_stats(Stats::RunTime);
         for object in &mut self.objects {
-            for program in &object.programs {
-                let code = object.ebpf.program_mut(program).expect("it was loaded");
-                objects::attach(code).map_err(|source| ProbeError::Attach {
+            for program in object.programs.iter().filter(|program| !program.is_called) {
+                let code = object.ebpf.program_mut(program.name).expect("it was loaded");
+                objects::attach(code, sandbox.cgroup.as_fd()).map_err(|source| ProbeError::Attach {
                     family: object.family.name(),
-                    program,
+                    program: program.name,
                     source,
                 })?;
             }
@@ -149,6 +152,7 @@ impl Probes {
 fn prepare(object: &mut Loaded, place: Place, init: u32, reader: &mut Reader) -> Result<Dial, MapError> {
     let dial = maps::admit(object, place, init)?;
     reader.losses.push(maps::Losses::take(&mut object.ebpf, place.id)?);
+    reader.counters.extend(maps::Counter::take(&mut object.ebpf)?);
     if let Some(ring) = object.ebpf.take_map("ring") {
         reader.rings.push(RingBuf::try_from(ring)?);
     }
@@ -181,15 +185,11 @@ impl Running {
         let mut all = Vec::new();
         for object in &self.objects {
             for program in &object.programs {
-                let code = object.ebpf.program(program).expect("it was loaded");
-                let info = code.info().map_err(|source| ProbeError::Stats { program, source })?;
+                let name = program.name;
+                let code = object.ebpf.program(name).expect("it was loaded");
+                let info = code.info().map_err(|source| ProbeError::Stats { program: name, source })?;
                 let run_time_ns = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-                all.push(ProgramStats {
-                    name: program,
-                    family: object.family,
-                    run_time_ns,
-                    run_count: info.run_count(),
-                });
+                all.push(ProgramStats { name, family: object.family, run_time_ns, run_count: info.run_count() });
             }
         }
         Ok(all)

@@ -4,14 +4,15 @@
 //! refused takes no other with it.
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 
 use apex_core::watch::{Family, Level, Source};
-use aya::programs::{BtfTracePoint, Program, ProgramError};
+use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use aya::{
     Btf, BtfError as AyaBtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned,
 };
 
-use super::btf;
+use super::{btf, maps};
 
 /// One family's object.
 struct Object {
@@ -30,25 +31,83 @@ struct Hook {
     tracepoint: &'static str,
     /// Loaded only when this one was refused.
     instead_of: Option<&'static str>,
+    /// Whether it is reached from another program and attached to nothing itself.
+    is_called: bool,
 }
 
 const fn tracepoint(program: &'static str, tracepoint: &'static str) -> Hook {
-    Hook { program, tracepoint, instead_of: None }
+    Hook { program, tracepoint, instead_of: None, is_called: false }
 }
 
-const OBJECTS: &[Object] = &[Object {
-    family: Family::Process,
-    bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/process.bpf.o"),
-    level: Level::Default,
-    ring_bytes: 8 << 20,
-    hooks: &[
-        tracepoint("on_fork", "sched_process_fork"),
-        tracepoint("on_exec", "sched_process_exec"),
-        tracepoint("on_exit", "sched_process_exit"),
-        Hook { program: "on_exit_older", tracepoint: "sched_process_exit", instead_of: Some("on_exit") },
-    ],
-}];
+const fn cgroup(program: &'static str) -> Hook {
+    tracepoint(program, "")
+}
 
+impl Hook {
+    const fn instead_of(self, other: &'static str) -> Hook {
+        Hook { instead_of: Some(other), ..self }
+    }
+
+    const fn called(self) -> Hook {
+        Hook { is_called: true, ..self }
+    }
+}
+
+const OBJECTS: &[Object] = &[
+    Object {
+        family: Family::Process,
+        bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/process.bpf.o"),
+        level: Level::Default,
+        ring_bytes: 8 << 20,
+        hooks: &[
+            tracepoint("on_fork", "sched_process_fork"),
+            tracepoint("on_exec", "sched_process_exec"),
+            tracepoint("on_exit", "sched_process_exit"),
+            tracepoint("on_exit_older", "sched_process_exit").instead_of("on_exit"),
+        ],
+    },
+    Object {
+        family: Family::Network,
+        bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/network.bpf.o"),
+        level: Level::Default,
+        ring_bytes: 1 << 20,
+        hooks: &[
+            cgroup("on_connect4"),
+            cgroup("on_connect6"),
+            cgroup("on_bind4"),
+            cgroup("on_bind6"),
+            cgroup("on_send4"),
+            cgroup("on_send6"),
+            cgroup("on_socket"),
+            cgroup("on_ingress"),
+            cgroup("on_egress"),
+        ],
+    },
+    Object {
+        family: Family::File,
+        bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/file.bpf.o"),
+        level: Level::Full,
+        ring_bytes: 8 << 20,
+        hooks: &[tracepoint("on_file_call", SYS_EXIT).called()],
+    },
+    Object {
+        family: Family::Privilege,
+        bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/privilege.bpf.o"),
+        level: Level::Full,
+        ring_bytes: 2 << 20,
+        hooks: &[tracepoint("on_privilege_call", SYS_EXIT).called()],
+    },
+    // The last: it is attached when the programs that it calls are ready.
+    Object {
+        family: Family::Syscall,
+        bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/syscall.bpf.o"),
+        level: Level::Full,
+        ring_bytes: 4096,
+        hooks: &[tracepoint("on_call", SYS_EXIT)],
+    },
+];
+
+const SYS_EXIT: &str = "sys_exit";
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// A family whose programs the kernel has verified.
@@ -58,8 +117,17 @@ pub struct Loaded {
     pub family: Family,
     /// Its programs and maps.
     pub ebpf: Ebpf,
-    /// The programs that are to be attached.
-    pub programs: Vec<&'static str>,
+    /// Its programs.
+    pub programs: Vec<LoadedProgram>,
+}
+
+/// A program that the kernel has verified.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadedProgram {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it is reached from another program and attached to nothing itself.
+    pub is_called: bool,
 }
 
 /// Why a family cannot be loaded.
@@ -85,16 +153,16 @@ enum LoadError {
 pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
     let mut sources = BTreeMap::new();
     let mut loaded = Vec::new();
+    if level == Level::Off {
+        return (loaded, sources);
+    }
     let types = kernel_types();
     for object in OBJECTS {
         let source = if object.level > level {
             Source::Missing { reason: format!("it is watched at level {} only", name(object.level)) }
         } else {
-            match types
-                .as_ref()
-                .map_err(ToString::to_string)
-                .and_then(|types| load_object(object, types).map_err(|error| error.to_string()))
-            {
+            let types = types.as_ref().map_err(ToString::to_string);
+            match types.and_then(|types| load_object(object, types).map_err(|error| error.to_string())) {
                 Ok(object) => {
                     loaded.push(object);
                     Source::Probe
@@ -104,7 +172,33 @@ pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
         };
         sources.insert(object.family, source);
     }
+    connect_calls(&mut loaded, &mut sources);
     (loaded, sources)
+}
+
+/// Writes the tables by which the hook on system calls reaches the families that want them. Without it they are not reached at all.
+fn connect_calls(loaded: &mut Vec<Loaded>, sources: &mut BTreeMap<Family, Source>) {
+    let is_called = |object: &Loaded| object.programs.iter().any(|program| program.is_called);
+    let hook = loaded.iter().position(|object| object.family == Family::Syscall);
+    let outcome = match hook {
+        Some(at) => {
+            let mut hook = loaded.remove(at);
+            let outcome = loaded
+                .iter_mut()
+                .filter(|object| is_called(object))
+                .try_for_each(|object| maps::connect(&mut hook.ebpf, object))
+                .map_err(|error| format!("cannot write the tables of system calls: {}", words(&error)));
+            loaded.push(hook);
+            outcome
+        }
+        None => Err("the hook on system calls, which leads to it, is missing; see family syscall".to_owned()),
+    };
+    if let Err(reason) = outcome {
+        for object in loaded.iter().filter(|object| is_called(object)) {
+            sources.insert(object.family, Source::Missing { reason: reason.clone() });
+        }
+        loaded.retain(|object| !is_called(object));
+    }
 }
 
 fn name(level: Level) -> &'static str {
@@ -129,15 +223,15 @@ fn load_object(object: &Object, types: &Btf) -> Result<Loaded, LoadError> {
         .map_max_entries("ring", object.ring_bytes)
         .load(object.bytes)
         .map_err(|error| if is_refusal(&error) { LoadError::NotPermitted } else { LoadError::Object(error) })?;
-    let mut programs: Vec<&'static str> = Vec::new();
+    let mut programs: Vec<LoadedProgram> = Vec::new();
     let mut refused: Option<(&'static str, ProgramError)> = None;
     for hook in object.hooks {
-        if hook.instead_of.is_some_and(|other| programs.contains(&other)) {
+        if hook.instead_of.is_some_and(|other| programs.iter().any(|program| program.name == other)) {
             continue;
         }
         let program = ebpf.program_mut(hook.program).expect("the table names programs of its object");
         match load_program(program, hook, types) {
-            Ok(()) => programs.push(hook.program),
+            Ok(()) => programs.push(LoadedProgram { name: hook.program, is_called: hook.is_called }),
             Err(error) if hook.instead_of.is_none() && has_substitute(object, hook) => {
                 refused = Some((hook.program, error));
             }
@@ -156,16 +250,27 @@ fn has_substitute(object: &Object, hook: &Hook) -> bool {
 
 fn load_program(program: &mut Program, hook: &Hook, types: &Btf) -> Result<(), ProgramError> {
     match program {
-        Program::BtfTracePoint(program) => BtfTracePoint::load(program, hook.tracepoint, types),
-        _ => unreachable!("the table has programs of these types only"),
+        Program::BtfTracePoint(program) => program.load(hook.tracepoint, types),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        other => unreachable!("no object has a program of type {:?}", other.prog_type()),
     }
 }
 
-/// Attaches a program to its hook.
-pub fn attach(program: &mut Program) -> Result<(), ProgramError> {
+/// Attaches a program to its hook; those of cgroups to this one.
+pub fn attach(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<(), ProgramError> {
+    // The mode is a flag of the older way to attach; a link goes beside those that are there.
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     match program {
         Program::BtfTracePoint(program) => program.attach().map(drop),
-        _ => unreachable!("the table has programs of these types only"),
+        Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
+        Program::CgroupSock(program) => program.attach(cgroup, MODE).map(drop),
+        Program::CgroupSkb(program) => {
+            let direction = program.expected_attach_type().expect("its section names the direction");
+            program.attach(cgroup, direction, MODE).map(drop)
+        }
+        other => unreachable!("no object has a program of type {:?}", other.prog_type()),
     }
 }
 

@@ -11,14 +11,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use apex_core::event::{Event, Loss};
+use apex_core::event::{Event, Loss, What};
 use aya::maps::{MapData, RingBuf};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
 use super::decode::decode;
-use super::maps::Losses;
+use super::maps::{Counter, Losses};
 use crate::source::{BATCH_EVENTS_MAX, Batch};
 
 /// After a wake-up, so that a busy sandbox costs a hundred wake-ups a second and not one for each record.
@@ -36,6 +36,10 @@ pub struct Reader {
     pub rings: Vec<RingBuf<MapData>>,
     /// Counters of all families.
     pub losses: Vec<Losses>,
+    /// What is counted and not recorded one by one.
+    pub counters: Vec<Counter>,
+    /// The sandbox, for the events of the watch itself.
+    pub sandbox: u64,
     /// Where batches go.
     pub to: SyncSender<Batch>,
     /// Hung up by the other side when the programs are detached.
@@ -63,6 +67,7 @@ impl Reader {
             let is_full = self.drain(&mut held, &mut lost);
             if is_stopped || Instant::now() >= tick {
                 self.losses.iter_mut().for_each(|losses| losses.add_to(&mut lost));
+                held.extend(self.count());
                 tick = Instant::now() + TICK;
             }
             held.sort_by_key(|event: &Event| event.time_ns);
@@ -105,6 +110,14 @@ impl Reader {
             is_full |= taken == ROUND_RECORDS_MAX;
         }
         is_full
+    }
+
+    /// What was counted since the last time. The counters know no process.
+    fn count(&mut self) -> Vec<Event> {
+        let (sandbox, time_ns) = (self.sandbox, now_ns());
+        let event =
+            |what: What| Event { time_ns, sandbox, pid: 0, ppid: 0, uid: 0, comm: String::new(), what, error: None };
+        self.counters.iter_mut().filter_map(Counter::since).map(event).collect()
     }
 
     fn send(&self, events: impl Iterator<Item = Event>, lost: &mut BTreeMap<Loss, u64>) -> Result<(), Gone> {

@@ -54,12 +54,15 @@ macro_rules! layout {
 
 layout! {
     header {
-        size: u32 = 0, kind: u16 = 4, time_ns: u64 = 8, sandbox: u64 = 16, pid: u32 = 24, ppid: u32 = 28, uid: u32 = 32, error: i32 = 36,
+        size: u32 = 0, kind: u16 = 4, call: u16 = 6, time_ns: u64 = 8, sandbox: u64 = 16, pid: u32 = 24, ppid: u32 = 28, uid: u32 = 32, error: i32 = 36,
         comm: [u8; 16] = 40, text_bytes: [u16; 4] = 56, text_how: [u8; 4] = 64,
     }
     fork_body { child: u32 = 0 }
     exec_body { fileless: u32 = 0 }
     exit_body { status: u32 = 0 }
+    socket_body { family: u32 = 0, kind: u32 = 4, protocol: u32 = 8 }
+    address_body { family: u32 = 0, port: u32 = 4, ip: [u8; 16] = 8 }
+    call_body { args: [u8; 48] = 0 }
 }
 
 /// Bytes of the header.
@@ -71,10 +74,8 @@ pub const RECORD_BYTES: usize = HEADER_BYTES + BODY_BYTES;
 /// Texts of one record at most.
 pub const TEXTS_MAX: usize = 4;
 
-const TEXT_RAW: u8 = 1;
 const TEXT_NAMES: u8 = 2;
 const TEXT_CUT: u8 = 0x40;
-const TEXT_ASTRAY: u8 = 0x80;
 
 /// Why bytes are no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +86,9 @@ pub enum Malformed {
     /// The kind is not known.
     #[error("kind {0} is unknown")]
     Kind(u16),
+    /// The call is none that is recorded.
+    #[error("call {0} is none that is recorded")]
+    Call(u16),
     /// A text reaches past the end or is of an unknown form.
     #[error("text {0} is malformed")]
     Text(usize),
@@ -106,6 +110,11 @@ impl<'a> Text<'a> {
     /// Whether it was longer.
     pub fn is_cut(&self) -> bool {
         self.how & TEXT_CUT != 0
+    }
+
+    /// Its bytes as they are.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// Parts that end with NUL each, the last perhaps without.
@@ -136,11 +145,6 @@ impl<'a> Text<'a> {
             path.push('/');
         }
         path
-    }
-
-    /// Whether its names lead elsewhere than to the root of the process.
-    pub fn is_astray(&self) -> bool {
-        self.how & TEXT_ASTRAY != 0
     }
 }
 
@@ -212,7 +216,7 @@ impl<'a> Record<'a> {
 
 /// A text of raw bytes, for the tests of what reads records.
 #[cfg(test)]
-pub const RAW: u8 = TEXT_RAW;
+pub const RAW: u8 = 1;
 /// A text of names, likewise.
 #[cfg(test)]
 pub const NAMES: u8 = TEXT_NAMES;
@@ -243,6 +247,15 @@ pub fn bytes_of(kind: u16, body: &[u32], texts: &[(u8, &[u8])]) -> Vec<u8> {
     bytes
 }
 
+/// Bytes of a record of a call, likewise.
+#[cfg(test)]
+pub fn bytes_of_call(index: u16, args: [u64; 6], texts: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut bytes = bytes_of(20, &[], texts);
+    bytes[header::call.at..header::call.at + 2].copy_from_slice(&index.to_le_bytes());
+    bytes[HEADER_BYTES..RECORD_BYTES].copy_from_slice(&args.map(u64::to_le_bytes).concat());
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,17 +267,17 @@ mod tests {
 
     #[test]
     fn texts_are_read() {
-        assert_eq!(text(TEXT_RAW, b"a/b\0"), "a/b");
+        assert_eq!(text(RAW, b"a/b\0"), "a/b");
         assert_eq!(text(TEXT_NAMES, b"passwd\0etc\0"), "/etc/passwd");
         assert_eq!(text(TEXT_NAMES, b""), "/");
         assert_eq!(text(TEXT_NAMES | TEXT_CUT, b"c\0b\0"), ".../b/c");
-        assert_eq!(text(TEXT_NAMES | TEXT_ASTRAY, b"memfd:x\0"), "/memfd:x");
+        assert_eq!(text(TEXT_NAMES | 0x80, b"memfd:x\0"), "/memfd:x");
         assert_eq!(text(TEXT_NAMES, b"\xff\0etc\0"), "/etc/\u{fffd}");
     }
 
     #[test]
     fn empty_arguments_are_arguments() {
-        let record = bytes_of(2, &[], &[(TEXT_RAW, b"sh\0\0x\0")]);
+        let record = bytes_of(2, &[], &[(RAW, b"sh\0\0x\0")]);
         let record = Record::parse(&record).expect("well formed");
         assert_eq!(record.text(0).parts().collect::<Vec<_>>(), [b"sh".as_slice(), b"", b"x"]);
         assert_eq!(record.text(1).parts().count(), 0);
@@ -272,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_is_not_exactly_a_record_is_refused() {
-        let good = bytes_of(1, &[9], &[(TEXT_RAW, b"text\0")]);
+        let good = bytes_of(1, &[9], &[(RAW, b"text\0")]);
         assert!(Record::parse(&good).is_ok());
         for end in 0..good.len() {
             assert!(Record::parse(&good[..end]).is_err(), "cut at {end}");

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* Family `network`: sockets, connections and bytes, at the sandbox's cgroup. Processes outside of it never meet these programs. They are the
+ * network's dial as well: what the sandbox's entry denies is refused with EPERM.
+ *
+ * A program of a cgroup may be interrupted by another of its kind, so the records are built in the ring and not in the CPU's buffer.
+ */
+#include "emit.h"
+#include <bpf/bpf_endian.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+#define EPERM 1
+/* Results of a program of a cgroup. */
+#define REFUSE 0
+#define ALLOW 1
+
+enum deny {
+	DENY_NETWORK = 1,
+};
+
+enum direction {
+	RECEIVED = 0,
+	SENT = 1,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, u32);
+	__type(value, u64);
+} traffic SEC(".maps");
+
+static __always_inline struct record *reserve(struct sandbox *sandbox, u64 id, u16 kind, s32 error)
+{
+	struct record *record;
+
+	if (!admit(sandbox, id))
+		return NULL;
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (!record) {
+		lose(id, LOSS_RING_FULL);
+		return NULL;
+	}
+	fill_header(&record->header, kind, id, error);
+	record->header.size = sizeof(*record);
+	__builtin_memset(&record->body, 0, sizeof(record->body));
+	return record;
+}
+
+static __always_inline int address(struct bpf_sock_addr *ctx, u16 kind, u32 family)
+{
+	u64 id = subject();
+	struct sandbox *sandbox;
+	struct record *record;
+	bool is_denied;
+	u32 ip[4];
+
+	if (!id)
+		return ALLOW;
+	sandbox = sandbox_of(id);
+	if (!sandbox)
+		return ALLOW;
+	is_denied = sandbox->deny & DENY_NETWORK;
+	record = reserve(sandbox, id, kind, is_denied ? EPERM : 0);
+	if (!record)
+		return is_denied ? REFUSE : ALLOW;
+	record->body.address.family = family;
+	record->body.address.port = bpf_ntohs(ctx->user_port);
+	if (family == AF_INET) {
+		ip[0] = ip[1] = ip[2] = 0;
+		ip[3] = ctx->user_ip4;
+	} else {
+		ip[0] = ctx->user_ip6[0];
+		ip[1] = ctx->user_ip6[1];
+		ip[2] = ctx->user_ip6[2];
+		ip[3] = ctx->user_ip6[3];
+	}
+	__builtin_memcpy(record->body.address.ip, ip, sizeof(ip));
+	bpf_ringbuf_submit(record, 0);
+	return is_denied ? REFUSE : ALLOW;
+}
+
+SEC("cgroup/connect4")
+int on_connect4(struct bpf_sock_addr *ctx)
+{
+	return address(ctx, KIND_CONNECT, AF_INET);
+}
+
+SEC("cgroup/connect6")
+int on_connect6(struct bpf_sock_addr *ctx)
+{
+	return address(ctx, KIND_CONNECT, AF_INET6);
+}
+
+SEC("cgroup/bind4")
+int on_bind4(struct bpf_sock_addr *ctx)
+{
+	return address(ctx, KIND_BIND, AF_INET);
+}
+
+SEC("cgroup/bind6")
+int on_bind6(struct bpf_sock_addr *ctx)
+{
+	return address(ctx, KIND_BIND, AF_INET6);
+}
+
+SEC("cgroup/sendmsg4")
+int on_send4(struct bpf_sock_addr *ctx)
+{
+	return address(ctx, KIND_SEND, AF_INET);
+}
+
+SEC("cgroup/sendmsg6")
+int on_send6(struct bpf_sock_addr *ctx)
+{
+	return address(ctx, KIND_SEND, AF_INET6);
+}
+
+SEC("cgroup/sock_create")
+int on_socket(struct bpf_sock *ctx)
+{
+	u64 id = subject();
+	struct sandbox *sandbox;
+	struct record *record;
+
+	if (!id)
+		return ALLOW;
+	sandbox = sandbox_of(id);
+	if (!sandbox)
+		return ALLOW;
+	record = reserve(sandbox, id, KIND_SOCKET, 0);
+	if (!record)
+		return ALLOW;
+	record->body.socket.family = ctx->family;
+	record->body.socket.kind = ctx->type;
+	record->body.socket.protocol = ctx->protocol;
+	bpf_ringbuf_submit(record, 0);
+	return ALLOW;
+}
+
+static __always_inline int count(struct __sk_buff *skb, u32 direction)
+{
+	u64 *bytes = bpf_map_lookup_elem(&traffic, &direction);
+
+	if (bytes)
+		__sync_fetch_and_add(bytes, skb->len);
+	return ALLOW;
+}
+
+SEC("cgroup_skb/ingress")
+int on_ingress(struct __sk_buff *skb)
+{
+	return count(skb, RECEIVED);
+}
+
+SEC("cgroup_skb/egress")
+int on_egress(struct __sk_buff *skb)
+{
+	return count(skb, SENT);
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* Family `privilege`: ids, namespaces, tracing, executable memory, mounts, signals and a few calls more. Reached from syscall.bpf.c by tail call, for the calls that have a shape here. */
+#include "shaped.h"
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_privilege_call, struct pt_regs *regs, long result)
+{
+	return record_call(regs, result);
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -90,7 +90,7 @@ struct address_body {
 	u8 ip[16];
 };
 
-/* Texts: for each operand two, a directory and what the caller named in it. */
+/* Texts: for each operand two, what the caller named, and the directory that it starts from or the file itself. */
 struct call_body {
 	u64 args[6];
 };

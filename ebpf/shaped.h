@@ -138,7 +138,7 @@ static __always_inline u64 arg_of(const struct call *call, u8 number)
 	return call->args[number & 7];
 }
 
-/* Adds an operand as two texts: the directory (or the file itself) and the caller's words. */
+/* Adds an operand as two texts: the caller's words, and the directory that they start from or the file itself. Texts are added in order. */
 static __noinline int add_operand(struct buffer *buffer, u32 index, const struct operand *operand, const struct call *call)
 {
 	u64 arg, bytes;
@@ -148,26 +148,26 @@ static __noinline int add_operand(struct buffer *buffer, u32 index, const struct
 	arg = arg_of(call, operand->arg);
 	switch (operand->kind) {
 	case OPERAND_FD:
-		add_file(buffer, index, arg);
+		add_file(buffer, index + 1, arg);
 		break;
 	case OPERAND_RESULT:
 		if (call->result >= 0) {
-			add_file(buffer, index, call->result);
+			add_file(buffer, index + 1, call->result);
 			break;
 		}
 		/* fall through */
 	case OPERAND_PATH:
-		if (add_string(buffer, index + 1, arg) != '/')
-			add_directory(buffer, index, operand->dir == NO_ARG ? AT_FDCWD : (s32)arg_of(call, operand->dir));
+		if (add_string(buffer, index, arg) != '/')
+			add_directory(buffer, index + 1, operand->dir == NO_ARG ? AT_FDCWD : (s32)arg_of(call, operand->dir));
 		break;
 	case OPERAND_TEXT:
-		add_string(buffer, index + 1, arg);
+		add_string(buffer, index, arg);
 		break;
 	case OPERAND_BYTES:
 		bytes = operand->bytes;
 		if (operand->dir != NO_ARG && arg_of(call, operand->dir) < bytes)
 			bytes = arg_of(call, operand->dir);
-		add_bytes(buffer, index + 1, arg, bytes);
+		add_bytes(buffer, index, arg, bytes);
 		break;
 	}
 	return 0;

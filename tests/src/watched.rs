@@ -106,6 +106,17 @@ impl Waiting {
         self.child.stdin.take().expect("started once").write_all(b"go\n").expect("the shell reads it");
     }
 
+    /// Lets it run and keeps its standard input open for [`Waiting::tell`].
+    pub fn start_with_input(&mut self) {
+        self.tell("go");
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("it is kept open");
+        writeln!(stdin, "{line}").expect("it reads");
+    }
+
     /// Lets it run to its end; its exit code.
     pub fn go(mut self) -> Option<i32> {
         self.start();

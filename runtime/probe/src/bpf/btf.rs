@@ -17,12 +17,14 @@ const NAMED: &[&str] = &[
     "mm_struct",
     "mount",
     "path",
+    "pid",
     "pt_regs",
     "qstr",
     "signal_struct",
     "super_block",
     "task_struct",
     "thread_info",
+    "upid",
     "vfsmount",
 ];
 

@@ -132,11 +132,11 @@ impl Call<'_> {
 
     /// What the caller gave as operand.
     fn words(&self, operand: usize) -> Text<'_> {
-        self.record.text(2 * operand + 1)
+        self.record.text(2 * operand)
     }
 
     fn path(&self, operand: usize) -> String {
-        let (directory, words) = (self.record.text(2 * operand), self.words(operand));
+        let (directory, words) = (self.record.text(2 * operand + 1), self.words(operand));
         if !words.is_some() {
             // The file itself, as the kernel knows it.
             return if directory.is_some() { bounded(directory.to_text()) } else { String::new() };
@@ -202,7 +202,9 @@ mod tests {
     fn read(abi: Abi, name: &str, args: [u64; 6], texts: &[(u8, &[u8])]) -> What {
         let number = abi.call_number(name).expect("a call") as u16;
         let index = if abi == Abi::I386 { 512 + number } else { number };
-        decode(&bytes_of_call(index, args, texts)).expect("well formed").what
+        // Readers think of a directory first; the record has it last.
+        let pairs = texts.chunks(2).flat_map(|pair| [pair.get(1).copied().unwrap_or(NONE), pair[0]]);
+        decode(&bytes_of_call(index, args, &pairs.collect::<Vec<_>>())).expect("well formed").what
     }
 
     fn check(name: &str, args: [u64; 6], texts: &[(u8, &[u8])], expected: What) {

@@ -143,7 +143,7 @@ enum LoadError {
         "loading BPF programs is not permitted; it needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root of the host"
     )]
     NotPermitted,
-    #[error("{0}")]
+    #[error("{}", words(.0))]
     Object(EbpfError),
     #[error("the kernel refuses its program {name}: {words}")]
     Program { name: &'static str, words: String },

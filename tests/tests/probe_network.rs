@@ -1,0 +1,109 @@
+//! Sockets, connections and bytes, as the programs of the sandbox's cgroup see them, and what they refuse.
+
+use std::net::{TcpListener, UdpSocket};
+
+use apex_core::event::{Address, Errno, What};
+use apex_core::watch::{Family, Level, Source};
+use apex_probe::bpf::Probes;
+use apex_tests::watched::{Cgroup, Recorded, channel};
+
+const CLIENT: &str = r#"
+import socket, sys
+tcp, udp = int(sys.argv[1]), int(sys.argv[2])
+s = socket.create_connection(("127.0.0.1", tcp)); s.sendall(b"x" * 10000); s.close()
+six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); six.connect(("::1", 9))
+d = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); d.sendto(b"question", ("127.0.0.1", udp))
+b = socket.socket(); b.bind(("127.0.0.1", 0))
+"#;
+
+fn inet(text: String) -> Address {
+    text.parse().expect("an address")
+}
+
+#[test]
+fn sockets_connections_and_bytes_are_told() {
+    let Some(cgroup) = Cgroup::new() else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let (tcp, udp) = (TcpListener::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
+    let (tcp, udp) = (tcp.expect("loopback"), udp.expect("loopback"));
+    let ports = [tcp.local_addr().expect("bound").port(), udp.local_addr().expect("bound").port()];
+    let (probes, sources) = Probes::load(Level::Default);
+    assert_eq!(sources.get(&Family::Network), Some(&Source::Probe));
+    let job = cgroup.run(&["/usr/bin/python3", "-c", CLIENT, &ports[0].to_string(), &ports[1].to_string()]);
+    let (to, from) = channel();
+    let running = probes.expect("families").start(cgroup.sandbox(0), to).expect("root may attach");
+    assert_eq!(job.go(), Some(0));
+    let recorded = Recorded::collect(running, from);
+
+    assert!(recorded.lost.is_empty(), "{:?}", recorded.lost);
+    let connect = |address: &Address| recorded.whats().any(|what| *what == What::Connect { address: address.clone() });
+    assert!(connect(&inet(format!("inet:127.0.0.1:{}", ports[0]))), "{:#?}", recorded.events);
+    assert!(connect(&inet("inet6:[::1]:9".to_owned())), "{:#?}", recorded.events);
+    let datagram = What::Send { address: inet(format!("inet:127.0.0.1:{}", ports[1])), bytes: 0 };
+    recorded.find(|what| *what == datagram);
+    recorded.find(|what| *what == What::Bind { address: inet("inet:127.0.0.1:0".to_owned()) });
+    let socket = recorded.find(|what| matches!(what, What::Socket { family: 2, kind: 2, protocol: 17 | 0 }));
+    assert_eq!(socket.comm, "python3");
+    let sent: u64 = recorded
+        .whats()
+        .filter_map(|what| match what {
+            What::Traffic { sent_bytes, .. } => Some(sent_bytes),
+            _ => None,
+        })
+        .sum();
+    assert!((10_000..20_000).contains(&sent), "{sent} bytes");
+    // Our own sockets of the same time are not the sandbox's.
+    assert!(recorded.events.iter().all(|event| event.pid != std::process::id()));
+}
+
+const DENIED: &str = r#"
+import socket, sys
+port = int(sys.argv[1])
+def attempt(action):
+    try:
+        action()
+        return "done"
+    except PermissionError:
+        return "refused"
+    except ConnectionRefusedError:
+        return "done"
+before = attempt(lambda: socket.create_connection(("127.0.0.1", port)))
+print(before, flush=True)
+sys.stdin.readline()
+after = [
+    attempt(lambda: socket.create_connection(("127.0.0.1", port))),
+    attempt(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).connect(("::1", 9))),
+    attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))),
+    attempt(lambda: socket.socket().bind(("127.0.0.1", 0))),
+]
+sys.exit(0 if before == "done" and after == ["refused"] * 4 else 1)
+"#;
+
+#[test]
+fn a_tightened_sandbox_gets_no_new_connection() {
+    let Some(cgroup) = Cgroup::new() else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let port = tcp.local_addr().expect("bound").port();
+    let mut job = cgroup.run(&["/usr/bin/python3", "-c", DENIED, &port.to_string()]);
+    let (to, from) = channel();
+    let probes = Probes::load(Level::Default).0.expect("families");
+    let running = probes.start(cgroup.sandbox(0), to).expect("root may attach");
+    job.start_with_input();
+    tcp.accept().expect("the first connection is let through");
+    running.tighten().expect("the map is ours");
+    job.tell("go on");
+    assert_eq!(job.end(), Some(0), "0 says: let through before, refused after");
+    let recorded = Recorded::collect(running, from);
+
+    let address = inet(format!("inet:127.0.0.1:{port}"));
+    let errors: Vec<Option<Errno>> = recorded
+        .events
+        .iter()
+        .filter(|event| event.what == What::Connect { address: address.clone() })
+        .map(|event| event.error)
+        .collect();
+    assert_eq!(errors, [None, Some(Errno::EPERM)]);
+}

@@ -3,6 +3,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CString, OsString};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use apex_core::plan::CgroupPlan;
 use apex_core::policy::Policy;
 use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::{Errno, prctl};
-use caps::{CapSet, Capability};
+use caps::Capability;
 
 use crate::ahead::Ahead;
 use crate::cgroup::{Controller, Site};
@@ -158,18 +159,20 @@ impl Host for LiveHost {
     }
 
     fn gives_host_ids(&self) -> bool {
-        let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
         let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
+        let needed = needed.into_iter().fold(0, |mask, capability| mask | 1 << capability.index());
+        let has_all = || prctl::effective_capabilities().is_ok_and(|held| held & needed == needed);
         // In a user namespace other than the first only some ids are mapped (user_namespaces(7)).
         let is_first = || {
             // One read: a map of a single line fits, and one of more lines is not the one that is looked for.
             let mut map = [0; 128];
             let count = fs::open(fs::cwd(), c"/proc/self/uid_map", nix::libc::O_RDONLY, 0)
-                .and_then(|file| fs::read(file.as_fd(), &mut map))
+                // Left open, as everything that the look at the host opens.
+                .and_then(|file| fs::read(ManuallyDrop::new(file).as_fd(), &mut map))
                 .unwrap_or(0);
             String::from_utf8_lossy(&map[..count]).split_whitespace().eq(["0", "0", "4294967295"])
         };
-        *self.gives_host_ids.get_or_init(|| self.caller().0 == 0 && needed.into_iter().all(has) && is_first())
+        *self.gives_host_ids.get_or_init(|| self.caller().0 == 0 && has_all() && is_first())
     }
 
     fn caller(&self) -> (u32, u32) {

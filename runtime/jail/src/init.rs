@@ -243,18 +243,19 @@ impl Init<'_, '_> {
         // Closed by the end of the process, which comes with the end of this function.
         let signals = ManuallyDrop::new(signal::descriptor(&Set::of(&[nix::libc::SIGCHLD])).map_err(&failed)?);
         loop {
-            while let Some((pid, ended)) = reap().map_err(&failed)? {
-                if pid == child {
-                    return self.socket.report(Report::Ended(ended), None).map_err(&failed);
-                }
-            }
             let mut interests = [
                 Interest { fd: signals.as_fd(), write: false, ready: false },
                 Interest { fd: self.socket.0.as_fd(), write: false, ready: false },
             ];
             signal::poll(&mut interests, None).map_err(&failed)?;
             if interests[0].ready {
+                // Taken away before the look: whoever ends after it makes it ready again. Who ended earlier did, as the signal is blocked.
                 signal::next(signals.as_fd()).map_err(&failed)?;
+                while let Some((pid, ended)) = reap().map_err(&failed)? {
+                    if pid == child {
+                        return self.socket.report(Report::Ended(ended), None).map_err(&failed);
+                    }
+                }
             }
             if interests[1].ready {
                 match self.socket.next_order().map_err(&failed)? {

@@ -4,13 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use apex_core::plan::{LandlockPlan, LandlockRule};
 use apex_sys::{Errno, fs, prctl};
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetError, Scope,
-};
+use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, Scope};
 
 use crate::host::c_path;
 use crate::step::{Failure, Step};
+use crate::streams::StreamFile;
 
 /// The newest ABI whose rights Apex knows.
 const ABI_KNOWN: [ABI; 7] = [ABI::Unsupported, ABI::V1, ABI::V2, ABI::V3, ABI::V4, ABI::V5, ABI::V6];
@@ -21,10 +19,9 @@ fn abi_of(number: u32) -> ABI {
 }
 
 /// Makes the ruleset. The standard streams stay usable under their names in /proc when they are files.
-pub fn ruleset(plan: &LandlockPlan, streams: &[i32]) -> Result<OwnedFd, Failure> {
+pub fn ruleset(plan: &LandlockPlan, streams: &[StreamFile]) -> Result<OwnedFd, Failure> {
     let abi = abi_of(plan.abi);
-    let rules: Option<OwnedFd> = create(plan, abi).map_err(|error| failed(&error, 0))?.into();
-    let rules = rules.ok_or_else(|| Failure::at(Step::LandlockRules, 0)(Errno::ENOSYS))?;
+    let rules = create(plan, abi).map_err(Failure::at(Step::LandlockRules, 0))?;
     for (index, rule) in plan.rules.iter().enumerate() {
         let name = c_path(&rule.path).map_err(Failure::at(Step::LandlockRules, index))?;
         let place = match fs::open(fs::cwd(), &name, nix::libc::O_PATH, fs::resolve::NO_SYMLINKS) {
@@ -36,23 +33,23 @@ pub fn ruleset(plan: &LandlockPlan, streams: &[i32]) -> Result<OwnedFd, Failure>
         // Left open until the init closes all of them in one call, instead of one call for each.
         std::mem::forget(place);
     }
-    for stream in streams {
-        add_stream(&rules, *stream, abi).map_err(Failure::at(Step::LandlockRules, 0))?;
+    for (at, stream) in streams.iter().enumerate() {
+        if streams[..at].iter().any(|earlier| earlier.file == stream.file) {
+            continue;
+        }
+        // One rule for one file, however often it is open.
+        let same = streams[at..].iter().filter(|other| other.file == stream.file);
+        let rights = same.fold(BitFlags::empty(), |rights, stream| rights | stream_rights(stream, abi));
+        add(&rules, fs::borrow_known(stream.number), rights, abi).map_err(Failure::at(Step::LandlockRules, 0))?;
     }
     Ok(rules)
 }
 
-/// Everything that the ABI can restrict is restricted: `HardRequirement` makes a kernel that lacks a right an error.
-fn create(plan: &LandlockPlan, abi: ABI) -> Result<RulesetCreated, RulesetError> {
-    let mut ruleset =
-        Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(abi))?;
-    if plan.tcp_refused {
-        ruleset = ruleset.handle_access(AccessNet::from_all(abi))?;
-    }
-    if plan.scoped {
-        ruleset = ruleset.scope(Scope::from_all(abi))?;
-    }
-    ruleset.create()
+/// Everything that the ABI can restrict is restricted: a kernel that lacks a right makes it an error. The crate's own way asks for the ABI once more.
+fn create(plan: &LandlockPlan, abi: ABI) -> Result<OwnedFd, Errno> {
+    let network = if plan.tcp_refused { AccessNet::from_all(abi).bits() } else { 0 };
+    let scoped = if plan.scoped { Scope::from_all(abi).bits() } else { 0 };
+    prctl::landlock_ruleset(AccessFs::from_all(abi).bits(), network, scoped)
 }
 
 /// Directly, not through the crate's `PathBeneath`, which looks at each file first: most rules are on directories, and the kernel
@@ -74,19 +71,18 @@ fn add(rules: &OwnedFd, place: BorrowedFd<'_>, rights: BitFlags<AccessFs>, abi: 
 }
 
 /// `echo > /dev/stderr` opens the stream anew: the file itself is granted as it was opened, nothing beside it.
-fn add_stream(rules: &OwnedFd, number: i32, abi: ABI) -> Result<(), Errno> {
-    let Ok((stream, mode)) = fs::borrow_with_flags(number) else { return Ok(()) };
-    if mode & nix::libc::O_PATH != 0 {
-        return Ok(());
-    }
+fn stream_rights(stream: &StreamFile, abi: ABI) -> BitFlags<AccessFs> {
     let mut rights = BitFlags::<AccessFs>::empty();
-    if mode & nix::libc::O_ACCMODE != nix::libc::O_WRONLY {
+    if stream.mode & nix::libc::O_PATH != 0 {
+        return rights;
+    }
+    if stream.mode & nix::libc::O_ACCMODE != nix::libc::O_WRONLY {
         rights |= AccessFs::ReadFile;
     }
-    if mode & nix::libc::O_ACCMODE != nix::libc::O_RDONLY {
+    if stream.mode & nix::libc::O_ACCMODE != nix::libc::O_RDONLY {
         rights |= (AccessFs::WriteFile | AccessFs::Truncate) & AccessFs::from_all(abi);
     }
-    add(rules, stream, rights, abi)
+    rights
 }
 
 fn rights(rule: &LandlockRule, abi: ABI) -> BitFlags<AccessFs> {
@@ -108,12 +104,4 @@ fn rights(rule: &LandlockRule, abi: ABI) -> BitFlags<AccessFs> {
         rights |= AccessFs::IoctlDev;
     }
     rights & AccessFs::from_all(abi)
-}
-
-fn failed(error: &RulesetError, index: usize) -> Failure {
-    let errno = std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<std::io::Error>())
-        .and_then(std::io::Error::raw_os_error)
-        .map_or(Errno::EINVAL, Errno::from_raw);
-    Failure { step: Step::LandlockRules, index, errno }
 }

@@ -111,6 +111,8 @@ impl Root {
         };
         // The place does not matter: the old root goes away with it.
         mount::attach(fd.as_fd(), fs::cwd(), c"/").map_err(Failure::at(Step::CreateRoot, 0))?;
+        // mount(2) knows no directory but this one; the pivot wants it too.
+        fs::enter(fd.as_fd()).map_err(Failure::at(Step::CreateRoot, 0))?;
         let grants = if host.is_some() { vec![PathBuf::from("/")] } else { Vec::new() };
         Ok(Root {
             fd,
@@ -195,9 +197,14 @@ impl Root {
             return self.open_inside(path).map(drop);
         }
         self.parents(path)?;
-        existing_is_fine(fs::mkdir(self.fd.as_fd(), &relative(path)?, 0o755))?;
-        self.made.insert(path.to_owned());
-        Ok(())
+        match fs::mkdir(self.fd.as_fd(), &relative(path)?, 0o755) {
+            Ok(()) => {
+                self.made.insert(path.to_owned());
+                Ok(())
+            }
+            // It may be a link of ours: what is to stand in it is put there by descriptor.
+            other => existing_is_fine(other),
+        }
     }
 
     fn parents(&mut self, path: &Path) -> Result<(), Errno> {
@@ -223,9 +230,7 @@ impl Root {
 
     fn tmpfs(&mut self, dest: &Path, size_bytes: u64, exec: bool) -> Result<(), Errno> {
         let flags = attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC };
-        let tree = private_tmpfs(size_bytes, flags)?;
-        self.attach(&tree, dest, Kind::Dir)?;
-        leave(tree);
+        self.filesystem(dest, c"tmpfs", &tmpfs_bounds(size_bytes).options(), flags)?;
         self.made.insert(dest.to_owned());
         // From here on the sandbox's own file system is on top.
         self.grants.retain(|grant| !grant.starts_with(dest));
@@ -233,15 +238,39 @@ impl Root {
         Ok(())
     }
 
+    /// A file system of the sandbox's own. In a directory that was made here no link can stand, so that one call will do.
+    fn filesystem(
+        &mut self,
+        dest: &Path,
+        kind: &CStr,
+        options: &[(&CStr, &CStr)],
+        attributes: u64,
+    ) -> Result<(), Errno> {
+        if !self.is_in_grant(dest) {
+            self.own_dir(dest)?;
+            if self.made.contains(dest) {
+                return mount::new_filesystem_at(kind, options, attributes, &relative(dest)?);
+            }
+        }
+        let tree = mount::new_filesystem(kind, options, attributes)?;
+        self.attach(&tree, dest, Kind::Dir)?;
+        leave(tree);
+        Ok(())
+    }
+
     fn proc(&mut self, view: ProcView) -> Result<(), Errno> {
         const FLAGS: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
-        let tree = match view {
-            ProcView::None => return Ok(()),
-            ProcView::Pid => mount::new_filesystem(c"proc", &[(c"subset", c"pid"), (c"hidepid", c"invisible")], FLAGS)?,
-            ProcView::Masked => mount::new_filesystem(c"proc", &[(c"hidepid", c"invisible")], FLAGS | attr::RDONLY)?,
-        };
-        self.attach(&tree, Path::new("/proc"), Kind::Dir)?;
-        leave(tree);
+        let place = Path::new("/proc");
+        match view {
+            ProcView::None => {}
+            ProcView::Pid => {
+                let options = [(c"subset", c"pid"), (c"hidepid", c"invisible")];
+                self.filesystem(place, c"proc", &options, FLAGS)?;
+            }
+            ProcView::Masked => {
+                self.filesystem(place, c"proc", &[(c"hidepid", c"invisible")], FLAGS | attr::RDONLY)?;
+            }
+        }
         if view == ProcView::Masked {
             for path in PROC_MASKED {
                 self.mask_proc(path)?;
@@ -277,22 +306,17 @@ impl Root {
         let root = self.fd.as_fd();
         for (host, name) in DEVICES {
             fs::mkfile(root, name, 0o666)?;
-            let node = mount::clone_tree(fs::cwd(), host)?;
-            mount::attach(node.as_fd(), root, name)?;
-            leave(node);
+            mount::bind_at(host, name)?;
         }
         for (target, name) in DEV_LINKS {
             fs::symlink(target, root, name)?;
         }
         fs::mkdir(root, c"dev/pts", 0o755)?;
         let pts = [(c"max", PTS_MAX), (c"ptmxmode", c"0666"), (c"mode", c"0620")];
-        let pts = mount::new_filesystem(c"devpts", &pts, attr::NOSUID | attr::NOEXEC)?;
-        mount::attach(pts.as_fd(), root, c"dev/pts")?;
-        leave(pts);
+        mount::new_filesystem_at(c"devpts", &pts, attr::NOSUID | attr::NOEXEC, c"dev/pts")?;
         fs::mkdir(root, c"dev/shm", 0o755)?;
-        let shm = private_tmpfs(shm_size_bytes, attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
-        mount::attach(shm.as_fd(), root, c"dev/shm")?;
-        leave(shm);
+        let flags = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+        mount::new_filesystem_at(c"tmpfs", &tmpfs_bounds(shm_size_bytes).options(), flags, c"dev/shm")?;
         self.made.extend(["/dev", "/dev/pts", "/dev/shm"].map(PathBuf::from));
         Ok(())
     }
@@ -358,7 +382,6 @@ impl Root {
     }
 
     fn pivot(self) -> Result<(), Errno> {
-        fs::enter(self.fd.as_fd())?;
         leave(self.fd);
         mount::pivot_here()?;
         mount::detach_here()?;
@@ -385,9 +408,19 @@ fn relative(path: &Path) -> Result<CString, Errno> {
 }
 
 /// A tmpfs with bounds on its bytes and, at one for each page, on its files: an empty file costs kernel memory too.
-fn private_tmpfs(size_bytes: u64, attributes: u64) -> Result<OwnedFd, Errno> {
-    let (size, files) = (number(size_bytes), number((size_bytes / 4096).max(1024)));
-    mount::new_filesystem(c"tmpfs", &[(c"size", &size), (c"nr_inodes", &files)], attributes)
+struct TmpfsBounds {
+    size: CString,
+    files: CString,
+}
+
+fn tmpfs_bounds(size_bytes: u64) -> TmpfsBounds {
+    TmpfsBounds { size: number(size_bytes), files: number((size_bytes / 4096).max(1024)) }
+}
+
+impl TmpfsBounds {
+    fn options(&self) -> [(&CStr, &CStr); 2] {
+        [(c"size", &self.size), (c"nr_inodes", &self.files)]
+    }
 }
 
 fn number(value: u64) -> CString {

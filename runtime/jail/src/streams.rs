@@ -32,7 +32,18 @@ pub struct Streams {
     /// Those above 2.
     pub passed: Vec<i32>,
     /// Those that are files or devices, which a program may open anew by their names in /dev and /proc.
-    pub files: Vec<i32>,
+    pub files: Vec<StreamFile>,
+}
+
+/// A descriptor that is a file or device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamFile {
+    /// Its number.
+    pub number: i32,
+    /// Device and inode of its file.
+    pub file: (u64, u64),
+    /// How it was opened (fcntl(2), `F_GETFL`).
+    pub mode: i32,
 }
 
 impl Streams {
@@ -45,7 +56,10 @@ impl Streams {
         for number in (0..=2).chain(passed.iter().copied()) {
             match fs::stat_number(number) {
                 Ok(stat) if stat.is(nix::libc::S_IFDIR) => return Err(StreamError::Directory(number)),
-                Ok(stat) if stat.is(nix::libc::S_IFREG) || stat.is(nix::libc::S_IFCHR) => files.push(number),
+                Ok(stat) if stat.is(nix::libc::S_IFREG) || stat.is(nix::libc::S_IFCHR) => {
+                    let mode = fs::status_flags(number).map_err(|errno| StreamError::Kernel { number, errno })?;
+                    files.push(StreamFile { number, file: (stat.device, stat.inode), mode });
+                }
                 Ok(_) => {}
                 // A closed standard stream would be taken by the next file that somebody opens.
                 Err(Errno::EBADF) if number <= 2 => fill(number)?,

@@ -1,5 +1,6 @@
 //! Watching over a running sandbox: its reports, signals to pass on, its terminal, its time, its refused calls; and the end.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -44,9 +45,10 @@ const CODE_OF_SIGKILL: i32 = 128 + nix::libc::SIGKILL;
 pub struct Running<'a> {
     pub plan: &'a Plan,
     pub init: Pid,
-    pub socket: End,
+    /// Closed, like the pidfd, by the end of the process, which comes with that of the sandbox.
+    pub socket: ManuallyDrop<End>,
     pub cgroup: Option<Cgroup>,
-    pidfd: OwnedFd,
+    pidfd: ManuallyDrop<OwnedFd>,
     reaped: bool,
     started: Instant,
     relay: Option<Relay>,
@@ -71,9 +73,9 @@ impl<'a> Running<'a> {
         Running {
             plan,
             init,
-            socket,
+            socket: ManuallyDrop::new(socket),
             cgroup,
-            pidfd,
+            pidfd: ManuallyDrop::new(pidfd),
             reaped: false,
             started: Instant::now(),
             relay: None,
@@ -164,7 +166,7 @@ pub fn to_the_end(
     running: &mut Running<'_>,
     sealed: impl FnOnce(&Running<'_>, Pid, Domain) -> Result<(), JailError>,
 ) -> Result<Outcome, JailError> {
-    let signals = signal::descriptor(&Set::of(&WATCHED)).map_err(running.failed(Step::Supervise))?;
+    let signals = ManuallyDrop::new(signal::descriptor(&Set::of(&WATCHED)).map_err(running.failed(Step::Supervise))?);
     let mut sealed = Some(sealed);
     let ended = loop {
         match next_event(running, &signals)? {

@@ -1,8 +1,9 @@
 //! One run of the command: options, policy, plan, sandbox, reports, exit code.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io::{IsTerminal, Write};
 use std::mem::ManuallyDrop;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -23,6 +24,7 @@ use apex_run::escape;
 use apex_run::help;
 use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
+use apex_sys::Errno;
 
 use crate::watch::Prober;
 
@@ -219,14 +221,14 @@ fn default_command(options: &Options) -> Vec<OsString> {
 fn load(path: &Path) -> std::io::Result<Option<String>> {
     use std::io::Read;
     // Before it is opened: opening a FIFO would wait for somebody to write.
-    let about = match std::fs::metadata(path) {
+    // By fstatat(2): where a file is not there, the standard library makes a second call to find out whether the first is known.
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(std::io::Error::from)?;
+    let about = match apex_sys::fs::stat_followed(&name) {
         Ok(about) => about,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
     };
-    if !about.is_file() {
+    if !about.is_regular() {
         return Err(std::io::Error::other("not a regular file"));
     }
     let file = std::fs::File::open(path)?;

@@ -70,13 +70,26 @@ impl Stat {
     pub const fn is(&self, kind: u32) -> bool {
         self.mode & libc::S_IFMT == kind
     }
+
+    /// Whether it is a regular file.
+    pub const fn is_regular(&self) -> bool {
+        self.is(libc::S_IFREG)
+    }
 }
 
 /// Looks at `path` under `dir`, at `dir` itself when empty; links are not followed (fstatat(2)).
 pub fn stat(dir: BorrowedFd<'_>, path: &CStr) -> Result<Stat, Errno> {
+    stat_with(dir, path, libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW)
+}
+
+/// Looks at what `path` leads to (fstatat(2)).
+pub fn stat_followed(path: &CStr) -> Result<Stat, Errno> {
+    stat_with(cwd(), path, 0)
+}
+
+fn stat_with(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Stat, Errno> {
     // SAFETY: stat is plain data; all zeroes is a valid value.
     let mut raw: libc::stat = unsafe { std::mem::zeroed() };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
     // SAFETY: `path` is NUL-terminated; `raw` outlives the call.
     check(unsafe { libc::fstatat(dir.as_raw_fd(), path.as_ptr(), &raw mut raw, flags) }.into())?;
     Ok(Stat {
@@ -186,12 +199,16 @@ pub fn borrow(number: RawFd) -> Result<BorrowedFd<'static>, Errno> {
     Ok(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// Such a descriptor with its file status flags (fcntl(2), `F_GETFL`).
-pub fn borrow_with_flags(number: RawFd) -> Result<(BorrowedFd<'static>, i32), Errno> {
+/// How a descriptor was opened: its file status flags (fcntl(2), `F_GETFL`).
+pub fn status_flags(number: RawFd) -> Result<i32, Errno> {
     // SAFETY: no pointers; fcntl only reports.
-    let flags = check(unsafe { libc::fcntl(number, libc::F_GETFL) }.into())?;
-    // SAFETY: it is open, and the jail never closes a descriptor that it was given by number.
-    Ok((unsafe { BorrowedFd::borrow_raw(number) }, flags as i32))
+    check(unsafe { libc::fcntl(number, libc::F_GETFL) }.into()).map(|flags| flags as i32)
+}
+
+/// Such a descriptor that was looked at before; calls on one that was closed since report `EBADF`.
+pub fn borrow_known(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: the jail never closes a descriptor that it was given by number.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }
 
 /// Lets a descriptor survive exec, or not (fcntl(2), `F_SETFD`).

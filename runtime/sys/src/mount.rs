@@ -139,6 +139,43 @@ pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) 
     Ok(mount)
 }
 
+/// Creates a file system and mounts it at `path`, seen from the working directory, in one call (mount(2)); for places where nobody but the caller can have
+/// put a link. Options and attributes as for [`new_filesystem`].
+pub fn new_filesystem_at(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64, path: &CStr) -> Result<(), Errno> {
+    let mut data = Vec::with_capacity(64);
+    for (key, value) in options {
+        data.extend_from_slice(key.to_bytes());
+        if !value.is_empty() {
+            data.push(b'=');
+            data.extend_from_slice(value.to_bytes());
+        }
+        data.push(b',');
+    }
+    data.pop();
+    let data = std::ffi::CString::new(data).map_err(|_| Errno::EINVAL)?;
+    let pairs = [
+        (attr::RDONLY, libc::MS_RDONLY),
+        (attr::NOSUID, libc::MS_NOSUID),
+        (attr::NODEV, libc::MS_NODEV),
+        (attr::NOEXEC, libc::MS_NOEXEC),
+    ];
+    if attributes & !pairs.iter().fold(0, |all, (known, _)| all | known) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let flags = pairs.iter().filter(|(known, _)| attributes & known != 0).fold(0, |flags, (_, flag)| flags | flag);
+    // SAFETY: every string is NUL-terminated and outlives the call.
+    check(unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) }.into())
+        .map(drop)
+}
+
+/// Shows what stands at `source` at `path` too, seen from the working directory (mount(2), `MS_BIND`); for places as above.
+pub fn bind_at(source: &CStr, path: &CStr) -> Result<(), Errno> {
+    let flags = libc::MS_BIND | libc::MS_REC;
+    let none = std::ptr::null();
+    // SAFETY: both paths are NUL-terminated and outlive the call; a bind takes no kind and no data.
+    check(unsafe { libc::mount(source.as_ptr(), path.as_ptr(), none, flags, none.cast()) }.into()).map(drop)
+}
+
 fn fsconfig(context: &OwnedFd, key: &CStr, value: &CStr) -> Result<(), Errno> {
     let (command, value) = if value.is_empty() { (0, std::ptr::null()) } else { (1, value.as_ptr()) };
     // SAFETY: key and value are NUL-terminated and outlive the call; FSCONFIG_SET_FLAG (0) takes no value.

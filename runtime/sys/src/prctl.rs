@@ -63,6 +63,27 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
+/// Makes a ruleset that handles these rights (landlock_create_ruleset(2)). A right that the kernel does not know is an error.
+pub fn landlock_ruleset(files: u64, network: u64, scoped: u64) -> Result<std::os::fd::OwnedFd, Errno> {
+    use std::os::fd::FromRawFd;
+    let attributes = [files, network, scoped];
+    // SAFETY: landlock_ruleset_attr is these three words; the array outlives the call.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, attributes.as_ptr(), size_of_val(&attributes), 0)
+    })?;
+    // SAFETY: a fresh descriptor from the kernel.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The capabilities in the effective set of this process, one bit each (capget(2)).
+pub fn effective_capabilities() -> Result<u64, Errno> {
+    let header: [u32; 2] = [0x2008_0522, 0]; // _LINUX_CAPABILITY_VERSION_3, this process
+    let mut data = [0_u32; 6];
+    // SAFETY: version 3 fills two sets of three words each; both arrays outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
+    Ok(u64::from(data[0]) | u64::from(data[3]) << 32)
+}
+
 /// Adds the rights `allowed` beneath `place` to a ruleset (landlock_add_rule(2)). `EINVAL` when a right is none that its kind of file
 /// can have.
 pub fn landlock_allow_beneath(

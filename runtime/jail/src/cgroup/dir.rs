@@ -262,7 +262,10 @@ fn sweep_one(path: &Path, age_min: Duration) -> bool {
 /// Reads a file that the kernel writes as one record: one read, no fstat, no read for the end.
 pub(super) fn read_control(path: &Path) -> io::Result<String> {
     let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    read_record(&fd)
+    let record = read_record(&fd);
+    // As with `write_once`.
+    std::mem::forget(fd);
+    record
 }
 
 fn read_record(fd: impl AsFd) -> io::Result<String> {

@@ -17,7 +17,9 @@ fn main() -> io::Result<()> {
         for width in ["64", "32"] {
             let target = Path::new(&out).join(format!("{name}{width}"));
             if !x86 || !compile(&sources, &format!("-m{width}"), &target) {
-                println!("cargo:warning={name}{width} was not built: no C compiler with static libraries for {width} bits");
+                println!(
+                    "cargo:warning={name}{width} was not built: no C compiler with static libraries for {width} bits"
+                );
                 fs::write(&target, b"")?;
             }
         }

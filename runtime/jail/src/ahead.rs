@@ -5,6 +5,7 @@
 //! translating user namespace instead of the sandbox's own, so that no capability inside means anything to it; a policy that keeps capabilities
 //! gets one of its own in the usual way. Nothing is weaker when this fails: the start ends with the reason.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 
 use apex_core::plan::Plan;
@@ -59,7 +60,8 @@ impl Ahead {
 
     /// Takes the launcher back.
     pub fn leave_network(&mut self) -> Result<(), Failure> {
-        let Some(own) = self.own_network.take() else { return Ok(()) };
+        // Left open, like the trees.
+        let Some(own) = self.own_network.take().map(ManuallyDrop::new) else { return Ok(()) };
         process::enter_namespaces(own.as_fd(), CLONE_NEWNET).map_err(Failure::at(Step::CreateNamespaces, 0))
     }
 }

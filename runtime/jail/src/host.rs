@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use apex_core::host::{CgroupSupport, Host, PathFact};
 use apex_core::plan::CgroupPlan;
@@ -48,6 +49,7 @@ type Opened = Result<Rc<Held>, Refusal>;
 #[derive(Clone, Debug)]
 enum Refusal {
     Missing,
+    Link(PathBuf),
     Other(String),
 }
 
@@ -113,13 +115,18 @@ impl LiveHost {
 
 impl Host for LiveHost {
     fn path(&self, path: &Path, follow: bool) -> PathFact {
-        // Most system paths are links on a merged /usr: one call tells.
-        if !follow && let Ok(target) = std::fs::read_link(path) {
+        // On a merged /usr most of what stands right below the root is a link: one call tells.
+        if !follow
+            && path.parent() == Some(Path::new("/"))
+            && path != Path::new("/usr")
+            && let Ok(target) = std::fs::read_link(path)
+        {
             return PathFact::Symlink(target);
         }
         let held = match self.open(path, follow) {
             Ok(held) => held,
             Err(Refusal::Missing) => return PathFact::Missing,
+            Err(Refusal::Link(target)) => return PathFact::Symlink(target),
             Err(Refusal::Other(reason)) => return PathFact::Refused(reason),
         };
         if held.stat.is(libc_mode::LINK) {
@@ -192,8 +199,15 @@ impl Host for LiveHost {
 
 /// Whether this process may load BPF programs, as far as its capabilities tell; the kernel has the last word.
 pub fn may_load_programs() -> bool {
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let held = prctl::effective_capabilities().unwrap_or(0);
+    let has = |capability: Capability| held & 1 << capability.index() != 0;
     has(Capability::CAP_SYS_ADMIN) || (has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON))
+}
+
+/// The launcher's pid, asked for once: not for the init, which is another process with a copy of this memory.
+pub(crate) fn launcher_pid() -> u32 {
+    static PID: OnceLock<u32> = OnceLock::new();
+    *PID.get_or_init(std::process::id)
 }
 
 /// File types of st_mode (inode(7)).
@@ -219,6 +233,7 @@ fn open_path(path: &Path, follow: bool) -> Result<Held, Refusal> {
     let name = c_path(path).map_err(|_| Refusal::Other("its name holds a NUL byte".to_owned()))?;
     // Most paths have no link at all: one call.
     let fd = match fs::open(fs::cwd(), &name, flags, resolve::NO_SYMLINKS) {
+        Err(Errno::ELOOP) if !follow && let Ok(target) = std::fs::read_link(path) => return Err(Refusal::Link(target)),
         Err(Errno::ELOOP) => open_through_links(path),
         other => other.map_err(|errno| refusal(errno, path)),
     }?;

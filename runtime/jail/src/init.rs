@@ -12,7 +12,7 @@ use apex_core::policy::Network;
 use apex_core::seccomp::trace::Scope;
 use apex_sys::process::{self, ChildStack, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
-use apex_sys::{Errno, fs, net, prctl, terminal};
+use apex_sys::{Errno, fs, memory, net, prctl, terminal};
 use caps::Capability;
 
 use crate::host::LiveHost;
@@ -22,7 +22,7 @@ use crate::step::{Failure, Step};
 use crate::streams::Streams;
 use crate::trees::Trees;
 use crate::wire::{End, Order, Report};
-use crate::{landlock, root, streams};
+use crate::{landlock, root, streams, supervise};
 
 /// What the init is born with.
 pub struct Init<'a, 'p> {
@@ -242,12 +242,17 @@ impl Init<'_, '_> {
         self.let_go_of_streams();
         // Closed by the end of the process, which comes with the end of this function.
         let signals = ManuallyDrop::new(signal::descriptor(&Set::of(&[nix::libc::SIGCHLD])).map_err(&failed)?);
+        let mut patience_ms = Some(supervise::GIVE_BACK_MS);
         loop {
             let mut interests = [
                 Interest { fd: signals.as_fd(), write: false, ready: false },
                 Interest { fd: self.socket.0.as_fd(), write: false, ready: false },
             ];
-            signal::poll(&mut interests, None).map_err(&failed)?;
+            if !signal::poll(&mut interests, patience_ms).map_err(&failed)? {
+                memory::give_back();
+                patience_ms = None;
+                continue;
+            }
             if interests[0].ready {
                 // Taken away before the look: whoever ends after it makes it ready again. Who ended earlier did, as the signal is blocked.
                 signal::next(signals.as_fd()).map_err(&failed)?;

@@ -18,7 +18,7 @@ use apex_sys::{Errno, fs, terminal};
 use crate::ahead::Ahead;
 use crate::cgroup::{self, Cgroup, CgroupError, Site};
 use crate::guard::Guard;
-use crate::host::LiveHost;
+use crate::host::{LiveHost, launcher_pid};
 use crate::init::Init;
 use crate::placeholder::Placeholders;
 use crate::readback;
@@ -271,7 +271,7 @@ fn idmap(identity: &IdentityPlan, ahead: &mut Option<Ahead>) -> Result<OwnedFd, 
 }
 
 fn host_id() -> u32 {
-    HOST_ID_BASE + std::process::id()
+    HOST_ID_BASE + launcher_pid()
 }
 
 fn write_id_maps(init: Pid, identity: &IdentityPlan) -> Result<(), Errno> {

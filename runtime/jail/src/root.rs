@@ -3,15 +3,15 @@
 //! Input: the plan and the trees. Nothing here follows a link that a grant brings along: a mount point inside another grant is
 //! opened beneath the new root without links, and Apex creates nothing in a grant.
 
-use std::collections::HashSet;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use apex_core::plan::{Kind, Mount, Plan};
 use apex_core::policy::ProcView;
 use apex_sys::mount::{self, attr};
-use apex_sys::{Errno, fs};
+use apex_sys::{Errno, fs, process};
 
 use crate::host::c_path;
 use crate::step::{Failure, Step};
@@ -82,12 +82,14 @@ struct Root {
     /// Whether the root is a piece of the host, in which nothing may be created.
     is_host: bool,
     /// Directories that exist in the sandbox's own file systems.
-    made: HashSet<PathBuf>,
+    made: Vec<PathBuf>,
     /// Mount points of pieces of the host.
     grants: Vec<PathBuf>,
     /// Mount points of the sandbox's own file systems.
     own: Vec<PathBuf>,
     masks: Masks,
+    /// Files that are open for writing.
+    written: Vec<OwnedFd>,
     /// The mount of /dev, made read-only at the end.
     dev: Option<OwnedFd>,
 }
@@ -117,10 +119,11 @@ impl Root {
         Ok(Root {
             fd,
             is_host: host.is_some(),
-            made: HashSet::new(),
+            made: Vec::new(),
             grants,
             own: Vec::new(),
             masks: Masks::default(),
+            written: Vec::new(),
             dev: None,
         })
     }
@@ -157,9 +160,13 @@ impl Root {
     /// Whether `path` lies in a piece of the host.
     fn is_in_grant(&self, path: &Path) -> bool {
         let depth = |list: &[PathBuf]| {
-            list.iter().filter(|it| path.starts_with(it)).map(|it| it.components().count()).max().unwrap_or(0)
+            list.iter().filter(|it| is_within(path, it)).map(|it| it.as_os_str().len()).max().unwrap_or(0)
         };
         depth(&self.grants) > depth(&self.own)
+    }
+
+    fn has_made(&self, path: &Path) -> bool {
+        self.made.iter().any(|made| made.as_os_str() == path.as_os_str())
     }
 
     /// Puts a tree at a place, which is created when it lies in the sandbox's own file systems.
@@ -190,7 +197,7 @@ impl Root {
 
     /// Creates a directory with its parents, in the sandbox's own file systems only.
     fn own_dir(&mut self, path: &Path) -> Result<(), Errno> {
-        if path == Path::new("/") || self.made.contains(path) {
+        if path.as_os_str() == "/" || self.has_made(path) {
             return Ok(());
         }
         if self.is_in_grant(path) {
@@ -199,7 +206,7 @@ impl Root {
         self.parents(path)?;
         match fs::mkdir(self.fd.as_fd(), &relative(path)?, 0o755) {
             Ok(()) => {
-                self.made.insert(path.to_owned());
+                self.made.push(path.to_owned());
                 Ok(())
             }
             // It may be a link of ours: what is to stand in it is put there by descriptor.
@@ -224,14 +231,15 @@ impl Root {
         self.parents(dest)?;
         let flags = nix::libc::O_WRONLY | nix::libc::O_CREAT | nix::libc::O_EXCL;
         let fd = fs::create(self.fd.as_fd(), &relative(dest)?, flags, 0o444, fs::resolve::NO_SYMLINKS)?;
-        // Closed here: a mount with a writer cannot be made read-only.
-        fs::write(fd.as_fd(), content.as_bytes()).map(drop)
+        fs::write(fd.as_fd(), content.as_bytes())?;
+        self.written.push(fd);
+        Ok(())
     }
 
     fn tmpfs(&mut self, dest: &Path, size_bytes: u64, exec: bool) -> Result<(), Errno> {
         let flags = attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC };
         self.filesystem(dest, c"tmpfs", &tmpfs_bounds(size_bytes).options(), flags)?;
-        self.made.insert(dest.to_owned());
+        self.made.push(dest.to_owned());
         // From here on the sandbox's own file system is on top.
         self.grants.retain(|grant| !grant.starts_with(dest));
         self.own.push(dest.to_owned());
@@ -248,7 +256,7 @@ impl Root {
     ) -> Result<(), Errno> {
         if !self.is_in_grant(dest) {
             self.own_dir(dest)?;
-            if self.made.contains(dest) {
+            if self.has_made(dest) {
                 return mount::new_filesystem_at(kind, options, attributes, &relative(dest)?);
             }
         }
@@ -378,20 +386,35 @@ impl Root {
             mount::set_attributes(dev.as_fd(), attr::RDONLY, false)?;
             leave(dev);
         }
+        close_written(std::mem::take(&mut self.written))?;
         if self.is_host { Ok(()) } else { mount::set_attributes(root, attr::RDONLY, false) }
     }
 
     fn pivot(self) -> Result<(), Errno> {
         leave(self.fd);
         mount::pivot_here()?;
-        mount::detach_here()?;
-        fs::chdir(c"/")
+        // The working directory is the new root already (pivot_root(2), "pivot_root(".", ".")").
+        mount::detach_here()
     }
+}
+
+/// A mount with a writer cannot be made read-only. They were opened one after another, with nothing in between that is still needed.
+fn close_written(written: Vec<OwnedFd>) -> Result<(), Errno> {
+    let numbers: Vec<u32> = written.into_iter().map(|fd| fd.into_raw_fd().cast_unsigned()).collect();
+    let (Some(first), Some(last)) = (numbers.iter().min(), numbers.iter().max()) else { return Ok(()) };
+    process::close_from(*first, *last, false)
 }
 
 /// Leaves a descriptor open until the init closes all of them in one call, instead of one call for each.
 fn leave(fd: OwnedFd) {
     std::mem::forget(fd);
+}
+
+/// Whether `path` is `dir` or below it. On the bytes: paths of a plan are absolute and in their shortest form, and taking them apart into components costs a
+/// start more than all of its symbolic links.
+fn is_within(path: &Path, dir: &Path) -> bool {
+    let (path, dir) = (path.as_os_str().as_bytes(), dir.as_os_str().as_bytes());
+    dir == b"/" || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 fn existing_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
@@ -425,4 +448,24 @@ impl TmpfsBounds {
 
 fn number(value: u64) -> CString {
     CString::new(value.to_string()).expect("digits hold no NUL")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn within_is_by_whole_names() {
+        let check = |path: &str, dir: &str, expected: bool| {
+            assert_eq!(is_within(Path::new(path), Path::new(dir)), expected, "{path} {dir}");
+            assert_eq!(Path::new(path).starts_with(dir), expected, "{path} {dir}");
+        };
+        check("/usr/bin", "/", true);
+        check("/", "/", true);
+        check("/usr", "/usr", true);
+        check("/usr/bin", "/usr", true);
+        check("/usrlocal", "/usr", false);
+        check("/us", "/usr", false);
+        check("/", "/usr", false);
+    }
 }

@@ -9,6 +9,7 @@ use apex_core::amount;
 use apex_core::plan::Plan;
 use apex_core::refusal::{Attempt, Refusal};
 use apex_sys::Errno;
+use apex_sys::memory;
 use apex_sys::process::{self, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
 use nix::libc::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGWINCH};
@@ -38,6 +39,9 @@ pub const WATCHED: [i32; 11] = [
     nix::libc::SIGPIPE,
 ];
 
+/// A sandbox that lived so long is worth some calls to hold less memory: its launcher and its init then give back what they need no more.
+pub const GIVE_BACK_MS: u64 = 100;
+
 /// What a shell exits with when the kernel killed its last command for memory.
 const CODE_OF_SIGKILL: i32 = 128 + nix::libc::SIGKILL;
 
@@ -56,6 +60,7 @@ pub struct Running<'a> {
     /// After the init is gone, its directory is removed; before the cgroup, in which the prober may stand beside us.
     pub watch: Option<Watch<'a>>,
     mask: Set,
+    has_given_back: bool,
     guard: Option<Guard>,
     _placeholders: Placeholders,
 }
@@ -82,6 +87,7 @@ impl<'a> Running<'a> {
             listener: None,
             watch: None,
             mask,
+            has_given_back: false,
             guard: held.1,
             _placeholders: held.0,
         }
@@ -198,11 +204,18 @@ pub fn to_the_end(
 
 fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, JailError> {
     let failed = running.failed(Step::Supervise);
-    let timeout = running.remaining_ms();
-    if timeout == Some(0) {
+    let limit = running.remaining_ms();
+    if limit == Some(0) {
         return Ok(Event::TimedOut);
     }
+    let timeout =
+        if running.has_given_back { limit } else { Some(limit.map_or(GIVE_BACK_MS, |ms| ms.min(GIVE_BACK_MS))) };
     let ready = wait(running, signals, timeout).map_err(&failed)?;
+    if !ready.any && !running.has_given_back {
+        memory::give_back();
+        running.has_given_back = true;
+        return Ok(Event::Handled);
+    }
     if ready.guard
         && let Some(guard) = &running.guard
         && let Some(path) = guard.changed().map_err(&failed)?
@@ -246,6 +259,7 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Jai
 
 /// What a wait found ready.
 struct Ready {
+    any: bool,
     socket: bool,
     signals: bool,
     guard: bool,
@@ -263,10 +277,11 @@ fn wait(running: &Running<'_>, signals: &OwnedFd, timeout: Option<u64>) -> Resul
     let mut interests = vec![interest(running.socket.0.as_fd()), interest(signals.as_fd())];
     interests.extend([guard, listener, watcher].into_iter().flatten().map(interest));
     interests.extend(running.relay.iter().flat_map(Relay::interests));
-    signal::poll(&mut interests, timeout)?;
+    let any = signal::poll(&mut interests, timeout)?;
     let mut ready = interests.iter().map(|interest| interest.ready);
     let mut next = |is_there: bool| is_there && ready.next() == Some(true);
     Ok(Ready {
+        any,
         socket: next(true),
         signals: next(true),
         guard: next(guard.is_some()),

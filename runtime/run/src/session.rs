@@ -99,17 +99,19 @@ fn doctor(options: &Options) -> Result<u8> {
 fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
     let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
-    let (policy, plan) = plan(options, &host)?;
+    // Freeing touches pages that the init shares: each would be copied.
+    let planned = ManuallyDrop::new(plan(options, &host)?);
+    let (policy, plan) = &*planned;
     let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
     let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
     let wants_receipt = options.receipt.is_some();
     let mut before_failing = Vec::new();
     let mut prober = match plan.watch {
         Level::Off => None,
-        Level::Default | Level::Full => Some(Prober::new(options, &plan, rule_directories())?),
+        Level::Default | Level::Full => Some(Prober::new(options, plan, rule_directories())?),
     };
     let outcome = launch::run_recording(
-        &plan,
+        plan,
         &host,
         launch::Options {
             receipt: if wants_receipt { Some(&mut deliver) } else { None },
@@ -121,11 +123,11 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     );
     if options.why {
         let refusals = outcome.as_ref().map_or(&before_failing, |outcome| &outcome.refusals);
-        explain_all(options, &policy, &plan, refusals)?;
+        explain_all(options, policy, plan, refusals)?;
     }
     let outcome = outcome?;
     let caught = prober.as_ref().and_then(Prober::caught).map(str::to_owned);
-    let code = finish(&plan, &outcome, caught.as_deref());
+    let code = finish(plan, &outcome, caught.as_deref());
     // Its summary comes last. A record without its end is none: then the run did not go as it was asked for.
     prober.map_or(Ok(()), Prober::finish).map_err(JailError::Watch)?;
     Ok(code)

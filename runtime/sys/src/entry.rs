@@ -11,7 +11,8 @@ macro_rules! entry {
         // Rust `main`.
         #[unsafe(no_mangle)]
         extern "C" fn main() -> i32 {
-            $main()
+            // Not by exit(3): Rust's streams register nothing there, and C's are not used.
+            $crate::process::exit_now($main())
         }
     };
 }

@@ -4,6 +4,7 @@
 //! meanwhile. So it runs no code but its own few system calls, made without the C library: that one keeps errno, and what its allocator knows, in
 //! places that both would write.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::process::{self, ChildStack, Pid};
 use crate::{Errno, check};
 
 /// Bytes of its stack: a few frames of integers.
-const STACK_BYTES: usize = 16 * 1024;
+const STACK_BYTES: usize = 8 * 1024;
 
 /// Its work takes less than a millisecond on an idle machine; it can wait long for a processor on another.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -21,7 +22,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Holder {
     pid: Pid,
-    pidfd: OwnedFd,
+    /// Left open: the caller ends with what it started, and closing would cost it a call.
+    pidfd: ManuallyDrop<OwnedFd>,
     shared: Box<Shared>,
     _stack: ChildStack,
 }
@@ -59,7 +61,7 @@ impl Holder {
         let pid = unsafe { libc::clone(hold, stack.top(), flags, argument, &raw mut pidfd) };
         let pid = check(pid.into())? as Pid;
         // SAFETY: the kernel stored a fresh descriptor in `pidfd`, and nobody else owns it.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        let pidfd = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(pidfd) });
         Ok(Holder { pid, pidfd, shared, _stack: stack })
     }
 

@@ -7,6 +7,7 @@ pub mod entry;
 pub mod fs;
 pub mod holder;
 pub mod limits;
+pub mod memory;
 pub mod mount;
 pub mod net;
 pub mod prctl;

@@ -74,7 +74,7 @@ pub struct ChildStack(Box<[MaybeUninit<u8>]>);
 impl ChildStack {
     /// Allocates the stack: small enough to come from the heap that is there, and not cleared, so that untouched pages cost nothing.
     pub fn new() -> Self {
-        Self::with_bytes(64 * 1024)
+        Self::with_bytes(32 * 1024)
     }
 
     /// The same with so many bytes.

@@ -44,7 +44,7 @@ pub(super) const SWEEP_AGE_MIN: Duration = Duration::from_secs(10);
 pub(super) fn fresh_name() -> String {
     // The standard library's hasher keys are the one source of randomness that needs no dependency.
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    format!("{PREFIX}{}-{random:016x}", std::process::id())
+    format!("{PREFIX}{}-{random:016x}", crate::host::launcher_pid())
 }
 
 /// Some bits of the random part of a name.

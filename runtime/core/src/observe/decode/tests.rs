@@ -99,18 +99,33 @@ fn files_are_named_from_where_they_start() {
     check("openat", &[6, 64, 0o10_000_000], text(), open("/etc/x", Access::Look, false, false));
     check("creat", &[64, 0], text(), open("/etc/x", Access::Write, true, true));
     check("truncate", &[64, 0], text(), open("/etc/x", Access::Write, false, true));
-    check("openat2", &[5, 8, 128, 24], text().words(128, &[0o102, 0, 0]), open("/srv/data/notes/a", Access::Write, true, false));
+    check(
+        "openat2",
+        &[5, 8, 128, 24],
+        text().words(128, &[0o102, 0, 0]),
+        open("/srv/data/notes/a", Access::Write, true, false),
+    );
     let own = |text: &str| text.to_owned();
     check("mkdirat", &[5, 8, 0], text(), What::Mkdir { path: own("/srv/data/notes/a") });
     check("unlinkat", &[AT_FDCWD, 64, 0x200], text(), What::Unlink { path: own("/etc/x") });
     check("rename", &[8, 64], text(), What::Rename { from: own("/home/job/notes/a"), to: own("/etc/x") });
-    check("renameat2", &[5, 8, AT_FDCWD, 64, 0], text(), What::Rename { from: own("/srv/data/notes/a"), to: own("/etc/x") });
+    check(
+        "renameat2",
+        &[5, 8, AT_FDCWD, 64, 0],
+        text(),
+        What::Rename { from: own("/srv/data/notes/a"), to: own("/etc/x") },
+    );
     check("linkat", &[5, 8, AT_FDCWD, 64, 0], text(), What::Link { from: own("/srv/data/notes/a"), to: own("/etc/x") });
     check("symlinkat", &[8, 5, 64], text(), What::Symlink { target: own("notes/./a"), path: own("/etc/x") });
     check("fchmodat", &[5, 8, 0o4755], text(), What::Chmod { path: own("/srv/data/notes/a"), mode: 0o4755 });
     check("fchmod", &[5, 0o600], text(), What::Chmod { path: own(DIR), mode: 0o600 });
     check("fchownat", &[5, 96, 7, 8, 0x1000], text(), What::Chown { path: own(DIR), owner: 7, group: 8 });
-    check("lchown", &[64, u64::from(u32::MAX), 8], text(), What::Chown { path: own("/etc/x"), owner: u32::MAX, group: 8 });
+    check(
+        "lchown",
+        &[64, u64::from(u32::MAX), 8],
+        text(),
+        What::Chown { path: own("/etc/x"), owner: u32::MAX, group: 8 },
+    );
 }
 
 #[test]
@@ -141,10 +156,7 @@ fn many_datagrams_are_told_once_for_each_address() {
 #[test]
 fn the_i386_door_to_sockets_is_opened() {
     let memory = || Invented::default().with(64, INET).halves(512, &[3, 64, 16]).halves(640, &[64, 16, 0, 0, 0, 0, 0]);
-    assert_eq!(
-        decoded(Abi::I386, "socketcall", &[3, 512], memory()),
-        Ok(vec![What::Connect { address: inet() }])
-    );
+    assert_eq!(decoded(Abi::I386, "socketcall", &[3, 512], memory()), Ok(vec![What::Connect { address: inet() }]));
     let indirect = memory().halves(768, &[3, 640, 0]);
     assert_eq!(
         decoded(Abi::I386, "socketcall", &[16, 768], indirect),
@@ -163,7 +175,12 @@ fn privilege_is_read_from_registers_and_memory() {
     check("setns", &[3, 0x4000_0000], none(), What::Namespace { call: own("setns"), flags: 0x4000_0000 });
     check("clone", &[0x2000_0091, 0], none(), What::Namespace { call: own("clone"), flags: 0x2000_0000 });
     check_nothing("clone", &[0x11, 0]);
-    check("clone3", &[64, 88], none().words(64, &[0x1000_0080]), What::Namespace { call: own("clone3"), flags: 0x1000_0080 });
+    check(
+        "clone3",
+        &[64, 88],
+        none().words(64, &[0x1000_0080]),
+        What::Namespace { call: own("clone3"), flags: 0x1000_0080 },
+    );
     check("ptrace", &[16, 40], none(), What::Ptrace { call: own("ptrace"), request: 16, target: 40 });
     check("process_vm_writev", &[40], none(), What::Ptrace { call: own("process_vm_writev"), request: 0, target: 40 });
     check("bpf", &[5, 64], none(), What::Bpf { command: 5 });
@@ -173,14 +190,20 @@ fn privilege_is_read_from_registers_and_memory() {
     check("capset", &[64, 128], sets, What::Capset { effective: 4 << 32 | 1 });
     let narrow = none().halves(64, &[0x1998_0330, 0]).halves(128, &[1, 2, 3]);
     check("capset", &[64, 128], narrow, What::Capset { effective: 1 });
-    check("mount", &[0, 64, 0], none().with(64, b"mnt\0"), What::Mount { call: own("mount"), target: own("/home/job/mnt") });
+    check(
+        "mount",
+        &[0, 64, 0],
+        none().with(64, b"mnt\0"),
+        What::Mount { call: own("mount"), target: own("/home/job/mnt") },
+    );
     check("fsopen", &[0], none(), What::Mount { call: own("fsopen"), target: String::new() });
     check("reboot", &[1, 2], none(), What::Call { name: own("reboot"), args: [1, 2, 0, 0, 0, 0] });
 }
 
 #[test]
 fn memory_becomes_executable_only_when_it_does() {
-    let executable = |call: &str, address, writable| What::Executable { call: call.to_owned(), address, length: 4096, writable };
+    let executable =
+        |call: &str, address, writable| What::Executable { call: call.to_owned(), address, length: 4096, writable };
     let none = Invented::default;
     check("mprotect", &[8192, 4096, 5], none(), executable("mprotect", 8192, false));
     check("mmap", &[0, 4096, 7, 0x22], none(), executable("mmap", 0, true));

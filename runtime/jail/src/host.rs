@@ -49,7 +49,6 @@ type Opened = Result<Rc<Held>, Refusal>;
 #[derive(Clone, Debug)]
 enum Refusal {
     Missing,
-    Link(PathBuf),
     Other(String),
 }
 
@@ -126,10 +125,13 @@ impl Host for LiveHost {
         let held = match self.open(path, follow) {
             Ok(held) => held,
             Err(Refusal::Missing) => return PathFact::Missing,
-            Err(Refusal::Link(target)) => return PathFact::Symlink(target),
             Err(Refusal::Other(reason)) => return PathFact::Refused(reason),
         };
         if held.stat.is(libc_mode::LINK) {
+            // The link that was opened, not what may stand under its name by now.
+            if !follow && let Ok(target) = nix::fcntl::readlinkat(&held.fd, "") {
+                return PathFact::Symlink(target.into());
+            }
             return PathFact::Refused(
                 "it became a link while it was looked at; start again when it is at rest".to_owned(),
             );
@@ -233,7 +235,6 @@ fn open_path(path: &Path, follow: bool) -> Result<Held, Refusal> {
     let name = c_path(path).map_err(|_| Refusal::Other("its name holds a NUL byte".to_owned()))?;
     // Most paths have no link at all: one call.
     let fd = match fs::open(fs::cwd(), &name, flags, resolve::NO_SYMLINKS) {
-        Err(Errno::ELOOP) if !follow && let Ok(target) = std::fs::read_link(path) => return Err(Refusal::Link(target)),
         Err(Errno::ELOOP) => open_through_links(path),
         other => other.map_err(|errno| refusal(errno, path)),
     }?;

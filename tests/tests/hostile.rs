@@ -362,6 +362,21 @@ fn a_full_disk_beneath_a_denied_name() {
     assert!(code == APEX_FAILED || (code != 98 && text.contains("create E")), "{code}: {text}");
 }
 
+/// systemd shares every mount with whoever copies it (mount_namespaces(7)): a mask mounted in a sandbox must not appear on the host.
+#[test]
+fn a_host_that_shares_its_mounts_sees_none_of_ours() {
+    let script = "mount --make-rshared / || exit 99; cat /proc/self/mountinfo >\"$HOME/before\"; \
+                  for mode in isolation development hybrid; do \
+                  \"$@\" --mode $mode --deny \"$FULL/filler\" --deny \"$FULL/none\" -- /tmp/attack/attack64 exit 7; \
+                  test $? = 7 || exit 97; done; \
+                  test -e \"$FULL/none\" && exit 98; \
+                  cat /proc/self/mountinfo >\"$HOME/after\"; diff \"$HOME/before\" \"$HOME/after\"";
+    let Some((code, text)) = on_a_full_disk(script) else {
+        skip!("no C compiler with static libraries to build the attack program")
+    };
+    assert_eq!(code, 0, "{text}");
+}
+
 /// Fifty at once, each with its own directory and one shared: none sees another's, none fails, none leaves anything.
 #[test]
 fn fifty_at_once() {

@@ -45,9 +45,11 @@ pub fn clone_tree(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
 
 /// A detached copy of the mount tree at `path` under `dir`, submounts included, all with the attributes `set`: in one call where the kernel has
 /// open_tree_attr(2) (6.15), otherwise in two.
+///
+/// Private: a copy of a shared mount is its peer (mount_namespaces(7)), and what is mounted on the copy would appear on the original.
 pub fn clone_tree_with(dir: BorrowedFd<'_>, path: &CStr, set: u64) -> Result<OwnedFd, Errno> {
     const OPEN_TREE_ATTR: libc::c_long = 467;
-    let attributes = MountAttr { attr_set: set, ..MountAttr::default() };
+    let attributes = MountAttr { attr_set: set, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     // SAFETY: `path` is NUL-terminated, `attributes` a valid mount_attr of the stated size; both outlive the call.
     let tree = fresh(check(unsafe {
         libc::syscall(
@@ -63,7 +65,7 @@ pub fn clone_tree_with(dir: BorrowedFd<'_>, path: &CStr, set: u64) -> Result<Own
         // EPERM: a container's system call filter that does not know the call; the two older ones then tell the truth.
         Err(Errno::ENOSYS | Errno::EPERM) => {
             let tree = clone_tree(dir, path)?;
-            set_attributes(tree.as_fd(), set, true)?;
+            mount_setattr(tree.as_fd(), attributes, true)?;
             Ok(tree)
         }
         other => other,

@@ -5,7 +5,7 @@
 //! them, and no change is offered that a hostile name could turn into another one. Terminal escapes are the printer's concern.
 
 mod path;
-mod sensitive;
+pub(crate) mod sensitive;
 
 use crate::amount::{duration, size};
 use crate::layer::Layer;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod amount;
+pub mod backtest;
 pub mod baseline;
 pub mod detect;
 pub mod doctor;
@@ -14,6 +15,7 @@ pub mod explain;
 pub mod finding;
 pub mod host;
 pub mod layer;
+pub mod learn;
 pub mod observe;
 pub mod ocsf;
 pub mod plan;

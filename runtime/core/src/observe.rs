@@ -163,7 +163,7 @@ fn refused(plan: &Plan, path: &Path, access: Access, is_dir: bool) -> Option<Obs
 }
 
 /// The mount that a path ends up in: the deepest, the last one of equals.
-fn deepest<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Mount> {
+pub(crate) fn deepest<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Mount> {
     let covers = |mount: &&Mount| match mount {
         Mount::Symlink { .. } => false,
         mount => path.starts_with(crate::planner::mount_dest(mount)),

@@ -21,8 +21,20 @@ pub(super) fn reason(path: &Path) -> Option<&'static str> {
     names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
 }
 
+/// Why a path holds a secret, for learning: the caller's own home is not one as a whole, even where it is root's.
+pub(crate) fn secret(path: &Path, home: Option<&Path>) -> Option<&'static str> {
+    let is_own = |place: &str| home.is_some_and(|home| home.starts_with(place) && path.starts_with(home));
+    if let Some((_, why)) = SYSTEM.iter().find(|(place, _)| path.starts_with(place) && !is_own(place)) {
+        return Some(why);
+    }
+    if is_public(path) {
+        return None;
+    }
+    names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
+}
+
 /// The same for a socket whose other end commands the host.
-pub(super) fn socket(path: &Path) -> Option<&'static str> {
+pub(crate) fn socket(path: &Path) -> Option<&'static str> {
     names(path).any(|name| SOCKETS.contains(&name)).then_some("whoever talks to this socket commands the host")
 }
 

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::PolicyError;
 use super::file::{CeilingTable, LimitName, Lines};
 use super::flags::OPTIONAL;
@@ -30,7 +32,29 @@ pub(super) struct Ceiling {
     off_layers: Vec<Layer>,
 }
 
+/// What of a ceiling a learned policy must keep below.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// The widest network.
+    pub network: Network,
+    /// Groups of system calls that cannot be allowed.
+    pub syscalls_forbidden: Vec<String>,
+    /// Paths of which nothing can be granted.
+    pub grant_forbidden: Vec<PathBuf>,
+    /// Paths that cannot be granted for writing.
+    pub write_forbidden: Vec<PathBuf>,
+}
+
 impl Ceiling {
+    pub fn bounds(self) -> Bounds {
+        Bounds {
+            network: self.network,
+            syscalls_forbidden: self.syscalls_forbidden,
+            grant_forbidden: self.grant_forbidden,
+            write_forbidden: self.write_forbidden,
+        }
+    }
+
     /// The ceiling of a built-in mode. What the table does not name is as narrow as it can be, or not restricted for want of a list.
     pub fn built_in(table: CeilingTable, source: &str) -> Self {
         Ceiling {

@@ -139,6 +139,8 @@ impl Embedded {
             filesystem: self.filesystem(),
             network: NetworkTable { access: self.network.map(at) },
             syscalls: SyscallsTable {
+                // No built-in file forgets what another one allowed.
+                inherit: None,
                 default: self.syscalls_default.map(at),
                 allow: names(self.syscalls_allow),
                 deny: names(self.syscalls_deny),
@@ -154,6 +156,7 @@ impl Embedded {
             terminal: TerminalTable { tty: self.tty },
             layers: self.layers.iter().map(|(layer, requirement)| (*layer, at(*requirement))).collect(),
             ceiling: self.ceiling.map(|(line, ceiling)| at((line, ceiling.table()))),
+            learned: None,
         }
     }
 

@@ -52,6 +52,34 @@ pub struct File {
     /// What no later layer may exceed. Only in mode files.
     #[cfg_attr(feature = "schema", schemars(with = "Option<CeilingTable>"))]
     pub ceiling: Option<Spanned<CeilingTable>>,
+    /// What `apex-run --learn` counted. It decides nothing. Only in policy files.
+    pub learned: Option<LearnedTable>,
+}
+
+/// `[learned]`: the counters behind a learned policy, so that later runs can be merged into it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, expecting = "the table `[learned]`")]
+pub struct LearnedTable {
+    /// Version of this table.
+    pub version: u32,
+    /// Runs that were learned from.
+    pub runs: u64,
+    /// By kind and name, such as `read ~/data`: how often it was used.
+    pub seen: BTreeMap<String, SeenTable>,
+}
+
+/// One line of `[learned.seen]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SeenTable {
+    /// How often, over all runs.
+    pub times: u64,
+    /// In how many runs.
+    pub runs: u64,
+    /// Names of the programs that used it, the first few.
+    pub by: Vec<String>,
 }
 
 /// `[filesystem]`
@@ -99,6 +127,8 @@ pub struct NetworkTable {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, expecting = "the table `[syscalls]`")]
 pub struct SyscallsTable {
+    /// `false` forgets which groups earlier layers allowed; their `deny` stays.
+    pub inherit: Option<bool>,
     /// For a call in no group that is allowed or denied.
     #[cfg_attr(feature = "schema", schemars(with = "Option<SyscallDefault>"))]
     pub default: Option<Spanned<SyscallDefault>>,

@@ -107,6 +107,9 @@ impl Draft {
         replace(&mut self.network, file.network.access.map(|access| source.rule(access)));
         replace(&mut self.syscalls_default, file.syscalls.default.map(|default| source.rule(default)));
         replace(&mut self.compat, file.syscalls.compat.map(|compat| source.rule(compat)));
+        if file.syscalls.inherit == Some(false) {
+            self.syscalls_allow.clear();
+        }
         for name in file.syscalls.allow {
             let group = source.group(name)?;
             self.syscalls_allow.entry(group.value).or_insert(group.origin);

@@ -9,7 +9,7 @@ mod flags;
 mod generate;
 mod generated;
 mod merge;
-mod path;
+pub(crate) mod path;
 mod resolve;
 #[cfg(feature = "schema")]
 mod schema;
@@ -26,15 +26,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::layer::{Layer, Requirement};
 
+pub use ceiling::Bounds;
 pub use error::PolicyError;
 pub(crate) use error::nearest;
 pub use file::FILE_SIZE_MAX;
 pub(crate) use file::Lines;
+pub(crate) use file::{LearnedTable, SeenTable};
 pub use flags::Flags;
 pub use merge::PATH_RULES_MAX;
-pub use resolve::{DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, modes_allowing, resolve};
+pub use resolve::{
+    DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, modes_allowing, resolve, resolve_for_learning,
+};
 #[cfg(feature = "schema")]
 pub use schema::json_schema;
+
+/// What a policy file says about the runs that it was learned from. Reads the whole file: what is no policy is refused.
+pub(crate) fn learned_table(text: &str, file: &str) -> Result<Option<LearnedTable>, PolicyError> {
+    let lines = file::Lines::new(file.to_owned(), text);
+    Ok(file::parse(text, &lines)?.learned)
+}
 
 /// A named set of defaults and of features that are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// What variables and relative paths stand for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Context<'a> {
+pub(crate) struct Context<'a> {
     pub home: Option<&'a Path>,
     pub cwd: &'a Path,
     pub tmpdir: &'a Path,
@@ -15,7 +15,7 @@ pub(super) struct Context<'a> {
 const VARIABLES: &str = "`${HOME}`, `${CWD}` and `${TMPDIR}`";
 
 /// The path that a file writes; a relative one starts at `base`, or is refused when there is none.
-pub(super) fn in_file(text: &str, base: Option<&Path>, context: &Context<'_>) -> Result<PathBuf, String> {
+pub(crate) fn in_file(text: &str, base: Option<&Path>, context: &Context<'_>) -> Result<PathBuf, String> {
     if text.is_empty() {
         return Err("an empty path; write an absolute one".to_owned());
     }
@@ -37,12 +37,12 @@ pub(super) fn in_file(text: &str, base: Option<&Path>, context: &Context<'_>) ->
 }
 
 /// The path that a flag names. The shell has expanded variables already; `..` is what people type there, so it is taken lexically.
-pub(super) fn in_flag(path: &Path, context: &Context<'_>) -> PathBuf {
+pub(crate) fn in_flag(path: &Path, context: &Context<'_>) -> PathBuf {
     normalise(&context.cwd.join(path))
 }
 
 /// Resolves `.`, `..` and repeated slashes without looking at the file system.
-pub(super) fn normalise(path: &Path) -> PathBuf {
+pub(crate) fn normalise(path: &Path) -> PathBuf {
     let mut out = PathBuf::with_capacity(path.as_os_str().len());
     for part in path.components() {
         match part {

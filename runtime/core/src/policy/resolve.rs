@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ceiling::{self, Ceiling};
+use super::ceiling::{self, Bounds, Ceiling};
 use super::embedded;
 use super::error::{PolicyError, nearest};
 use super::file::{self, File, FilesystemTable, Lines, SyscallsTable};
@@ -90,6 +90,26 @@ struct Loaded {
 /// # Errors
 /// [`PolicyError`] names the rule with its file and line, and what is accepted instead.
 pub fn resolve(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<Policy, PolicyError> {
+    merge(inputs, sources, None).map(|(policy, _)| policy)
+}
+
+/// The same for a run that is learned from: `policies/learning.toml` is merged between the policy file and the flags. Under the same
+/// ceiling, which comes along: the learned policy must not ask for more.
+///
+/// # Errors
+/// Those of [`resolve`].
+pub fn resolve_for_learning(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<(Policy, Bounds), PolicyError> {
+    merge(inputs, sources, Some(LEARNING)).map(|(policy, ceiling)| (policy, ceiling.bounds()))
+}
+
+/// What the planner and the merge take for a built-in profile, since it is one.
+const LEARNING: (&str, &str) = ("profiles/learning.toml", include_str!("../../../../policies/learning.toml"));
+
+fn merge(
+    inputs: &Inputs<'_>,
+    sources: &mut dyn Sources,
+    on_top: Option<(&str, &str)>,
+) -> Result<(Policy, Ceiling), PolicyError> {
     let mut loader = Loader { inputs, sources, loaded: Vec::new(), finished: Vec::new(), open: Vec::new() };
     if let Some(name) = &inputs.profile {
         loader.profile(name, &Origin::flag("--profile"))?;
@@ -100,6 +120,11 @@ pub fn resolve(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<Policy,
     let named = loader.loaded.iter().rev().find_map(|loaded| loaded.file.mode.as_ref().map(|mode| *mode.get_ref()));
     let mode = inputs.mode.or(named).unwrap_or(Mode::Isolation);
     let (modes, ceiling) = loader.mode(mode)?;
+    if let Some((name, text)) = on_top {
+        let lines = Lines::new(name.to_owned(), text);
+        let file = file::parse(text, &lines)?;
+        loader.loaded.push(Loaded { file, lines, dir: None, role: Role::Profile });
+    }
 
     let context = Context {
         home: inputs.home.as_deref(),
@@ -120,7 +145,8 @@ pub fn resolve(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<Policy,
         inputs.flags.apply(&mut draft, &context)?;
         names.push("flags".to_owned());
     }
-    draft.finish(mode, names, &ceiling)
+    let policy = draft.finish(mode, names, &ceiling)?;
+    Ok((policy, ceiling))
 }
 
 struct Loader<'a> {
@@ -287,6 +313,9 @@ fn read_at(path: &Path, text: &str, role: Role) -> Result<Loaded, PolicyError> {
     }
     if let (Some(mode), Role::Mode | Role::Profile) = (&file.mode, role) {
         return misplaced(mode.span(), "`mode`", "policy files");
+    }
+    if file.learned.is_some() && role != Role::Policy {
+        return misplaced(0..0, "`[learned]`", "policy files");
     }
     if let (Some(link), Role::Mode) = (file.extends.first(), role) {
         return misplaced(link.span(), "`extends`", "profiles and policy files");

@@ -1,0 +1,467 @@
+//! From a watched run to the narrowest policy under which it passes again.
+//!
+//! Input: a [`Setting`], [`Event`]s in any order, and what an earlier learned policy already holds. Output: [`Learned`], and its text. Nothing
+//! here opens a file: whether something exists outside is asked of an [`Outside`]. The program that is learned from chooses what it does, so
+//! nothing is granted that the ceiling of the mode forbids, that a rule denies, or that holds secrets; it is listed instead.
+
+mod name;
+mod needs;
+mod setting;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+pub use needs::{Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN};
+pub use setting::{Given, Granted, Piece, Place, Setting, Top};
+pub use text::{LearnError, Previous};
+
+use crate::event::{Errno, Event, What};
+use crate::observe::is_own_process;
+use crate::refusal::Access;
+use crate::seccomp::{Abi, groups};
+
+/// Paths of one kind that are kept; what comes beyond is counted.
+pub const PATHS_MAX: usize = 50_000;
+/// Things that were asked for and not granted, as the text lists them.
+pub const ASKED_MAX: usize = 100;
+/// Programs named in a reason.
+pub const PROGRAMS_MAX: usize = 4;
+
+/// Files that every root of a sandbox has, made by Apex.
+const MADE_FILES: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/hosts"];
+
+/// What a learned policy shows of the system, and lets be executed, where it starts from nothing: no dynamic program starts without.
+pub(crate) const SEEDS: [&str; 11] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+];
+
+/// The first of [`SEEDS`] are executable.
+pub(crate) const SEEDS_EXEC: usize = 7;
+
+/// What stands at a path of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stands {
+    /// Nothing.
+    Nothing,
+    /// A directory.
+    Dir,
+    /// Something else.
+    File,
+    /// It was not asked or cannot be told.
+    Unknown,
+}
+
+/// A look at the host. Since a run that is learned from writes to an overlay, the host afterwards is the host before.
+pub trait Outside {
+    /// What stands at `path`, links followed.
+    fn stands(&self, path: &Path) -> Stands;
+}
+
+/// Nobody to ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Unseen;
+
+impl Outside for Unseen {
+    fn stands(&self, _: &Path) -> Stands {
+        Stands::Unknown
+    }
+}
+
+/// How often something was used, and by which programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Use {
+    /// How often.
+    pub times: u64,
+    /// Programs, at most [`PROGRAMS_MAX`].
+    pub by: BTreeSet<String>,
+}
+
+impl Use {
+    fn add(&mut self, times: u64, by: &str) {
+        self.times = self.times.saturating_add(times);
+        self.by.insert(by.to_owned());
+        while self.by.len() > PROGRAMS_MAX {
+            self.by.pop_last();
+        }
+    }
+}
+
+type Uses = BTreeMap<PathBuf, Use>;
+
+/// Takes events in.
+#[derive(Debug)]
+pub struct Learner {
+    setting: Setting,
+    /// Opened for reading.
+    reads: Uses,
+    /// Executed.
+    execs: Uses,
+    /// Changed where they stand.
+    edits: Uses,
+    /// Opened with O_CREAT: whether they were there is for the end to tell.
+    creates: Uses,
+    /// Names that came or went: what changes is the directory.
+    names: Uses,
+    /// Directories that the run made.
+    made_dirs: BTreeSet<PathBuf>,
+    /// Names that the run made.
+    made: BTreeSet<PathBuf>,
+    /// Moved or linked: both ends must lie in one mount.
+    moves: BTreeSet<(PathBuf, PathBuf)>,
+    addresses: BTreeMap<String, Use>,
+    calls: BTreeMap<String, u64>,
+    has_calls: bool,
+    /// Groups that arguments asked for, with the call.
+    governors: BTreeMap<&'static str, Use>,
+    refused_calls: BTreeMap<String, Use>,
+    refused_paths: BTreeMap<(Access, PathBuf), Use>,
+    command: Option<String>,
+    /// Events about paths that are not absolute, or more paths than are kept.
+    left_out: u64,
+}
+
+impl Learner {
+    /// A learner that has seen nothing.
+    pub fn new(setting: Setting) -> Learner {
+        Learner {
+            setting,
+            reads: Uses::new(),
+            execs: Uses::new(),
+            edits: Uses::new(),
+            creates: Uses::new(),
+            names: Uses::new(),
+            made_dirs: BTreeSet::new(),
+            made: BTreeSet::new(),
+            moves: BTreeSet::new(),
+            addresses: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            has_calls: false,
+            governors: BTreeMap::new(),
+            refused_calls: BTreeMap::new(),
+            refused_paths: BTreeMap::new(),
+            command: None,
+            left_out: 0,
+        }
+    }
+
+    /// Takes one event in. The order does not matter.
+    pub fn observe(&mut self, event: &Event) {
+        match &event.what {
+            What::Start(start) => self.command = Some(start.command.join(" ")),
+            What::Calls { counts } => {
+                self.has_calls = true;
+                for (name, count) in counts {
+                    let total = self.calls.entry(name.clone()).or_default();
+                    *total = total.saturating_add(*count);
+                }
+            }
+            What::Refused(refused) if !refused.reported => {
+                self.refused_calls.entry(refused.call.clone()).or_default().add(1, &event.comm);
+            }
+            _ => match event.error {
+                None => self.succeeded(event),
+                Some(errno) => self.failed(event, errno),
+            },
+        }
+    }
+
+    fn succeeded(&mut self, event: &Event) {
+        let by = event.comm.as_str();
+        if let Some((group, _)) = governor(&event.what) {
+            self.governors.entry(group).or_default().add(1, by);
+        }
+        match &event.what {
+            What::Exec { path, fileless: false, .. } => self.note(|own| &mut own.execs, path, by),
+            What::Open { path, access, create, .. } => match (access, create) {
+                (Access::Exec, _) => self.note(|own| &mut own.execs, path, by),
+                (Access::Look | Access::Read, false) => self.note(|own| &mut own.reads, path, by),
+                (Access::Write, false) => self.note(|own| &mut own.edits, path, by),
+                (Access::Look | Access::Read | Access::Write, true) => self.note(|own| &mut own.creates, path, by),
+            },
+            What::Chmod { path, .. } | What::Chown { path, .. } => self.note(|own| &mut own.edits, path, by),
+            What::Mkdir { path } => {
+                self.note(|own| &mut own.names, path, by);
+                self.make(path, true);
+            }
+            What::Symlink { path, .. } => {
+                self.note(|own| &mut own.names, path, by);
+                self.make(path, false);
+            }
+            What::Unlink { path } => self.note(|own| &mut own.names, path, by),
+            What::Rename { from, to } | What::Link { from, to } => {
+                self.note(|own| &mut own.names, from, by);
+                self.note(|own| &mut own.names, to, by);
+                self.make(to, false);
+                if let (Some(from), Some(to)) = (plain(from), plain(to))
+                    && self.moves.len() < PATHS_MAX
+                {
+                    self.moves.insert((from, to));
+                }
+            }
+            What::Connect { address } | What::Send { address, .. } => self.reach(address, by, false),
+            What::Bind { address } => self.reach(address, by, true),
+            _ => {}
+        }
+    }
+
+    fn reach(&mut self, address: &crate::event::Address, by: &str, is_own: bool) {
+        use crate::event::Address;
+        match address {
+            Address::Inet(_) => {
+                if self.addresses.len() < ASKED_MAX || self.addresses.contains_key(&address.to_string()) {
+                    self.addresses.entry(address.to_string()).or_default().add(1, by);
+                }
+            }
+            Address::Unix(path) if is_own => {
+                self.note(|own| &mut own.names, path, by);
+                self.make(path, false);
+            }
+            // A read-only mount keeps nobody from connecting.
+            Address::Unix(path) => self.note(|own| &mut own.reads, path, by),
+            Address::Abstract(_) | Address::Unnamed | Address::Family(_) => {}
+        }
+    }
+
+    fn failed(&mut self, event: &Event, errno: Errno) {
+        const EROFS: Errno = Errno(30);
+        if let What::Connect { address } | What::Send { address, .. } = &event.what
+            && address.inet().is_some()
+        {
+            // A refused connection reached the network all the same.
+            self.reach(address, &event.comm, false);
+            return;
+        }
+        // What is missing is no refusal: programs look in many places.
+        if ![Errno::EACCES, Errno::EPERM, EROFS].contains(&errno) {
+            return;
+        }
+        let (path, access) = match &event.what {
+            What::Exec { path, .. } => (path, Access::Exec),
+            What::Open { path, access, create: false, .. } => (path, *access),
+            What::Open { path, .. }
+            | What::Mkdir { path }
+            | What::Unlink { path }
+            | What::Symlink { path, .. }
+            | What::Chmod { path, .. }
+            | What::Chown { path, .. }
+            | What::Rename { to: path, .. }
+            | What::Link { to: path, .. } => (path, Access::Write),
+            _ => return,
+        };
+        if let Some(path) = plain(path)
+            && self.refused_paths.len() < PATHS_MAX
+        {
+            self.refused_paths.entry((access, path)).or_default().add(1, &event.comm);
+        }
+    }
+
+    fn note(&mut self, uses: impl FnOnce(&mut Learner) -> &mut Uses, path: &str, by: &str) {
+        let Some(path) = plain(path) else {
+            self.left_out += 1;
+            return;
+        };
+        if is_of_the_kernel(&path) {
+            return;
+        }
+        let uses = uses(self);
+        if uses.len() == PATHS_MAX && !uses.contains_key(&path) {
+            self.left_out += 1;
+            return;
+        }
+        uses.entry(path).or_default().add(1, by);
+    }
+
+    fn make(&mut self, path: &str, is_dir: bool) {
+        if let Some(path) = plain(path)
+            && self.made.len() < PATHS_MAX
+        {
+            if is_dir {
+                self.made_dirs.insert(path.clone());
+            }
+            self.made.insert(path);
+        }
+    }
+
+    /// What it comes to.
+    pub fn finish(self, previous: Option<&Previous>, outside: &dyn Outside) -> Learned {
+        let mut needs = needs::Needs::new(&self.setting, outside, previous);
+        needs.made(&self);
+        for (path, seen) in &self.reads {
+            needs.read(path, seen);
+        }
+        for (path, seen) in &self.execs {
+            needs.exec(path, seen);
+        }
+        for (path, seen) in &self.edits {
+            needs.edit(path, seen);
+        }
+        for (path, seen) in &self.creates {
+            needs.create(path, seen);
+        }
+        for (path, seen) in &self.names {
+            needs.name(path, seen);
+        }
+        for (from, to) in &self.moves {
+            needs.move_between(from, to);
+        }
+        for ((access, path), seen) in &self.refused_paths {
+            needs.refused(*access, path, seen);
+        }
+        let (files, mut asked) = needs.finish();
+        let network = self.network(previous);
+        let groups = self.groups(previous, &mut asked);
+        Learned {
+            files,
+            network,
+            groups,
+            asked: asked.into_iter().collect(),
+            runs: previous.map_or(0, |previous| previous.runs).saturating_add(1),
+            command: self.command,
+            left_out: self.left_out,
+            setting: self.setting,
+        }
+    }
+
+    fn network(&self, previous: Option<&Previous>) -> Option<Need> {
+        let may = self.setting.run.has_network && self.setting.bounds.network == crate::policy::Network::Host;
+        let mut need = previous.and_then(|previous| previous.network.clone());
+        if may && !self.addresses.is_empty() {
+            let own = need.get_or_insert_default();
+            own.runs = own.runs.saturating_add(1);
+            for (address, seen) in &self.addresses {
+                own.seen.times = own.seen.times.saturating_add(seen.times);
+                own.seen.by.extend(seen.by.iter().cloned());
+                own.notes.insert(address.clone());
+            }
+            own.trim();
+        }
+        need
+    }
+
+    /// The groups that hold the calls that were made; `None` when nobody counted them.
+    fn groups(
+        &self,
+        previous: Option<&Previous>,
+        asked: &mut BTreeMap<String, String>,
+    ) -> Option<BTreeMap<String, Need>> {
+        let mut used: BTreeMap<String, Need> = previous.map(|previous| previous.groups.clone()).unwrap_or_default();
+        if !self.has_calls && used.is_empty() {
+            return None;
+        }
+        let setting = &self.setting;
+        let may = |group: &str| {
+            group == groups::BASE
+                || setting.run.groups.contains(group)
+                    && !setting.bounds.syscalls_forbidden.iter().any(|forbidden| forbidden == group)
+        };
+        let mut now: BTreeSet<&'static str> = BTreeSet::new();
+        let mut take = |group: &'static str, call: &str, seen: &Use| {
+            if !may(group) {
+                note_call(asked, group, call, seen);
+                return;
+            }
+            let need = used.entry(group.to_owned()).or_default();
+            need.seen.times = need.seen.times.saturating_add(seen.times);
+            need.notes.insert(call.to_owned());
+            now.insert(group);
+        };
+        for (call, count) in &self.calls {
+            if let Some(group) = group_of(call) {
+                take(group, call, &Use { times: *count, by: BTreeSet::new() });
+            }
+        }
+        for (group, seen) in &self.governors {
+            take(group, "by its arguments", seen);
+        }
+        for (call, seen) in &self.refused_calls {
+            note_call(asked, group_of(call).unwrap_or("none"), call, seen);
+        }
+        now.insert(groups::BASE);
+        used.entry(groups::BASE.to_owned()).or_default();
+        for (group, need) in &mut used {
+            need.runs = need.runs.saturating_add(u64::from(now.contains(group.as_str())));
+            need.trim();
+        }
+        Some(used)
+    }
+}
+
+fn note_call(asked: &mut BTreeMap<String, String>, group: &str, call: &str, seen: &Use) {
+    let by = seen.by.iter().next().map(|by| format!(" by {by}")).unwrap_or_default();
+    asked.insert(format!("system call {call} (group {group})"), format!("{} times{by}", seen.times));
+}
+
+/// The group that holds a call.
+pub(crate) fn group_of(call: &str) -> Option<&'static str> {
+    [Abi::X86_64, Abi::Aarch64, Abi::I386]
+        .into_iter()
+        .find_map(|abi| groups::of_call(abi, abi.call_number(call)?))
+        .map(|group| group.name)
+}
+
+/// The group that a rule about arguments asks for, where an event shows the arguments (`seccomp::rules`).
+fn governor(what: &What) -> Option<(&'static str, &str)> {
+    const COMMON_FAMILIES: [u32; 4] = [1, 2, 10, 16];
+    const SETUID_BITS: u32 = 0o6000;
+    match what {
+        What::Namespace { call, flags } if *flags != 0 => Some(("namespaces", call)),
+        What::Socket { family, .. } if !COMMON_FAMILIES.contains(family) => Some(("rare-sockets", "socket")),
+        What::Chmod { mode, .. } if mode & SETUID_BITS != 0 => Some(("setuid-bits", "chmod")),
+        _ => None,
+    }
+}
+
+/// Absolute, without `.` and `..`, and with a name that a policy can hold.
+pub(crate) fn plain(path: &str) -> Option<PathBuf> {
+    let path = Path::new(path);
+    if !path.is_absolute() {
+        return None;
+    }
+    let mut out = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => out.push(name),
+            Component::ParentDir => {
+                out.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Some(out)
+}
+
+/// What the kernel and the sandbox itself provide: no grant is about it.
+fn is_of_the_kernel(path: &Path) -> bool {
+    is_own_process(path) || ["/proc", "/sys", "/dev"].iter().any(|place| path.starts_with(place))
+}
+
+/// What was learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    setting: Setting,
+    /// Files and directories, by right and path inside.
+    pub files: BTreeMap<(Right, PathBuf), Need>,
+    /// The network of the host.
+    pub network: Option<Need>,
+    /// Groups of system calls, `None` when calls were not counted.
+    pub groups: Option<BTreeMap<String, Need>>,
+    /// What was asked for and is not granted, with the reason.
+    pub asked: Vec<(String, String)>,
+    /// Runs that it comes from.
+    pub runs: u64,
+    /// The command of the last run.
+    pub command: Option<String>,
+    /// Events that say nothing, or too many.
+    pub left_out: u64,
+}

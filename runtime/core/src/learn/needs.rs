@@ -1,0 +1,514 @@
+//! From uses to grants: what nothing gives yet, lifted from names that change, joined where many siblings are used.
+//!
+//! The rules, with their thresholds:
+//! - What mode and profile grant, and what is private to the sandbox, is left out.
+//! - A name that changes (see `name`) is granted through the directory that holds it, or, where that one is shared by others, as a tree
+//!   of its own.
+//! - [`SIBLINGS_MIN`] grants in one directory become the directory; so do [`TREE_MIN`] grants below it in [`SUBTREES_MIN`] subdirectories.
+//! - What is made needs its directory; what is moved or linked needs one directory around both ends, since a mount has no way into another.
+//! - Nothing becomes a grant that is shared by others (`name::is_shared`), holds a secret, is denied, or lies where the ceiling forbids it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::name;
+use super::setting::{Setting, Top};
+use super::text::Previous;
+use super::{Learner, Outside, PROGRAMS_MAX, Stands, Use};
+use crate::explain::sensitive;
+use crate::refusal::Access;
+
+/// Grants in one directory that make the directory the grant.
+pub const SIBLINGS_MIN: usize = 8;
+/// Grants below a directory that make it the grant, when they lie in [`SUBTREES_MIN`] of its subdirectories.
+pub const TREE_MIN: usize = 24;
+/// See [`TREE_MIN`].
+pub const SUBTREES_MIN: usize = 3;
+/// Notes that a reason keeps.
+const NOTES_MAX: usize = 6;
+
+/// What a path is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Right {
+    /// Reading.
+    Read,
+    /// Writing, and reading.
+    Write,
+    /// Executing.
+    Exec,
+    /// A private directory.
+    Tmpfs,
+}
+
+impl Right {
+    /// The word in `[learned.seen]`, and the key in `[filesystem]`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Right::Read => "read",
+            Right::Write => "write",
+            Right::Exec => "exec",
+            Right::Tmpfs => "tmpfs",
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Right; 4] = [Right::Read, Right::Write, Right::Exec, Right::Tmpfs];
+}
+
+/// One thing that is needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// How often and by whom, over all runs.
+    pub seen: Use,
+    /// In how many runs.
+    pub runs: u64,
+    /// A few details for people.
+    pub notes: BTreeSet<String>,
+}
+
+impl Need {
+    fn join(&mut self, other: Need) {
+        self.seen.times = self.seen.times.saturating_add(other.seen.times);
+        self.seen.by.extend(other.seen.by);
+        self.runs = self.runs.max(other.runs);
+        self.notes.extend(other.notes);
+        self.trim();
+    }
+
+    pub(super) fn trim(&mut self) {
+        while self.seen.by.len() > PROGRAMS_MAX {
+            self.seen.by.pop_last();
+        }
+        while self.notes.len() > NOTES_MAX {
+            self.notes.pop_last();
+        }
+    }
+}
+
+type Wanted = BTreeMap<(Right, PathBuf), Need>;
+
+/// Needs of one run, on their way.
+pub(super) struct Needs<'a> {
+    setting: &'a Setting,
+    outside: &'a dyn Outside,
+    previous: Option<&'a Previous>,
+    made: BTreeSet<PathBuf>,
+    made_dirs: BTreeSet<PathBuf>,
+    wanted: Wanted,
+    asked: BTreeMap<String, String>,
+}
+
+impl<'a> Needs<'a> {
+    pub fn new(setting: &'a Setting, outside: &'a dyn Outside, previous: Option<&'a Previous>) -> Needs<'a> {
+        Needs {
+            setting,
+            outside,
+            previous,
+            made: BTreeSet::new(),
+            made_dirs: BTreeSet::new(),
+            wanted: Wanted::new(),
+            asked: BTreeMap::new(),
+        }
+    }
+
+    /// Tells names that the run made from those that it found.
+    pub fn made(&mut self, learner: &Learner) {
+        self.made_dirs.clone_from(&learner.made_dirs);
+        self.made.clone_from(&learner.made);
+        for path in learner.creates.keys() {
+            if self.outside.stands(path) != Stands::File && self.outside.stands(path) != Stands::Dir {
+                self.made.insert(path.clone());
+            }
+        }
+    }
+
+    pub fn read(&mut self, path: &Path, seen: &Use) {
+        let is_own = super::MADE_FILES.iter().any(|file| path == Path::new(file));
+        if is_own || self.is_made(path) || self.is_private(path, seen) {
+            return;
+        }
+        if !self.was_shown(Right::Read, path, seen) || self.outside.stands(path) == Stands::Nothing {
+            return;
+        }
+        if !self.base_shows(path) {
+            self.want(Right::Read, path, seen);
+        }
+        // The loader maps a library for execution.
+        if is_library(path) && !self.base_executes(path) {
+            self.want(Right::Exec, path, seen);
+        }
+    }
+
+    pub fn exec(&mut self, path: &Path, seen: &Use) {
+        if self.is_made(path) {
+            // Made and then executed: the directory that it is made in must let it.
+            let place = self.place_of(path);
+            let may = self.setting.run.executes(&place) && self.may_be_granted(&place, Right::Write);
+            if !self.base_executes(&place) && may {
+                self.add(Right::Exec, place, seen);
+            }
+            return;
+        }
+        if self.is_private(path, seen) || self.outside.stands(path) == Stands::Nothing {
+            return;
+        }
+        if !self.was_shown(Right::Exec, path, seen) {
+            return;
+        }
+        if !self.base_executes(path) {
+            self.want(Right::Exec, path, seen);
+        }
+        if !self.base_shows(path) {
+            self.want(Right::Read, path, seen);
+        }
+    }
+
+    /// A change of what is there.
+    pub fn edit(&mut self, path: &Path, seen: &Use) {
+        if self.is_made(path) || self.is_private(path, seen) || self.base_writes(path) {
+            return;
+        }
+        if self.was_shown(Right::Write, path, seen) && self.outside.stands(path) != Stands::Nothing {
+            self.want(Right::Write, path, seen);
+        }
+    }
+
+    /// Whether a piece of the host was there. A record of a run under another policy may tell of more.
+    fn was_shown(&mut self, right: Right, path: &Path, seen: &Use) -> bool {
+        let run = &self.setting.run;
+        if matches!(run.top(path), Some(Top::Piece(_))) {
+            return true;
+        }
+        let leads_on = run.pieces.iter().map(|piece| &piece.dest).chain(&run.tmpfs).any(|dest| dest.starts_with(path));
+        if !leads_on {
+            self.ask(right.name(), path, "the run that is learned from does not show it", seen);
+        }
+        false
+    }
+
+    fn ask(&mut self, verb: &str, path: &Path, otherwise: &str, seen: &Use) {
+        let why = self.why_not(path).unwrap_or(otherwise);
+        let by = seen.by.iter().next().map(|by| format!(" by {by}")).unwrap_or_default();
+        self.asked.insert(format!("{verb} {}", path.display()), format!("{why}; {} times{by}", seen.times));
+    }
+
+    /// An open that makes what is missing.
+    pub fn create(&mut self, path: &Path, seen: &Use) {
+        if self.is_made(path) { self.name(path, seen) } else { self.edit(path, seen) }
+    }
+
+    /// A name that comes or goes.
+    pub fn name(&mut self, path: &Path, seen: &Use) {
+        let place = self.place_of(path);
+        self.write_in(&place, path, seen);
+    }
+
+    pub fn move_between(&mut self, from: &Path, to: &Path) {
+        let (one, other) = (self.place_of(from), self.place_of(to));
+        let around = common(&one, &other);
+        if one != other && !self.base_writes(&around) && !self.setting_is_private(&around) {
+            let same_piece = self.setting.run.top(&one) == self.setting.run.top(&other);
+            if same_piece && self.may_be_granted(&around, Right::Write) {
+                self.add(Right::Write, around, &Use::default());
+            } else {
+                let what = format!("move {} to {}", from.display(), to.display());
+                self.asked.insert(what, "no directory around both can be granted".to_owned());
+            }
+        }
+    }
+
+    pub fn refused(&mut self, access: Access, path: &Path, seen: &Use) {
+        let verb = match access {
+            Access::Look => "look at",
+            Access::Read => "read",
+            Access::Write => "write",
+            Access::Exec => "execute",
+        };
+        self.ask(verb, path, "refused while it was learned from", seen);
+    }
+
+    fn write_in(&mut self, place: &Path, path: &Path, seen: &Use) {
+        if self.is_private(place, seen) || self.base_writes(place) {
+            return;
+        }
+        if self.may_be_granted(place, Right::Write) {
+            self.add(Right::Write, place.to_owned(), seen);
+            return;
+        }
+        let why = match self.setting.run.top(place) {
+            Some(_) => "its directory is shared by others and never granted as a whole",
+            None => "the run that is learned from does not show its directory",
+        };
+        let why = self.why_not(place).unwrap_or(why);
+        self.asked.insert(format!("make {}", path.display()), why.to_owned());
+    }
+
+    /// The directory of a name that is there without the run.
+    fn place_of(&self, path: &Path) -> PathBuf {
+        let mut place = path.parent().unwrap_or(path);
+        while self.made_dirs.contains(place)
+            || self.made.contains(place)
+            || self.outside.stands(place) == Stands::Nothing
+        {
+            match place.parent() {
+                Some(parent) => place = parent,
+                None => break,
+            }
+        }
+        place.to_owned()
+    }
+
+    fn is_made(&self, path: &Path) -> bool {
+        self.made.contains(path) || path.ancestors().any(|above| self.made_dirs.contains(above))
+    }
+
+    fn setting_is_private(&self, path: &Path) -> bool {
+        matches!(self.setting.run.top(path), Some(Top::Tmpfs(_)))
+    }
+
+    /// Whether it lies in a private directory of the run; one that the base lacks becomes a need.
+    fn is_private(&mut self, path: &Path, seen: &Use) -> bool {
+        let Some(Top::Tmpfs(tmpfs)) = self.setting.run.top(path) else { return false };
+        let tmpfs = tmpfs.to_owned();
+        if !matches!(self.setting.base.top(path), Some(Top::Tmpfs(own)) if own == tmpfs) {
+            self.add(Right::Tmpfs, tmpfs, seen);
+        }
+        true
+    }
+
+    fn base_shows(&self, path: &Path) -> bool {
+        if self.setting.starts_bare() {
+            return self.is_seed(path);
+        }
+        match (self.setting.base.top(path), self.setting.run.top(path)) {
+            (Some(Top::Piece(base)), Some(Top::Piece(run))) => leads_to(base, path) == leads_to(run, path),
+            _ => false,
+        }
+    }
+
+    fn base_executes(&self, path: &Path) -> bool {
+        let is_system = || super::SEEDS[..super::SEEDS_EXEC].iter().any(|seed| path.starts_with(seed));
+        if self.setting.starts_bare() { is_system() } else { self.setting.base.executes(path) }
+    }
+
+    fn base_writes(&self, path: &Path) -> bool {
+        if self.setting.starts_bare() {
+            return false;
+        }
+        match (self.setting.base.top(path), self.setting.run.top(path)) {
+            (Some(Top::Piece(base)), Some(Top::Piece(run))) => {
+                base.write && leads_to(base, path) == leads_to(run, path)
+            }
+            _ => false,
+        }
+    }
+
+    fn is_seed(&self, path: &Path) -> bool {
+        super::SEEDS.iter().any(|seed| path.starts_with(seed))
+    }
+
+    /// Takes a use in, lifted from a name that changes.
+    fn want(&mut self, right: Right, path: &Path, seen: &Use) {
+        let lifted = self.lift(right, path);
+        match lifted {
+            Some(path) => self.add(right, path, seen),
+            None => self.ask(right.name(), path, "it is shared by others and never granted as a whole", seen),
+        }
+    }
+
+    fn lift(&self, right: Right, path: &Path) -> Option<PathBuf> {
+        let anchor = self.anchor(path);
+        let rest = path.strip_prefix(&anchor).unwrap_or(path);
+        if let Some((before, through)) = name::cut(rest) {
+            let (before, through) = (join(&anchor, &before), anchor.join(through));
+            if self.may_be_granted(&before, right) {
+                return Some(before);
+            }
+            if through != path && self.may_be_granted(&through, right) {
+                return Some(through);
+            }
+        }
+        self.may_be_granted(path, right).then(|| path.to_owned())
+    }
+
+    /// Where the names begin that belong to what is learned: names above it were chosen by whoever started the run.
+    fn anchor(&self, path: &Path) -> PathBuf {
+        let places = [Some(&self.setting.cwd), self.setting.home.as_ref()];
+        let deepest =
+            places.into_iter().flatten().filter(|place| path.starts_with(place)).max_by_key(|p| p.components().count());
+        deepest.cloned().unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    fn add(&mut self, right: Right, path: PathBuf, seen: &Use) {
+        let need = self.wanted.entry((right, path)).or_default();
+        need.join(Need { seen: seen.clone(), runs: 0, notes: BTreeSet::new() });
+    }
+
+    /// Why nothing may be granted at `path`, as far as that is known.
+    fn why_not(&self, path: &Path) -> Option<&'static str> {
+        let setting = self.setting;
+        if let Some(why) = sensitive::secret(path, setting.home.as_deref()).or_else(|| sensitive::socket(path)) {
+            return Some(why);
+        }
+        if setting.refused.iter().any(|refused| path.starts_with(refused)) {
+            return Some("a rule denies it");
+        }
+        if setting.refused.iter().any(|refused| refused.starts_with(path)) {
+            return Some("it holds something that a rule denies");
+        }
+        let overlaps = |list: &[PathBuf]| list.iter().any(|other| path.starts_with(other) || other.starts_with(path));
+        if overlaps(&setting.bounds.grant_forbidden) {
+            return Some("the ceiling of the mode forbids it");
+        }
+        if path
+            .to_str()
+            .is_none_or(|text| text.chars().any(|c| c.is_control() || c == '\u{fffd}') || text.contains("${"))
+        {
+            return Some("its name cannot stand in a policy");
+        }
+        self.previous.is_some_and(|previous| previous.was_removed(path)).then_some("its line was removed by hand")
+    }
+
+    fn may_be_granted(&self, path: &Path, right: Right) -> bool {
+        let setting = self.setting;
+        let Some(Top::Piece(piece)) = setting.run.top(path) else { return false };
+        let source = leads_to(piece, path);
+        let is_good = |path: &Path| {
+            self.why_not(path).is_none()
+                && !name::is_shared(path, setting.home.as_deref())
+                && !(setting.cwd.starts_with(path) && setting.cwd != path)
+        };
+        let may_write = || {
+            let overlaps = |list: &[PathBuf]| list.iter().any(|o| source.starts_with(o) || o.starts_with(&source));
+            piece.write && !overlaps(&setting.bounds.write_forbidden)
+        };
+        is_good(path) && is_good(&source) && (right != Right::Write || may_write())
+    }
+
+    /// Grants, and what was asked for and is none.
+    pub fn finish(mut self) -> (Wanted, BTreeMap<String, String>) {
+        for need in self.wanted.values_mut() {
+            need.runs = 1;
+        }
+        let known: Vec<PathBuf> = self.wanted.keys().map(|(_, path)| path.clone()).collect();
+        if let Some(previous) = self.previous {
+            for ((right, path), old) in &previous.files {
+                let need = self.wanted.entry((*right, path.clone())).or_default();
+                need.seen.times = need.seen.times.saturating_add(old.seen.times);
+                need.seen.by.extend(old.seen.by.iter().cloned());
+                // A tree of an earlier run that was used again by names below it.
+                let again = u64::from(known.iter().any(|path_now| path_now.starts_with(path)));
+                need.runs = old.runs.saturating_add(again);
+                need.trim();
+            }
+        }
+        let mut wanted = std::mem::take(&mut self.wanted);
+        for right in [Right::Read, Right::Write, Right::Exec] {
+            self.join_siblings(&mut wanted, right);
+        }
+        lift_executable(&mut wanted);
+        drop_covered(&mut wanted);
+        if let Some(previous) = self.previous {
+            wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
+        }
+        (wanted, self.asked)
+    }
+
+    /// Directories from the deepest up: each joins what lies below it once there is enough.
+    fn join_siblings(&self, wanted: &mut Wanted, right: Right) {
+        let mut dirs: BTreeSet<(std::cmp::Reverse<usize>, PathBuf)> = BTreeSet::new();
+        for (_, path) in wanted.keys().filter(|(of, _)| *of == right) {
+            for dir in path.ancestors().skip(1) {
+                dirs.insert((std::cmp::Reverse(dir.components().count()), dir.to_owned()));
+            }
+        }
+        for (_, dir) in dirs {
+            let below: Vec<PathBuf> = wanted
+                .range((right, dir.clone())..)
+                .map(|((of, path), _)| (*of, path))
+                .take_while(|(of, path)| *of == right && path.starts_with(&dir))
+                .map(|(_, path)| path.clone())
+                .filter(|path| *path != dir)
+                .collect();
+            let direct = below.iter().filter(|path| path.parent() == Some(&dir)).count();
+            let subtrees: BTreeSet<&std::ffi::OsStr> = below
+                .iter()
+                .filter_map(|path| Some(path.strip_prefix(&dir).ok()?.components().next()?.as_os_str()))
+                .collect();
+            let is_enough = direct >= SIBLINGS_MIN || below.len() >= TREE_MIN && subtrees.len() >= SUBTREES_MIN;
+            if !is_enough || !self.may_be_granted(&dir, right) || !self.is_one_piece(&dir, &below) {
+                continue;
+            }
+            let mut joined = wanted.remove(&(right, dir.clone())).unwrap_or_default();
+            for path in below {
+                joined.join(wanted.remove(&(right, path)).unwrap_or_default());
+            }
+            wanted.insert((right, dir), joined);
+        }
+    }
+
+    /// Whether what is joined would come from where it came from.
+    fn is_one_piece(&self, dir: &Path, below: &[PathBuf]) -> bool {
+        let Some(Top::Piece(piece)) = self.setting.run.top(dir) else { return false };
+        below.iter().all(|path| match self.setting.run.top(path) {
+            Some(Top::Piece(other)) => leads_to(piece, path) == leads_to(other, path),
+            _ => false,
+        })
+    }
+}
+
+/// The path on the host behind a path inside.
+pub(super) fn leads_to(piece: &super::Piece, path: &Path) -> PathBuf {
+    let rest = path.strip_prefix(&piece.dest).unwrap_or(Path::new(""));
+    join(&piece.source, rest)
+}
+
+/// `base.join("")` would end in a slash.
+fn join(base: &Path, rest: &Path) -> PathBuf {
+    if rest.as_os_str().is_empty() { base.to_owned() } else { base.join(rest) }
+}
+
+fn common(one: &Path, other: &Path) -> PathBuf {
+    one.components().zip(other.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
+}
+
+fn is_library(path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let versioned =
+        || name.split_once(".so.").is_some_and(|(_, rest)| rest.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
+    name.ends_with(".so") || name.ends_with(".node") || versioned()
+}
+
+/// An executable place within a writable one would be a mount of its own: its name could not be removed, and nothing be moved into or
+/// out of it. So the writable place becomes executable as a whole.
+fn lift_executable(wanted: &mut Wanted) {
+    let above = |path: &Path, wanted: &Wanted| {
+        let writes = |dir: &&Path| wanted.contains_key(&(Right::Write, (*dir).to_owned()));
+        // The outermost: what it covers is left out afterwards.
+        path.ancestors().skip(1).filter(writes).last().map(Path::to_owned)
+    };
+    let inner: Vec<(PathBuf, PathBuf)> = wanted
+        .keys()
+        .filter(|(right, _)| *right == Right::Exec)
+        .filter_map(|(_, path)| Some((path.clone(), above(path, wanted)?)))
+        .collect();
+    for (path, dir) in inner {
+        let need = wanted.remove(&(Right::Exec, path)).unwrap_or_default();
+        wanted.entry((Right::Exec, dir)).or_default().join(need);
+    }
+}
+
+/// Leaves out what a wider need of the same kind gives, and reading where there is writing.
+fn drop_covered(wanted: &mut Wanted) {
+    let keys: BTreeSet<(Right, PathBuf)> = wanted.keys().cloned().collect();
+    wanted.retain(|(right, path), _| {
+        let gives = |other: Right, path: &Path| keys.contains(&(other, path.to_owned()));
+        let above = || path.ancestors().skip(1);
+        match right {
+            Right::Read => {
+                !above().any(|dir| gives(Right::Read, dir)) && !path.ancestors().any(|dir| gives(Right::Write, dir))
+            }
+            Right::Write | Right::Exec | Right::Tmpfs => !above().any(|dir| gives(*right, dir)),
+        }
+    });
+}

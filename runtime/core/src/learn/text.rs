@@ -1,0 +1,499 @@
+//! A learned policy as text, and back. Input: what was learned, and the file as it stands. Output: the file with the learned lines brought up
+//! to date and every other line as it was, comments included.
+//!
+//! Which lines are learned ones stands in `[learned.seen]`. A line that is there and not in its list was removed by hand: it stays out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value};
+
+use super::needs::leads_to;
+use super::setting::{Setting, Top};
+use super::{ASKED_MAX, Learned, Need, PROGRAMS_MAX, Right, SEEDS, SEEDS_EXEC, Use};
+use crate::amount;
+use crate::policy::path::{Context, in_file};
+use crate::policy::{LearnedTable, PolicyError, ProcView, SeenTable, learned_table};
+
+/// Version of `[learned]`.
+const VERSION: u32 = 1;
+/// What every line about something that is not granted begins with.
+const NOT_GRANTED: &str = "# asked for and not granted: ";
+/// Longest comment line.
+const COMMENT_CHARS_MAX: usize = 240;
+
+/// Why a learned policy cannot be written or merged.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnError {
+    /// The file that is to be merged into is no policy.
+    #[error("{0}; correct it or learn into another file")]
+    Policy(#[from] PolicyError),
+    /// The same, of a shape that cannot be edited.
+    #[error("{file}: `{key}` is not a list in `[ ]`; write it as one, or learn into another file")]
+    Shape {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+    },
+    /// A newer version wrote it.
+    #[error("{file}: [learned] has version {found}, this Apex knows {VERSION}; learn into another file")]
+    Version {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u32,
+    },
+}
+
+/// What a file holds of earlier runs, and of a person's hand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Previous {
+    pub(super) runs: u64,
+    pub(super) files: BTreeMap<(Right, PathBuf), Need>,
+    pub(super) groups: BTreeMap<String, Need>,
+    pub(super) network: Option<Need>,
+    removed: BTreeSet<PathBuf>,
+    hand: BTreeSet<(Right, PathBuf)>,
+}
+
+impl Previous {
+    /// Reads the policy that is to be merged into.
+    ///
+    /// # Errors
+    /// When it is no policy, or not of a shape that can be edited.
+    pub fn read(text: &str, file: &str, setting: &Setting) -> Result<Previous, LearnError> {
+        let table = learned_table(text, file)?.unwrap_or_default();
+        if table.version > VERSION {
+            return Err(LearnError::Version { file: file.to_owned(), found: table.version });
+        }
+        let doc = parse(text, file)?;
+        let mut previous = Previous { runs: table.runs, ..Previous::default() };
+        for right in Right::ALL {
+            let mut listed = BTreeSet::new();
+            for entry in entries(&doc, "filesystem", right.name(), file)? {
+                let Some(path) = expand(&entry, setting) else { continue };
+                listed.insert(entry.clone());
+                if !table.seen.contains_key(&key(right.name(), &entry)) {
+                    previous.hand.insert((right, path));
+                }
+            }
+            previous.take(right, &listed, &table, setting);
+        }
+        let allowed = entries(&doc, "syscalls", "allow", file)?;
+        for (name, seen) in &table.seen {
+            if let Some(group) = name.strip_prefix("calls ")
+                && allowed.iter().any(|allowed| allowed == group)
+            {
+                previous.groups.insert(group.to_owned(), need(seen));
+            }
+            if name == "network host" {
+                previous.network = Some(need(seen));
+            }
+        }
+        Ok(previous)
+    }
+
+    fn take(&mut self, right: Right, listed: &BTreeSet<String>, table: &LearnedTable, setting: &Setting) {
+        for (name, seen) in &table.seen {
+            let Some(word) = name.strip_prefix(right.name()).and_then(|rest| rest.strip_prefix(' ')) else { continue };
+            let Some(path) = expand(word, setting) else { continue };
+            if listed.contains(word) {
+                self.files.insert((right, path), need(seen));
+            } else {
+                self.removed.insert(path);
+            }
+        }
+    }
+
+    pub(super) fn was_removed(&self, path: &Path) -> bool {
+        self.removed.iter().any(|removed| path.starts_with(removed))
+    }
+
+    /// Whether a line of a person gives it already.
+    pub(super) fn hand_covers(&self, right: Right, path: &Path) -> bool {
+        self.hand.iter().any(|(given, place)| {
+            path.starts_with(place) && (*given == right || *given == Right::Write && right == Right::Read)
+        })
+    }
+}
+
+fn need(seen: &SeenTable) -> Need {
+    let by = seen.by.iter().take(PROGRAMS_MAX).cloned().collect();
+    Need { seen: Use { times: seen.times, by }, runs: seen.runs, notes: BTreeSet::new() }
+}
+
+fn parse(text: &str, file: &str) -> Result<DocumentMut, LearnError> {
+    // The policy parser took it already: both read TOML.
+    text.parse().map_err(|_| LearnError::Shape { file: file.to_owned(), key: "the whole file".to_owned() })
+}
+
+fn key(kind: &str, word: &str) -> String {
+    format!("{kind} {word}")
+}
+
+/// The names in a list of paths or words: of a path, the one inside.
+fn entries(doc: &DocumentMut, table: &str, list: &str, file: &str) -> Result<Vec<String>, LearnError> {
+    let Some(item) = doc.get(table).and_then(|table| table.get(list)) else { return Ok(Vec::new()) };
+    let array =
+        item.as_array().ok_or_else(|| LearnError::Shape { file: file.to_owned(), key: format!("{table}.{list}") })?;
+    Ok(array.iter().filter_map(word_of).collect())
+}
+
+fn word_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(word) => Some(word.value().clone()),
+        Value::InlineTable(table) => {
+            table.get("dest").or_else(|| table.get("path")).and_then(Value::as_str).map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+fn expand(word: &str, setting: &Setting) -> Option<PathBuf> {
+    let context = Context { home: setting.home.as_deref(), cwd: &setting.cwd, tmpdir: Path::new("/tmp") };
+    in_file(word, None, &context).ok()
+}
+
+/// With `${CWD}` and `~`; `None` when the path has no text of its own.
+fn shorten(path: &Path, setting: &Setting) -> Option<String> {
+    let within = |base: &Path, name: &str| {
+        let rest = path.strip_prefix(base).ok()?.to_str()?;
+        Some(if rest.is_empty() { name.to_owned() } else { format!("{name}/{rest}") })
+    };
+    let cwd = (setting.cwd != Path::new("/")).then(|| within(&setting.cwd, "${CWD}")).flatten();
+    let home = setting.home.as_deref().filter(|home| *home != Path::new("/")).and_then(|home| within(home, "~"));
+    cwd.or(home).or_else(|| path.to_str().map(str::to_owned))
+}
+
+impl Learned {
+    /// The policy file: fresh, or `existing` brought up to date. `file` is its name in errors.
+    ///
+    /// # Errors
+    /// When `existing` is no policy, or not of a shape that can be edited.
+    pub fn to_toml(&self, existing: Option<(&str, &str)>) -> Result<String, LearnError> {
+        let (text, file) = existing.unwrap_or(("", "the learned policy"));
+        let old = learned_table(text, file)?.unwrap_or_default();
+        let mut doc = parse(text, file)?;
+        self.head(&mut doc, existing.is_none());
+        self.filesystem(&mut doc, &old, file)?;
+        self.network(&mut doc, &old);
+        self.calls(&mut doc, &old, file)?;
+        self.given(&mut doc);
+        self.counters(&mut doc);
+        self.trailing(&mut doc);
+        Ok(doc.to_string())
+    }
+
+    fn head(&self, doc: &mut DocumentMut, is_fresh: bool) {
+        if is_fresh {
+            let text = "# Written by apex-run --learn. Learn again to merge; lines of your own stay, lines that you remove stay out.\n";
+            let about = format!("learned from {}", clean(self.command.as_deref().unwrap_or("recorded events")));
+            doc.insert("description", Item::Value(about.into()));
+            if let Some(mut key) = doc.key_mut("description") {
+                key.leaf_decor_mut().set_prefix(text);
+            }
+        }
+        if !doc.contains_key("mode") {
+            doc.insert("mode", Item::Value(self.setting.mode.name().into()));
+        }
+        if let Some(profile) = self.setting.profile.as_ref().filter(|_| !doc.contains_key("extends")) {
+            let list: Array = [format!("profile:{profile}")].into_iter().collect();
+            doc.insert("extends", Item::Value(Value::Array(list)));
+        }
+    }
+
+    fn filesystem(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
+        if self.setting.starts_bare() {
+            let table = table(doc, "filesystem");
+            if !table.contains_key("inherit") {
+                table.insert("inherit", Item::Value(false.into()));
+                for (right, places) in [(Right::Read, &SEEDS[..]), (Right::Exec, &SEEDS[..SEEDS_EXEC])] {
+                    let list = list(doc, "filesystem", right.name(), file)?;
+                    for place in places {
+                        list.push_formatted(row(piece(place, None, "the system: no program starts without"), None));
+                    }
+                }
+                let list = list(doc, "filesystem", "tmpfs", file)?;
+                for place in &self.setting.base.tmpfs {
+                    list.extend(place.to_str());
+                }
+            }
+        }
+        for right in Right::ALL {
+            let mut rows = Vec::new();
+            for (path, need) in
+                self.files.iter().filter(|((of, _), _)| *of == right).map(|((_, path), need)| (path, need))
+            {
+                let Some(word) = shorten(path, &self.setting) else { continue };
+                let value = match right {
+                    Right::Tmpfs => Value::from(word.as_str()),
+                    Right::Read | Right::Write | Right::Exec => {
+                        let source = match self.setting.run.top(path) {
+                            Some(Top::Piece(piece)) => leads_to(piece, path),
+                            Some(Top::Tmpfs(_)) | None => path.clone(),
+                        };
+                        let source = (source != *path).then(|| shorten(&source, &self.setting)).flatten();
+                        piece(&word, source.as_deref(), &self.reason(right, need))
+                    }
+                };
+                rows.push((word, value, None));
+            }
+            update(doc, "filesystem", right.name(), rows, &seen_words(old, right.name()), file)?;
+        }
+        Ok(())
+    }
+
+    fn reason(&self, right: Right, need: &Need) -> String {
+        let verb = match right {
+            Right::Read => "read",
+            Right::Write => "written",
+            Right::Exec => "executed",
+            Right::Tmpfs => "used",
+        };
+        format!("{verb}{}", self.counted(need))
+    }
+
+    fn counted(&self, need: &Need) -> String {
+        let by: Vec<String> = need.seen.by.iter().map(|by| clean(by)).collect();
+        let by = if by.is_empty() { String::new() } else { format!(" by {}", by.join(", ")) };
+        let times = if need.seen.times == 1 { "once".to_owned() } else { format!("{} times", need.seen.times) };
+        format!("{by}, {times} in {} of {} runs", need.runs, self.runs)
+    }
+
+    fn network(&self, doc: &mut DocumentMut, old: &LearnedTable) {
+        let own = |value: &str| old.seen.contains_key(&key("network", value));
+        let current =
+            doc.get("network").and_then(|table| table.get("access")).and_then(Item::as_str).map(str::to_owned);
+        if current.as_deref().is_some_and(|value| !own(value)) {
+            return;
+        }
+        let wanted = match &self.network {
+            Some(_) => "host",
+            None if self.setting.base.has_network => "none",
+            None => return,
+        };
+        let mut value = Value::from(wanted);
+        if let Some(need) = &self.network {
+            let peers: Vec<String> = need.notes.iter().map(|note| clean(note)).collect();
+            value.decor_mut().set_suffix(format!(" # used{}: {}", self.counted(need), peers.join(", ")));
+        }
+        table(doc, "network").insert("access", Item::Value(value));
+    }
+
+    fn calls(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
+        let Some(groups) = &self.groups else { return Ok(()) };
+        let table = table(doc, "syscalls");
+        if !table.contains_key("inherit") {
+            table.insert("inherit", Item::Value(false.into()));
+        }
+        if !table.contains_key("default") {
+            table.insert("default", Item::Value("deny".into()));
+        }
+        let rows = groups.iter().map(|(group, need)| {
+            let calls: Vec<&str> = need.notes.iter().map(String::as_str).collect();
+            let calls = if calls.is_empty() { String::new() } else { format!(": {}", clean(&calls.join(" "))) };
+            let comment = format!("{USED}{}{calls}", self.counted(need).trim_start_matches([',', ' ']));
+            (group.clone(), Value::from(group.as_str()), Some(comment))
+        });
+        update(doc, "syscalls", "allow", rows.collect(), &seen_words(old, "calls"), file)
+    }
+
+    /// What the run was given beside: into a file that says nothing about it.
+    fn given(&self, doc: &mut DocumentMut) {
+        let given = &self.setting.given;
+        if !given.pass.is_empty() {
+            let names: Array = given.pass.iter().collect();
+            absent(doc, "environment", "pass", Value::Array(names));
+        }
+        if !given.set.is_empty() {
+            let values: InlineTable =
+                given.set.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_str()))).collect();
+            absent(doc, "environment", "set", Value::InlineTable(values));
+        }
+        if !given.capabilities.is_empty() {
+            let names: Array = given.capabilities.iter().collect();
+            absent(doc, "capabilities", "keep", Value::Array(names));
+        }
+        if let Some(view) = given.proc {
+            let word = match view {
+                ProcView::None => "none",
+                ProcView::Pid => "pid",
+                ProcView::Masked => "masked",
+            };
+            absent(doc, "filesystem", "proc", word.into());
+        }
+        for (name, limit) in &given.limits {
+            let value = match (name.as_str(), limit) {
+                (_, None) => Value::from("unlimited"),
+                ("wall_time", Some(ms)) => Value::from(format!("{ms}ms")),
+                ("memory" | "swap" | "file_size" | "tmp_size", Some(bytes)) => Value::from(amount::size(*bytes)),
+                (_, Some(count)) => Value::from(i64::try_from(*count).unwrap_or(i64::MAX)),
+            };
+            absent(doc, "resources", name, value);
+        }
+    }
+
+    fn counters(&self, doc: &mut DocumentMut) {
+        let mut seen = Table::new();
+        for ((right, path), need) in &self.files {
+            if let Some(word) = shorten(path, &self.setting) {
+                seen.insert(&key(right.name(), &word), counter(need));
+            }
+        }
+        for (group, need) in self.groups.iter().flatten() {
+            seen.insert(&key("calls", group), counter(need));
+        }
+        match &self.network {
+            Some(need) => drop(seen.insert("network host", counter(need))),
+            None if self.setting.base.has_network => drop(seen.insert("network none", counter(&Need::default()))),
+            None => {}
+        }
+        let mut learned = Table::new();
+        learned.insert("version", Item::Value(i64::from(VERSION).into()));
+        learned.insert("runs", Item::Value(i64::try_from(self.runs).unwrap_or(i64::MAX).into()));
+        learned.insert("seen", Item::Table(seen));
+        let place = doc.get("learned").and_then(Item::as_table).and_then(Table::position);
+        if let Some(place) = place {
+            learned.set_position(Some(place));
+        }
+        doc.insert("learned", Item::Table(learned));
+    }
+
+    /// The comments at the end: those of a person stay, ours are written anew.
+    fn trailing(&self, doc: &mut DocumentMut) {
+        let old = doc.trailing().as_str().unwrap_or_default().to_owned();
+        let mut lines: Vec<String> = old.lines().map(str::to_owned).collect();
+        let mut asked: BTreeSet<String> =
+            lines.iter().filter_map(|line| line.strip_prefix(NOT_GRANTED)).map(str::to_owned).collect();
+        lines.retain(|line| !line.starts_with(NOT_GRANTED) && !line.is_empty());
+        for (what, why) in &self.asked {
+            let start = format!("{} (", clean(what));
+            asked.retain(|line| !line.starts_with(&start));
+            asked.insert(format!("{start}{})", clean(why)));
+        }
+        let more = asked.len().saturating_sub(ASKED_MAX);
+        if !asked.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(asked.into_iter().take(ASKED_MAX).map(|line| format!("{NOT_GRANTED}{line}")));
+        if more > 0 {
+            lines.push(format!("{NOT_GRANTED}{more} other things"));
+        }
+        let text: String = lines.into_iter().map(|line| line + "\n").collect();
+        doc.set_trailing(text);
+    }
+}
+
+const USED: &str = "# used ";
+
+fn counter(need: &Need) -> Item {
+    let mut row = InlineTable::new();
+    row.insert("times", i64::try_from(need.seen.times).unwrap_or(i64::MAX).into());
+    row.insert("runs", i64::try_from(need.runs).unwrap_or(i64::MAX).into());
+    if !need.seen.by.is_empty() {
+        let by: Array = need.seen.by.iter().collect();
+        row.insert("by", Value::Array(by));
+    }
+    Item::Value(Value::InlineTable(row))
+}
+
+fn seen_words(old: &LearnedTable, kind: &str) -> BTreeSet<String> {
+    old.seen.keys().filter_map(|name| name.strip_prefix(kind)?.strip_prefix(' ')).map(str::to_owned).collect()
+}
+
+fn piece(word: &str, source: Option<&str>, reason: &str) -> Value {
+    let mut row = InlineTable::new();
+    row.insert("path", source.unwrap_or(word).into());
+    if source.is_some() {
+        row.insert("dest", word.into());
+    }
+    row.insert("reason", reason.into());
+    // A host without it goes on, and the program finds out.
+    row.insert("optional", true.into());
+    Value::InlineTable(row)
+}
+
+fn row(mut value: Value, comment: Option<&str>) -> Value {
+    let comment = comment.map(|comment| format!("\n    {comment}")).unwrap_or_default();
+    value.decor_mut().set_prefix(format!("{comment}\n    "));
+    value
+}
+
+/// Brings the learned rows of a list up to date; rows of a person stay as they are, with their comments.
+fn update(
+    doc: &mut DocumentMut,
+    of: &str,
+    name: &str,
+    rows: Vec<(String, Value, Option<String>)>,
+    ours: &BTreeSet<String>,
+    file: &str,
+) -> Result<(), LearnError> {
+    if rows.is_empty() && doc.get(of).and_then(|table| table.get(name)).is_none() {
+        return Ok(());
+    }
+    let mut rows: BTreeMap<String, (Value, Option<String>)> =
+        rows.into_iter().map(|(word, value, comment)| (word, (value, comment))).collect();
+    let list = list(doc, of, name, file)?;
+    let mut at = 0;
+    while at < list.len() {
+        let word = list.get(at).and_then(word_of).unwrap_or_default();
+        match (ours.contains(&word), rows.remove(&word)) {
+            // A person's own line about the same.
+            (false, _) => at += 1,
+            (true, Some((value, comment))) => {
+                if let Some(old) = list.get_mut(at) {
+                    let prefix = old.decor().prefix().and_then(|raw| raw.as_str()).unwrap_or("\n    ").to_owned();
+                    let is_ours = prefix.lines().all(|line| line.trim().is_empty() || line.trim().starts_with(USED));
+                    let mut new = row(value, comment.as_deref());
+                    if !is_ours {
+                        new.decor_mut().set_prefix(prefix);
+                    }
+                    *old = new;
+                }
+                at += 1;
+            }
+            (true, None) => drop(list.remove(at)),
+        }
+    }
+    for (_, (value, comment)) in rows {
+        list.push_formatted(row(value, comment.as_deref()));
+    }
+    if list.trailing().as_str().is_none_or(|text| text.trim().is_empty()) {
+        list.set_trailing("\n");
+    }
+    list.set_trailing_comma(true);
+    Ok(())
+}
+
+fn table<'d>(doc: &'d mut DocumentMut, name: &str) -> &'d mut Table {
+    let item = doc.entry(name).or_insert_with(|| Item::Table(Table::new()));
+    if !item.is_table() {
+        // An inline table, or dotted keys: the same in another form.
+        let made = std::mem::take(item).into_table().unwrap_or_default();
+        *item = Item::Table(made);
+    }
+    item.as_table_mut().expect("it was just made one")
+}
+
+fn list<'d>(doc: &'d mut DocumentMut, of: &str, name: &str, file: &str) -> Result<&'d mut Array, LearnError> {
+    let item = table(doc, of).entry(name).or_insert_with(|| Item::Value(Value::Array(Array::new())));
+    item.as_array_mut().ok_or_else(|| LearnError::Shape { file: file.to_owned(), key: format!("{of}.{name}") })
+}
+
+fn absent(doc: &mut DocumentMut, of: &str, name: &str, value: Value) {
+    let table = table(doc, of);
+    if !table.contains_key(name) {
+        table.insert(name, Item::Value(value));
+    }
+}
+
+/// Words of the sandbox on one line, without what a terminal or a parser would take for something else.
+fn clean(text: &str) -> String {
+    let plain = text.chars().map(|c| if c.is_control() { '?' } else { c });
+    let mut short: String = plain.take(COMMENT_CHARS_MAX).collect();
+    if text.chars().count() > COMMENT_CHARS_MAX {
+        short.push_str("...");
+    }
+    short
+}

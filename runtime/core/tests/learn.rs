@@ -187,8 +187,14 @@ fn policy_of(text: &str) -> Policy {
 }
 
 fn plan_of(policy: &Policy) -> Plan {
-    let request =
-        Request { argv: vec!["/usr/bin/true".into()], workdir: None, fds: vec![], on_terminal: false, record: false };
+    let request = Request {
+        argv: vec!["/usr/bin/true".into()],
+        workdir: None,
+        fds: vec![],
+        on_terminal: false,
+        record: false,
+        watch: apex_core::watch::Level::Off,
+    };
     planner::build(policy, &request, &World).unwrap()
 }
 

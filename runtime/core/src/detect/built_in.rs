@@ -14,4 +14,13 @@ macro_rules! text {
 }
 
 /// Name, rules and cases of each file. The cases are only read by tests and by `apex-probe rules test`.
-pub const FILES: &[(&str, &str, &str)] = &[text!("lists"), text!("processes"), text!("shells"), text!("secrets")];
+pub const FILES: &[(&str, &str, &str)] = &[
+    text!("lists"),
+    text!("processes"),
+    text!("shells"),
+    text!("secrets"),
+    text!("files"),
+    text!("network"),
+    text!("code"),
+    text!("system"),
+];

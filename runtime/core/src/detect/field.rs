@@ -57,23 +57,25 @@ fields! {
     Comm = "comm", Text, "name of the process";
     Args = "args", Text, "arguments of the process, joined by blanks";
     Arg = "arg", Text, "each argument of the process after the first";
+    Script = "script", Text, "last component of the first argument that is no option: what an interpreter runs";
     Argc = "argc", Number, "number of arguments, the first included";
     Parent = "parent", Text, "program of the parent";
     Ancestor = "ancestor", Text, "program of the parent or of a parent of it, up to eight";
     AncestorArgs = "ancestor_args", Text, "arguments of the parent or of a parent of it, up to eight";
     Uid = "uid", Number, "user id of the process as the host numbers it";
     Pid = "pid", Number, "process; for `bind`, `same` and thresholds";
-    Path = "path", Path, "file, directory, new name, target of a mount, program of an exec";
+    Path = "path", Path, "file, directory, new name, target of a mount, program of an exec, UNIX socket";
     From = "from", Path, "old name of a rename or link, what a symbolic link says";
     Name = "name", Text, "last component of `path`; name of a memfd";
     Dir = "dir", Path, "`path` without its last component";
     Extension = "extension", Text, "what follows the last dot of `name`";
+    Stem = "stem", Path, "`path` without its extension";
     Added = "added", Text, "what a rename put behind the old name";
     Access = "access", Text, "what an open was for: `look`, `read`, `write`, `exec`";
     Create = "create", Flag, "whether an open would have made the file";
     Truncate = "truncate", Flag, "whether an open emptied the file";
     Executable = "executable", Flag, "whether a chmod made the file executable";
-    SetId = "set_id", Flag, "whether a chmod made the file set-user-id or set-group-id";
+    SetUid = "set_uid", Flag, "whether a chmod made the file set-user-id";
     Fileless = "fileless", Flag, "whether the program of an exec has no name any more";
     Class = "class", Text, "kind of address: `loopback`, `private`, `link-local`, `multicast`, `public`, `unix`, `abstract`, `other`";
     Host = "host", Text, "IP address";
@@ -84,6 +86,7 @@ fields! {
     Target = "target", Number, "pid named by ptrace or a signal; a negative one is a group";
     Everyone = "everyone", Flag, "whether a signal went to all processes (pid -1)";
     Signal = "signal", Number, "number of the signal";
+    Id = "id", Number, "user or group id asked for";
     Flags = "flags", Number, "CLONE_NEW* flags, new bits of a chmod, kind of a socket";
     Family = "family", Number, "family of a socket (AF_*)";
     Writable = "writable", Flag, "whether executable memory is writable as well";
@@ -130,10 +133,13 @@ impl View<'_> {
             Field::Comm => yes(&self.event.comm),
             Field::Args => yes(&self.process.line),
             Field::Arg => self.process.args.iter().skip(1).any(|arg| yes(arg)),
-            Field::Parent => self.processes.parent(self.process).is_some_and(|parent| parent.programs().any(&mut *yes)),
+            Field::Script => self.process.script().is_some_and(yes),
+            Field::Parent => {
+                self.processes.parent(self.process).is_some_and(|parent| parent.programs().any(&mut *yes))
+            }
             Field::Ancestor => self.processes.ancestors(self.process).any(|parent| parent.programs().any(&mut *yes)),
             Field::AncestorArgs => self.processes.ancestors(self.process).any(|parent| yes(&parent.line)),
-            Field::Path | Field::From | Field::Name | Field::Dir | Field::Extension | Field::Added => {
+            Field::Path | Field::From | Field::Name | Field::Dir | Field::Extension | Field::Stem | Field::Added => {
                 self.any_path(field, yes)
             }
             Field::Access => match &self.event.what {
@@ -161,6 +167,10 @@ impl View<'_> {
                 _ => path.is_some_and(|path| yes(name_of(path))),
             },
             Field::Dir => path.is_some_and(|path| yes(dir_of(path))),
+            Field::Stem => path.is_some_and(|path| {
+                let extension = extension_of(path).map_or(0, |extension| extension.len() + 1);
+                extension > 0 && yes(&path[..path.len() - extension])
+            }),
             Field::Extension => path.and_then(extension_of).is_some_and(yes),
             _ => from.zip(path).and_then(|(from, to)| added(from, to)).is_some_and(yes),
         }
@@ -183,6 +193,7 @@ impl View<'_> {
             (Field::Target, What::Signal { target, .. }) => Some(u64::from(target.unsigned_abs())),
             (Field::Signal, What::Signal { signal, .. }) => u64::try_from(*signal).ok(),
             (Field::Signal, What::Exit { signal, .. }) => signal.and_then(|signal| u64::try_from(signal).ok()),
+            (Field::Id, What::SetIds { id, .. }) => Some(u64::from(*id)),
             (Field::Flags, What::Namespace { flags, .. }) => Some(*flags),
             (Field::Flags, What::Chmod { mode, .. }) => Some(u64::from(*mode)),
             (Field::Flags, What::Socket { kind, .. }) => Some(u64::from(*kind)),
@@ -203,7 +214,7 @@ impl View<'_> {
             (Field::Create, What::Open { create, .. }) => Some(*create),
             (Field::Truncate, What::Open { truncate, .. }) => Some(*truncate),
             (Field::Executable, What::Chmod { mode, .. }) => Some(mode & 0o111 != 0),
-            (Field::SetId, What::Chmod { mode, .. }) => Some(mode & 0o6000 != 0),
+            (Field::SetUid, What::Chmod { mode, .. }) => Some(mode & 0o4000 != 0),
             (Field::Fileless, What::Exec { fileless, .. }) => Some(*fileless),
             (Field::Writable, What::Executable { writable, .. }) => Some(*writable),
             (Field::Everyone, What::Signal { target, .. }) => Some(*target == -1),
@@ -283,6 +294,9 @@ impl View<'_> {
             | What::Mount { target: path, .. } => (None, Some(path)),
             What::Rename { from, to } | What::Link { from, to } => (Some(from), Some(to)),
             What::Symlink { target, path } => (Some(target), Some(path)),
+            What::Connect { address: Address::Unix(path) }
+            | What::Send { address: Address::Unix(path), .. }
+            | What::Bind { address: Address::Unix(path) } => (None, Some(path)),
             _ => (None, None),
         }
     }
@@ -417,14 +431,8 @@ mod tests {
 
     #[test]
     fn parts_of_names() {
-        assert_eq!(
-            (extension_of("/a.b/c"), extension_of("/a/.bashrc"), extension_of("x.tar.gz")),
-            (None, None, Some("gz"))
-        );
+        assert_eq!((extension_of("/a.b/c"), extension_of("/a/.bashrc"), extension_of("x.tar.gz")), (None, None, Some("gz")));
         assert_eq!((dir_of("/x"), dir_of("/a/x"), dir_of("x")), ("/", "/a", ""));
-        assert_eq!(
-            (added("/a/x", "/b/x.old"), added("/a/x", "/a/y"), added("/a/x", "/b/x")),
-            (Some(".old"), None, None)
-        );
+        assert_eq!((added("/a/x", "/b/x.old"), added("/a/x", "/a/y"), added("/a/x", "/b/x")), (Some(".old"), None, None));
     }
 }

@@ -47,6 +47,11 @@ impl Process {
         [Some(file), started_as.filter(|name| *name != file)].into_iter().flatten()
     }
 
+    /// The name of the first argument that is no option.
+    pub fn script(&self) -> Option<&str> {
+        self.args.iter().skip(1).find(|arg| !arg.starts_with('-')).map(|arg| name_of(arg))
+    }
+
     fn told(&self) -> finding::Process {
         finding::Process {
             pid: self.pid,

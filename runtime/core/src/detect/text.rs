@@ -64,7 +64,15 @@ impl<'a> Reader<'a> {
 
     /// The value of a key that must be there.
     pub fn need(&mut self, key: &'static str) -> Result<Item<'a>, RuleError> {
-        self.take(key).ok_or_else(|| self.wrong(format!("the key `{key}` is missing")))
+        if let Some(item) = self.take(key) {
+            return Ok(item);
+        }
+        // A key that is nearly this one says more than that this one is missing.
+        let similar = self.table.keys().find(|known| nearest(known.get_ref(), [key]).is_some());
+        Err(match similar.filter(|known| !self.asked.contains(&known.get_ref().as_ref())) {
+            Some(known) => unknown(self.lines.origin(&known.span()), "key", known.get_ref(), &[key]),
+            None => self.wrong(format!("the key `{key}` is missing")),
+        })
     }
 
     /// All keys with their values; the caller judges the names.

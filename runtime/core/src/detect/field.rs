@@ -134,9 +134,7 @@ impl View<'_> {
             Field::Args => yes(&self.process.line),
             Field::Arg => self.process.args.iter().skip(1).any(|arg| yes(arg)),
             Field::Script => self.process.script().is_some_and(yes),
-            Field::Parent => {
-                self.processes.parent(self.process).is_some_and(|parent| parent.programs().any(&mut *yes))
-            }
+            Field::Parent => self.processes.parent(self.process).is_some_and(|parent| parent.programs().any(&mut *yes)),
             Field::Ancestor => self.processes.ancestors(self.process).any(|parent| parent.programs().any(&mut *yes)),
             Field::AncestorArgs => self.processes.ancestors(self.process).any(|parent| yes(&parent.line)),
             Field::Path | Field::From | Field::Name | Field::Dir | Field::Extension | Field::Stem | Field::Added => {
@@ -431,8 +429,14 @@ mod tests {
 
     #[test]
     fn parts_of_names() {
-        assert_eq!((extension_of("/a.b/c"), extension_of("/a/.bashrc"), extension_of("x.tar.gz")), (None, None, Some("gz")));
+        assert_eq!(
+            (extension_of("/a.b/c"), extension_of("/a/.bashrc"), extension_of("x.tar.gz")),
+            (None, None, Some("gz"))
+        );
         assert_eq!((dir_of("/x"), dir_of("/a/x"), dir_of("x")), ("/", "/a", ""));
-        assert_eq!((added("/a/x", "/b/x.old"), added("/a/x", "/a/y"), added("/a/x", "/b/x")), (Some(".old"), None, None));
+        assert_eq!(
+            (added("/a/x", "/b/x.old"), added("/a/x", "/a/y"), added("/a/x", "/b/x")),
+            (Some(".old"), None, None)
+        );
     }
 }

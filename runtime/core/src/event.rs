@@ -297,6 +297,18 @@ pub enum Loss {
     Unreadable,
 }
 
+impl Loss {
+    /// In words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Loss::RingFull => "the buffer between kernel and prober was full",
+            Loss::RateLimited => "beyond the sandbox's rate limit",
+            Loss::QueueFull => "a queue was full",
+            Loss::Unreadable => "they could not be read",
+        }
+    }
+}
+
 /// The head of a record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start {

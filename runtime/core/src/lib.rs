@@ -25,4 +25,5 @@ pub mod prove;
 pub mod receipt;
 pub mod refusal;
 pub mod seccomp;
+pub mod summary;
 pub mod watch;

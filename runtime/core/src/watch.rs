@@ -174,6 +174,8 @@ pub struct Begin {
     pub learn: Option<Learn>,
     /// Directories with rules of the administrator and the user, beside the built-in ones.
     pub rules: Vec<String>,
+    /// Whether there is a system call filter whose listener tells of refusals.
+    pub has_listener: bool,
     /// Whether the caller may load BPF programs as far as `apex-run` can tell; without, ptrace is the source.
     pub may_probe: bool,
 }

@@ -5,6 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod bpf;
+pub mod doctor;
+pub mod engines;
+pub mod link;
+pub mod pipeline;
+pub mod privilege;
 pub mod ptrace;
+pub mod serve;
 pub mod sink;
 pub mod source;
+pub mod sources;

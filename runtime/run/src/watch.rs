@@ -80,6 +80,7 @@ impl Prober {
             json: options.json,
             learn: None,
             rules: rules.collect(),
+            has_listener: plan.seccomp.is_some(),
             may_probe: apex_jail::host::may_load_programs(),
         };
         Ok(Prober { program: find()?, begin, alive: None, lost: 0, caught: None })

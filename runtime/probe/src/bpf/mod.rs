@@ -25,6 +25,7 @@ use aya::maps::{MapError, RingBuf};
 use aya::programs::ProgramError;
 use aya::sys::{Stats, SyscallError};
 
+use crate::privilege;
 use crate::source::Batch;
 use cgroup::{Place, PlaceError};
 use maps::Dial;
@@ -143,7 +144,10 @@ impl Probes {
         }
         let reader = std::thread::Builder::new()
             .name("apex-rings".to_owned())
-            .spawn(move || reader.run())
+            .spawn(move || {
+                privilege::give_up_or_panic();
+                reader.run();
+            })
             .map_err(ProbeError::Reader)?;
         Ok(Running { objects: self.objects, dials: Mutex::new(dials), stats, stop, reader })
     }

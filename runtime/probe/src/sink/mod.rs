@@ -25,6 +25,7 @@ use apex_core::ocsf::{self, Context};
 use apex_core::watch::Sink;
 use nix::sys::signal::SigSet;
 
+use crate::privilege;
 use queue::{Facts, Queue, Room};
 
 /// How long [`Sinks::finish`] waits for the slowest sink.
@@ -234,6 +235,7 @@ fn start(mut outlet: Box<dyn Outlet>, queue: Arc<Queue>) -> io::Result<JoinHandl
     thread::Builder::new().name("sink".to_owned()).spawn(move || {
         // Signals are the main thread's; and a write beyond RLIMIT_FSIZE sends one to the writer that would end the process.
         let _ = SigSet::all().thread_block();
+        privilege::give_up_or_panic();
         while let Some(batch) = queue.take() {
             outlet.deliver(&batch, &queue);
             queue.recycle(batch);

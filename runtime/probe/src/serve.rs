@@ -1,0 +1,226 @@
+//! `apex-probe serve`: one sandbox, from `Begin` to `Done`.
+//!
+//! Input: packets of `apex-run` and batches of the sources, joined in one bounded channel. Output: what the [`Pipeline`] makes of them, and
+//! packets back. The order of the start is the protocol's; nothing is read from the sandbox before privileges are given up.
+
+use std::ffi::OsString;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use apex_core::event::{Event, Loss, What};
+use apex_core::watch::{FromProbe, Reaction, ToProbe};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::engines::Engines;
+use crate::link::{self, Link, LinkError};
+use crate::pipeline::Pipeline;
+use crate::privilege;
+use crate::source::{Batch, QUEUE_BATCHES_MAX};
+use crate::sources::{self, Running, Sandbox};
+
+/// How long a prober whose launcher is gone may take to write what it has.
+const LAST_WITHIN: Duration = Duration::from_secs(20);
+
+/// What reaches the pipeline.
+enum Input {
+    Batch(Batch),
+    /// Every source has stopped and everything it sent is before this.
+    Drained,
+    Said(ToProbe),
+    /// `apex-run` is gone, or speaks no sense any more.
+    Gone,
+}
+
+/// The verb.
+pub fn run(arguments: Vec<OsString>) -> Result<u8> {
+    if !arguments.is_empty() {
+        bail!("`serve` takes no arguments");
+    }
+    let link = Link::take()?;
+    settle().context("arranging the prober's signals")?;
+    match watch(link) {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            // Whoever started it puts it into words; by hand there is nobody at the other end.
+            link.say(&FromProbe::Failed { words: format!("{error:#}") })?;
+            Ok(1)
+        }
+    }
+}
+
+/// What a terminal or an impatient person sends is for the launcher to decide. The launcher's death is no signal either: the socket
+/// closes, what was seen is written, and [`LAST_WITHIN`] bounds that.
+fn settle() -> Result<()> {
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE, Signal::SIGTSTP] {
+        ignored.add(signal);
+    }
+    // Blocked for good; threads inherit it.
+    ignored.thread_block()?;
+    Ok(())
+}
+
+fn watch(link: Link) -> Result<()> {
+    let begin = match link.hear()? {
+        Some((ToProbe::Begin(begin), _)) => *begin,
+        Some((other, _)) => return Err(LinkError::OutOfTurn(link::name_of(&other)).into()),
+        None => return Ok(()),
+    };
+    let mut pipeline = Pipeline::open(&begin, Engines::new(&begin)?)?;
+    let chosen = sources::choose(begin.start.level, begin.may_probe, begin.has_listener);
+    pipeline.sources(chosen.sources.clone());
+    link.say(&FromProbe::Prepared {
+        sources: chosen.sources.clone(),
+        wants_cgroup: chosen.wants_cgroup(),
+        wants_trace: chosen.wants_trace(),
+    })?;
+    let Some(sandbox) = sandbox(link)? else { return Ok(()) };
+    pipeline.sandbox(sandbox.id);
+    let (to, inputs) = sync_channel(QUEUE_BATCHES_MAX);
+    let (to_forwarder, from_sources) = sync_channel(QUEUE_BATCHES_MAX);
+    let running = chosen.start(sandbox, to_forwarder).map_err(anyhow::Error::msg)?;
+    // Before the threads that read what the sandbox wrote are started: they inherit what is left.
+    privilege::give_up().map_err(|errno| anyhow::anyhow!("giving up privileges: {}", errno.desc()))?;
+    let from_sources_to = to.clone();
+    thread::spawn(move || forward(from_sources, &from_sources_to));
+    thread::spawn(move || listen(link, &to));
+    pipeline.start();
+    link.say(&FromProbe::Watching)?;
+    let mut service = Service { link, pipeline, running: Some(running) };
+    let is_told = service.until_the_end(&inputs)?;
+    let done = service.pipeline.finish();
+    if is_told {
+        link.say(&done)?;
+    }
+    Ok(())
+}
+
+fn sandbox(link: Link) -> Result<Option<Sandbox>> {
+    match link.hear()? {
+        Some((ToProbe::Sandbox { id, has_cgroup, init, command, traced }, fd)) => {
+            if has_cgroup && fd.is_none() {
+                bail!("the sandbox's cgroup did not come along");
+            }
+            Ok(Some(Sandbox { id, cgroup: fd, init, command, traced }))
+        }
+        Some((other, _)) => Err(LinkError::OutOfTurn(link::name_of(&other)).into()),
+        // The sandbox did not come to be.
+        None => Ok(None),
+    }
+}
+
+/// From the sources' channel into the common one. A full one holds the sources up, which is theirs to count or to bear.
+fn forward(from: Receiver<Batch>, to: &SyncSender<Input>) {
+    for batch in from {
+        if to.send(Input::Batch(batch)).is_err() {
+            return;
+        }
+    }
+    let _ = to.send(Input::Drained);
+}
+
+/// From the socket into the common channel. A full one fills the socket, and `apex-run` counts what does not fit.
+fn listen(link: Link, to: &SyncSender<Input>) {
+    loop {
+        let input = match link.hear() {
+            Ok(Some((said, _))) => Input::Said(said),
+            Ok(None) | Err(_) => Input::Gone,
+        };
+        let is_last = matches!(input, Input::Gone | Input::Said(ToProbe::Ended));
+        if to.send(input).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// The prober while the sandbox lives.
+struct Service {
+    link: Link,
+    pipeline: Pipeline,
+    running: Option<Running>,
+}
+
+impl Service {
+    /// Takes what comes until the sandbox has ended and everything that was seen is through. Whether `apex-run` waits for the end.
+    fn until_the_end(&mut self, inputs: &Receiver<Input>) -> Result<bool> {
+        let (mut ended, mut drained) = (None, false);
+        while ended.is_none() || !drained {
+            // The senders are two threads that end with a last word each.
+            let input = inputs.recv().context("the sources ended without a word")?;
+            match input {
+                Input::Batch(batch) => self.batch(batch)?,
+                Input::Drained => drained = true,
+                Input::Said(ToProbe::Ended) => {
+                    ended = Some(true);
+                    self.stop();
+                }
+                Input::Gone => {
+                    ended = Some(false);
+                    self.stop();
+                    thread::spawn(|| {
+                        thread::sleep(LAST_WITHIN);
+                        std::process::exit(1);
+                    });
+                }
+                Input::Said(said) => self.said(said)?,
+            }
+        }
+        Ok(ended == Some(true))
+    }
+
+    /// Beside the loop, which reads what the sources still send.
+    fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            thread::spawn(move || running.stop());
+        }
+    }
+
+    fn batch(&mut self, batch: Batch) -> Result<()> {
+        self.pipeline.lost(&batch.lost);
+        batch.events.into_iter().try_for_each(|event| self.event(event))
+    }
+
+    fn said(&mut self, said: ToProbe) -> Result<()> {
+        match said {
+            ToProbe::Refused { time_ns, pid, ppid, uid, comm, refused, error } => {
+                let sandbox = self.pipeline.sandbox_id();
+                let event = Event { time_ns, sandbox, pid, ppid, uid, comm, what: What::Refused(refused), error };
+                if self.pipeline.admits_refusal(time_ns) { self.event(event) } else { Ok(()) }
+            }
+            ToProbe::Lost { count } => {
+                self.pipeline.lost(&[(Loss::QueueFull, count)].into());
+                Ok(())
+            }
+            other @ (ToProbe::Begin(_) | ToProbe::Sandbox { .. } | ToProbe::Ended) => {
+                Err(LinkError::OutOfTurn(link::name_of(&other)).into())
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Result<()> {
+        let Some((reaction, because)) = self.pipeline.observe(event) else { return Ok(()) };
+        if reaction == Reaction::Tighten
+            && let Some(running) = &self.running
+        {
+            running.tighten().map_err(anyhow::Error::msg)?;
+        }
+        // Nobody to act any more: the end is on its way through the socket.
+        match self.link.say(&FromProbe::Act { reaction, because }) {
+            Ok(()) | Err(LinkError::Send(apex_sys::Errno::EPIPE)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serving_needs_a_socket_and_takes_no_words() {
+        let error = run(vec!["x".into()]).unwrap_err();
+        assert!(error.to_string().contains("takes no arguments"));
+    }
+}

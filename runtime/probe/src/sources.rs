@@ -1,0 +1,151 @@
+//! Where a sandbox's events come from on this host: chosen before the sandbox stands, started when it does.
+//!
+//! BPF programs where they can be loaded, else ptrace, for the families that each gives; refusals always come from the listener of the
+//! system call filter, which `apex-run` holds. A family that nobody gives is reported with its reason.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::SyncSender;
+
+use apex_core::seccomp::trace::Scope;
+use apex_core::watch::{Family, Level, Source};
+
+use crate::bpf::{self, Probes};
+use crate::ptrace;
+use crate::source::Batch;
+
+/// What was chosen.
+pub struct Chosen {
+    /// Where each family comes from.
+    pub sources: BTreeMap<Family, Source>,
+    means: Means,
+}
+
+enum Means {
+    Probes(Probes),
+    Ptrace(Scope),
+    /// The listener alone.
+    Nothing,
+}
+
+/// A sandbox that stands, as it is named over the socket.
+pub struct Sandbox {
+    /// Its id.
+    pub id: u64,
+    /// Its own cgroup v2 directory.
+    pub cgroup: Option<OwnedFd>,
+    /// Its init.
+    pub init: u32,
+    /// The process that becomes the command.
+    pub command: u32,
+    /// Whether the filter that stops for a tracer is in force.
+    pub traced: bool,
+}
+
+/// The sources of a sandbox, at work.
+pub enum Running {
+    /// Programs in the kernel.
+    Probes(bpf::Running),
+    /// The tracer.
+    Ptrace(ptrace::Running),
+    /// The listener alone.
+    Nothing,
+}
+
+/// Chooses, and loads what takes time. `may_probe` spares a caller without privilege the attempt; `has_listener` tells whether there is
+/// a system call filter that refuses.
+pub fn choose(level: Level, may_probe: bool, has_listener: bool) -> Chosen {
+    let mut chosen = choose_means(level, may_probe, has_listener);
+    if has_listener && level != Level::Off {
+        chosen.sources.insert(Family::Refusal, Source::Listener);
+    }
+    chosen
+}
+
+fn choose_means(level: Level, may_probe: bool, has_listener: bool) -> Chosen {
+    let mut refused = BTreeMap::new();
+    if may_probe {
+        match Probes::load(level) {
+            (Some(probes), sources) => return Chosen { sources, means: Means::Probes(probes) },
+            (None, sources) => refused = sources,
+        }
+    }
+    let mut sources = ptrace::sources(level, has_listener);
+    let scope = Scope::of(level).filter(|_| sources.values().any(|source| *source == Source::Ptrace));
+    for (family, source) in &mut sources {
+        // Where neither gives it, why the kernel refused the probe says more to somebody who may load probes.
+        if let (Source::Missing { .. }, Some(better @ Source::Missing { .. })) = (&*source, refused.remove(family)) {
+            *source = better;
+        }
+    }
+    Chosen { sources, means: scope.map_or(Means::Nothing, Means::Ptrace) }
+}
+
+impl Chosen {
+    /// Whether a cgroup v2 directory of the sandbox's own is needed.
+    pub fn wants_cgroup(&self) -> bool {
+        matches!(self.means, Means::Probes(_))
+    }
+
+    /// Whether the filter that stops for a tracer is needed.
+    pub fn wants_trace(&self) -> bool {
+        matches!(self.means, Means::Ptrace(_))
+    }
+
+    /// Attaches to the sandbox; returns when everything is on.
+    pub fn start(self, sandbox: Sandbox, to: SyncSender<Batch>) -> Result<Running, String> {
+        match self.means {
+            Means::Probes(probes) => {
+                let Some(cgroup) = sandbox.cgroup else {
+                    return Err("probes need the sandbox's cgroup v2 directory, and none came along".to_owned());
+                };
+                let sandbox = bpf::Sandbox { id: sandbox.id, cgroup, init: sandbox.init };
+                probes.start(sandbox, to).map(Running::Probes).map_err(|error| words(&error))
+            }
+            Means::Ptrace(scope) => {
+                if !sandbox.traced {
+                    return Err("the filter that stops for a tracer is not in force".to_owned());
+                }
+                let target =
+                    ptrace::Target { sandbox: sandbox.id, init: sandbox.init, command: sandbox.command, scope };
+                ptrace::start(target, to).map(Running::Ptrace).map_err(|error| words(&error))
+            }
+            Means::Nothing => Ok(Running::Nothing),
+        }
+    }
+}
+
+impl Running {
+    /// Cuts the network off where the source can.
+    pub fn tighten(&self) -> Result<(), String> {
+        match self {
+            Running::Probes(probes) => probes.tighten().map_err(|error| words(&error)),
+            Running::Ptrace(_) | Running::Nothing => Ok(()),
+        }
+    }
+
+    /// Detaches. What was seen before is sent first, so the channel must be read meanwhile.
+    pub fn stop(self) {
+        match self {
+            Running::Probes(probes) => probes.stop(),
+            Running::Ptrace(tracer) => {
+                if let Err(error) = tracer.stop() {
+                    eprintln!("apex-probe: {}", words(&error));
+                }
+            }
+            Running::Nothing => {}
+        }
+    }
+}
+
+/// An error with what caused it.
+pub fn words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    words
+}

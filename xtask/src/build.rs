@@ -1,6 +1,6 @@
 //! What cargo builds, and where it puts it (the target folder and triple are the caller's to choose).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -20,17 +20,29 @@ pub struct TestBinary {
     pub file: PathBuf,
 }
 
-/// Builds apex-run as users get it and returns its path. `APEX_RUN` names one that is there already, an installed one say.
+/// Builds apex-run as users get it, with apex-probe beside it, and returns its path. `APEX_RUN` names one that is there already, an
+/// installed one say.
 pub fn apex_run() -> Result<PathBuf> {
     if let Some(given) = given() {
         println!("taking {} for apex-run, as APEX_RUN says", given.display());
         return std::fs::canonicalize(&given)
             .with_context(|| format!("APEX_RUN names {}, which cannot be found", given.display()));
     }
-    println!("building apex-run (release)");
-    let messages = messages(&["build", "--release", "--package", "apex-run", "--bin", "apex-run"])?;
+    println!("building apex-run and apex-probe (release)");
+    // One by one: built together, each would get the features that the other wants of what both stand on.
+    program("apex-probe")?;
+    program("apex-run")
+}
+
+fn program(name: &str) -> Result<PathBuf> {
+    let messages = messages(&["build", "--release", "--package", name, "--bin", name])?;
     let file = messages.iter().find_map(|message| message["executable"].as_str());
-    Ok(file.context("cargo built apex-run but named no executable")?.into())
+    Ok(file.with_context(|| format!("cargo built {name} but named no executable"))?.into())
+}
+
+/// The prober that this apex-run finds: the one beside it. `None` when it stands elsewhere.
+pub fn apex_probe(apex_run: &Path) -> Option<PathBuf> {
+    Some(apex_run.with_file_name("apex-probe")).filter(|path| path.exists())
 }
 
 /// What `APEX_RUN` names.

@@ -3,8 +3,9 @@
 //! Input: packets of `apex-run` and batches of the sources, joined in one bounded channel. Output: what the [`Pipeline`] makes of them, and
 //! packets back. The order of the start is the protocol's; nothing is read from the sandbox before privileges are given up.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +23,11 @@ use crate::sources::{self, Running, Sandbox};
 
 /// How long a prober whose launcher is gone may take to write what it has.
 const LAST_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long a refusal waits for what happened before it: longer than the sources take to send.
+const EARLY_FOR: Duration = Duration::from_millis(50);
+/// Refusals that wait.
+const EARLY_MAX: usize = 1024;
 
 /// What reaches the pipeline.
 enum Input {
@@ -88,7 +94,7 @@ fn watch(link: Link) -> Result<()> {
     thread::spawn(move || listen(link, &to));
     pipeline.start();
     link.say(&FromProbe::Watching)?;
-    let mut service = Service { link, pipeline, running: Some(running) };
+    let mut service = Service { link, pipeline, running: Some(running), early: VecDeque::new() };
     let is_told = service.until_the_end(&inputs)?;
     let done = service.pipeline.finish();
     if is_told {
@@ -140,6 +146,8 @@ struct Service {
     link: Link,
     pipeline: Pipeline,
     running: Option<Running>,
+    /// Refusals come by a shorter way than what happened before them: they wait a moment for it.
+    early: VecDeque<Event>,
 }
 
 impl Service {
@@ -147,8 +155,15 @@ impl Service {
     fn until_the_end(&mut self, inputs: &Receiver<Input>) -> Result<bool> {
         let (mut ended, mut drained) = (None, false);
         while ended.is_none() || !drained {
-            // The senders are two threads that end with a last word each.
-            let input = inputs.recv().context("the sources ended without a word")?;
+            let input = match inputs.recv_timeout(EARLY_FOR) {
+                Ok(input) => input,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.let_early_in(u64::MAX)?;
+                    continue;
+                }
+                // Two threads send, and end with a last word each.
+                Err(RecvTimeoutError::Disconnected) => bail!("the sources ended without a word"),
+            };
             match input {
                 Input::Batch(batch) => self.batch(batch)?,
                 Input::Drained => drained = true,
@@ -167,7 +182,18 @@ impl Service {
                 Input::Said(said) => self.said(said)?,
             }
         }
+        self.let_early_in(u64::MAX)?;
         Ok(ended == Some(true))
+    }
+
+    /// Takes the refusals in that happened before a moment.
+    fn let_early_in(&mut self, before_ns: u64) -> Result<()> {
+        while self.early.front().is_some_and(|event| event.time_ns < before_ns)
+            && let Some(event) = self.early.pop_front()
+        {
+            self.event(event)?;
+        }
+        Ok(())
     }
 
     /// Beside the loop, which reads what the sources still send.
@@ -179,7 +205,11 @@ impl Service {
 
     fn batch(&mut self, batch: Batch) -> Result<()> {
         self.pipeline.lost(&batch.lost);
-        batch.events.into_iter().try_for_each(|event| self.event(event))
+        for event in batch.events {
+            self.let_early_in(event.time_ns)?;
+            self.event(event)?;
+        }
+        Ok(())
     }
 
     fn said(&mut self, said: ToProbe) -> Result<()> {
@@ -187,7 +217,13 @@ impl Service {
             ToProbe::Refused { time_ns, pid, ppid, uid, comm, refused, error } => {
                 let sandbox = self.pipeline.sandbox_id();
                 let event = Event { time_ns, sandbox, pid, ppid, uid, comm, what: What::Refused(refused), error };
-                if self.pipeline.admits_refusal(time_ns) { self.event(event) } else { Ok(()) }
+                if self.pipeline.admits_refusal(time_ns) {
+                    self.early.push_back(event);
+                }
+                match self.early.front() {
+                    Some(first) if self.early.len() > EARLY_MAX => self.let_early_in(first.time_ns + 1),
+                    _ => Ok(()),
+                }
             }
             ToProbe::Lost { count } => {
                 self.pipeline.lost(&[(Loss::QueueFull, count)].into());

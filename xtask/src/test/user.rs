@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use super::LIMIT;
 use super::skips::Class;
 use super::tally::{Runner, Tally};
-use crate::build::TestBinary;
+use crate::build::{self, TestBinary};
 use crate::{cache, shell, tree};
 
 /// Packages whose tests say something about privileges. The others behave alike for everybody.
@@ -119,6 +119,9 @@ impl Stage {
         let (home, tmp) = (own("home")?, own("tmp-user")?);
         let staged = bin.join("apex-run");
         fs::copy(apex_run, &staged).with_context(|| format!("cannot copy {}", apex_run.display()))?;
+        if let Some(probe) = build::apex_probe(apex_run) {
+            fs::copy(&probe, bin.join("apex-probe")).with_context(|| format!("cannot copy {}", probe.display()))?;
+        }
         Ok(Stage { uid, repo, bin, home, tmp, apex_run: staged })
     }
 

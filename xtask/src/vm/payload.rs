@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::suite::{self, Manifest, Program};
-use crate::build::TestBinary;
+use crate::build::{self, TestBinary};
 use crate::{shell, tree};
 
 /// Beyond what the files take.
@@ -70,6 +70,9 @@ fn fill(stage: &Path, apex_run: &Path, binaries: &[TestBinary], filter: Option<&
     fs::create_dir(&repo)?;
     tree::copy_sources(&shell::root(), &repo)?;
     copy(apex_run, &bin.join("apex-run"))?;
+    if let Some(probe) = build::apex_probe(apex_run) {
+        copy(&probe, &bin.join("apex-probe"))?;
+    }
     strip(&std::env::current_exe().context("/proc is not mounted")?, &bin.join("xtask"))?;
     let chosen: Vec<&TestBinary> = binaries.iter().filter(|binary| suite::has(binary)).collect();
     let programs = chosen.iter().map(|binary| program(binary)).collect::<Result<Vec<_>>>()?;

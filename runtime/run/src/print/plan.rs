@@ -16,6 +16,13 @@ pub(super) fn text(plan: &Plan) -> String {
         out.push('\n');
         push_layer(&mut out, layer, plan);
     }
+    if !plan.watch.is_off() {
+        out.push('\n');
+        push(&mut out, 0, &format!("watched: {}", plan.watch.name()));
+        push(&mut out, 2, "by apex-probe, a process of its own: probes where this user may load them, else ptrace");
+        push(&mut out, 2, "in a cgroup v2 directory of its own where one can be made; refused calls go to a listener");
+        push(&mut out, 2, "the command does not start before it is watched and ends when it no longer is");
+    }
     out.push_str("\ncommand\n");
     push_command(&mut out, plan);
     out

@@ -1,0 +1,239 @@
+//! `apex-run --watch`: what the record holds, that watching changes nothing of the command, and that nothing runs unwatched.
+
+use std::time::{Duration, Instant};
+
+use apex_core::event::{Event, Loss, What};
+use apex_core::watch::{Family, Source};
+use apex_tests::{Output, Sandbox, TempDir, as_root, each_mode, leaks};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A record of events in a directory of its own.
+struct Record(TempDir);
+
+impl Record {
+    fn new() -> Self {
+        Record(TempDir::new())
+    }
+
+    fn path(&self) -> String {
+        self.0.at("events")
+    }
+
+    /// The events; the head and the tail must be where they belong, and the tail's count must be right.
+    #[track_caller]
+    fn events(&self) -> Vec<Event> {
+        let text = self.0.read("events");
+        let events: Vec<Event> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .collect();
+        let (first, last) = (events.first().expect("a record has a head"), events.last().expect("and a tail"));
+        assert!(matches!(first.what, What::Start(_)), "{first:?}");
+        let What::End(end) = &last.what else { panic!("the record ends with {last:?}") };
+        assert_eq!(end.events, events.len() as u64, "{text}");
+        assert!(end.lost.is_empty(), "{end:?}");
+        let sandbox = first.sandbox;
+        assert!(sandbox != 0 && events.iter().all(|event| event.sandbox == sandbox), "{text}");
+        events
+    }
+}
+
+fn programs(events: &[Event]) -> Vec<&str> {
+    events.iter().filter_map(program_of).collect()
+}
+
+fn program_of(event: &Event) -> Option<&str> {
+    match &event.what {
+        What::Exec { path, .. } => Some(path),
+        _ => None,
+    }
+}
+
+#[track_caller]
+fn expect_nothing_left(sandbox: &Sandbox, output: &Output) {
+    leaks::expect_none(sandbox.mark(), output.pid);
+}
+
+#[test]
+fn the_record_is_whole_in_every_mode() {
+    each_mode(|mode| {
+        let record = Record::new();
+        let sandbox = Sandbox::new().mode(mode).args(["--watch", "--events", &record.path()]);
+        let output = sandbox.run(&["/bin/sh", "-c", "/bin/echo out; /bin/echo err >&2; unshare -r /bin/true; exit 3"]);
+        assert_eq!((output.code, output.out().as_str()), (3, "out\n"), "{}", output.err());
+        let events = record.events();
+        let What::Start(start) = &events[0].what else { panic!("{:?}", events[0]) };
+        assert_eq!((start.mode.as_str(), start.command[0].as_str()), (mode.name(), "/bin/sh"));
+        assert_eq!(start.sources[&Family::Refusal], Source::Listener);
+        let wanted = if as_root() { Source::Probe } else { Source::Ptrace };
+        assert_eq!(start.sources[&Family::Process], wanted, "{:?}", start.sources);
+        let seen = programs(&events);
+        assert!(seen.iter().filter(|path| path.ends_with("/echo")).count() == 2, "{seen:?}");
+        let ended = |code| events.iter().any(|event| event.what == What::Exit { code: Some(code), signal: None });
+        assert!(ended(3) && ended(0), "{events:?}");
+        expect_nothing_left(&sandbox, &output);
+    });
+}
+
+#[test]
+fn a_refused_call_is_told_after_what_happened_before_it() {
+    let record = Record::new();
+    let output = Sandbox::new().args(["--events", &record.path()]).run(&["/bin/sh", "-c", "unshare -r /bin/true"]);
+    output.expect_code(1);
+    let events = record.events();
+    let refused = events.iter().position(|event| matches!(&event.what, What::Refused(call) if call.call == "unshare"));
+    let refused = refused.expect("the call was refused");
+    let caller = &events[refused];
+    assert_eq!((caller.comm.as_str(), caller.error.and_then(|error| error.name())), ("unshare", Some("EPERM")));
+    let is_exec = |event: &Event| event.pid == caller.pid && matches!(event.what, What::Exec { .. });
+    assert!(events[..refused].iter().any(is_exec), "the exec of the caller comes first: {events:#?}");
+}
+
+#[test]
+fn explanations_and_watching_go_together() {
+    let record = Record::new();
+    let output = Sandbox::new()
+        .args(["--watch", "--why", "--events", &record.path()])
+        .run(&["/bin/sh", "-c", "unshare -r /bin/true; cat /etc/shadow"])
+        .expect_code(1);
+    assert!(output.err().contains("call unshare") && output.err().contains("/etc/shadow"), "{}", output.err());
+    let told = |event: &Event| matches!(&event.what, What::Refused(call) if call.call == "unshare");
+    assert_eq!(record.events().iter().filter(|event| told(event)).count(), 1);
+}
+
+#[test]
+fn watching_passes_signals_and_streams_as_ever() {
+    let record = Record::new();
+    let script = "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut session = Sandbox::new().args(["--events", &record.path()]).start(&["/bin/sh", "-c", script]);
+    session.expect_line("ready");
+    session.signal(Signal::SIGTERM);
+    let output = session.wait_for_end().expect_code(9);
+    assert_eq!(output.out(), "caught\n");
+    record.events();
+    let output = Sandbox::new().arg("--watch").stdin(b"through").run(&["/bin/sh", "-c", "cat; kill -KILL $$"]);
+    assert_eq!((output.code, output.out().as_str()), (137, "through"), "{}", output.err());
+}
+
+#[test]
+fn a_missing_prober_stops_the_start() {
+    let output =
+        Sandbox::new().arg("--watch").caller_env("APEX_PROBE", "/nowhere/apex-probe").run(&["/bin/echo", "ran"]);
+    let output = output.expect_refusal(&["apex-probe", "/nowhere/apex-probe", "cargo build"]);
+    assert_eq!(output.out(), "");
+}
+
+#[test]
+fn a_prober_that_is_none_stops_the_start() {
+    let sandbox = Sandbox::new().arg("--watch").caller_env("APEX_PROBE", "/bin/true");
+    let output = sandbox.run(&["/bin/echo", "ran"]).expect_refusal(&["prober", "unwatched"]);
+    assert_eq!(output.out(), "");
+    expect_nothing_left(&sandbox, &output);
+}
+
+#[test]
+fn a_record_that_cannot_be_written_stops_the_start() {
+    let sandbox = Sandbox::new().args(["--events", "/proc/none/events"]);
+    let output = sandbox.run(&["/bin/echo", "ran"]).expect_refusal(&["/proc/none/events"]);
+    assert_eq!(output.out(), "");
+    expect_nothing_left(&sandbox, &output);
+}
+
+/// The prober of this apex-run: its one child by that name.
+fn prober_of(apex_run: i32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{apex_run}/task/{apex_run}/children")).ok()?;
+    let is_prober = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("apex-probe\0serve"))
+    };
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_prober).map(Pid::from_raw)
+}
+
+#[test]
+fn nothing_goes_on_when_its_prober_is_killed() {
+    let sandbox = Sandbox::new().arg("--watch");
+    let mut session = sandbox.start(&["/bin/sh", "-c", "echo ready; sleep 60"]);
+    session.expect_line("ready");
+    let prober = prober_of(session.pid()).expect("it watches");
+    let start = Instant::now();
+    kill(prober, Signal::SIGKILL).expect("it is ours");
+    let output = session.wait_for_end().expect_refusal(&["prober", "signal 9", "unwatched"]);
+    assert!(start.elapsed() < PATIENCE);
+    expect_nothing_left(&sandbox, &output);
+}
+
+#[test]
+fn the_prober_ends_with_a_killed_launcher_and_writes_what_it_saw() {
+    let record = Record::new();
+    let sandbox = Sandbox::new().args(["--events", &record.path()]);
+    let mut session = sandbox.start(&["/bin/sh", "-c", "echo ready; sleep 60"]);
+    session.expect_line("ready");
+    let prober = prober_of(session.pid()).expect("it watches");
+    session.signal(Signal::SIGKILL);
+    let output = session.wait_for_end();
+    let end = Instant::now() + PATIENCE;
+    while kill(prober, None).is_ok() {
+        assert!(Instant::now() < end, "the prober outlives its launcher");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(programs(&record.events()).iter().any(|path| path.ends_with("sh")));
+    expect_nothing_left(&sandbox, &output);
+}
+
+#[test]
+fn a_flood_of_refusals_is_counted_and_does_not_hang() {
+    const CALLS: u64 = 30_000;
+    let record = Record::new();
+    let script = format!(
+        "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nfor i in range({CALLS}): c.unshare(0x10000000)\nprint('done')"
+    );
+    if !std::path::Path::new("/usr/bin/python3").exists() {
+        apex_tests::skip!("the program python3 is not installed");
+    }
+    let sandbox = Sandbox::new().args(["--profile", "python", "--events", &record.path()]);
+    let output = sandbox.run(&["/usr/bin/python3", "-c", &script]).expect_code(0);
+    assert_eq!(output.out(), "done\n");
+    let text = record.0.read("events");
+    let events: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).expect("a line is an event")).collect();
+    let told = |event: &&Event| matches!(&event.what, What::Refused(call) if call.call == "unshare");
+    let told = events.iter().filter(told).count() as u64;
+    let Some(What::End(end)) = events.last().map(|event| &event.what) else { panic!("no tail") };
+    let lost = |why| end.lost.get(&why).copied().unwrap_or(0);
+    assert_eq!(told + lost(Loss::QueueFull) + lost(Loss::RateLimited), CALLS, "told {told}, {end:?}");
+    assert_eq!(end.events, events.len() as u64);
+    expect_nothing_left(&sandbox, &output);
+}
+
+#[test]
+fn a_plan_says_what_watching_needs() {
+    let output = Sandbox::new().args(["--plan", "--watch=full"]).run(&["/bin/true"]).expect_code(0);
+    assert!(output.out().contains("watched: full"), "{}", output.out());
+    let output = Sandbox::new().args(["--plan"]).run(&["/bin/true"]).expect_code(0);
+    assert!(!output.out().contains("watched"), "{}", output.out());
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let check = |args: &[&str], words: &[&str]| {
+        Sandbox::new().args(args).run(&["/bin/true"]).expect_refusal(words);
+    };
+    check(&["--watch=off", "--summary"], &["--summary", "--watch=off"]);
+    check(&["--watch=some"], &["--watch", "some", "default"]);
+    check(&["--events", "ftp://x"], &["--events", "ftp://x"]);
+    check(&["--on-finding", "shout"], &["--on-finding", "shout"]);
+    check(&["--prove", "--watch"], &["--watch", "--prove"]);
+}
+
+#[test]
+fn the_summary_tells_programs_and_the_end() {
+    let output = Sandbox::new().arg("--summary").run(&["/bin/sh", "-c", "/bin/echo hello; exit 4"]).expect_code(4);
+    assert_eq!(output.out(), "hello\n");
+    for words in ["what the sandbox did", "/echo", "exited with 4"] {
+        assert!(output.err().contains(words), "{words}: {}", output.err());
+    }
+    let output = Sandbox::new().args(["--summary", "--json"]).run(&["/bin/sh", "-c", "exit 4"]).expect_code(4);
+    let account: serde_json::Value = serde_json::from_str(&output.err()).expect("JSON alone");
+    assert_eq!(account["ending"], "exited with 4");
+}

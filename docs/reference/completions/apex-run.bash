@@ -5,7 +5,7 @@ _apex_run() {
     COMPREPLY=()
     cur=${COMP_WORDS[COMP_CWORD]}
     prev=${COMP_WORDS[COMP_CWORD-1]}
-    takes=' --mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --completions '
+    takes=' --mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --completions '
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
@@ -44,10 +44,13 @@ _apex_run() {
         --tmp-size) :; return ;;
         --time) :; return ;;
         --receipt) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --events) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --findings) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --on-finding) COMPREPLY=($(compgen -W 'warn freeze kill tighten' -- "$cur")); return ;;
         --completions) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
     esac
     if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W '--mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --completions -h --help -V --version' -- "$cur"))
+        COMPREPLY=($(compgen -W '--mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --summary --completions -h --help -V --version' -- "$cur"))
     else
         COMPREPLY=($(compgen -c -- "$cur"))
     fi

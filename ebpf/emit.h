@@ -142,6 +142,8 @@ static __always_inline char *text_room(struct buffer *buffer)
 
 static __always_inline void text_done(struct buffer *buffer, u32 index, u32 bytes, u8 how)
 {
+	/* A power of two: the verifier sees the bound. */
+	index &= TEXTS_MAX - 1;
 	buffer->record.header.text_bytes[index] = bytes;
 	buffer->record.header.text_how[index] = how;
 	buffer->text_bytes += bytes;

@@ -67,24 +67,34 @@ static long walk_step(u32 index, struct walk *walk)
 	return 0;
 }
 
-/* Adds the path of (`mnt`, `dentry`) as text `index`. */
-static __always_inline void add_path(struct buffer *buffer, u32 index, struct vfsmount *mnt, struct dentry *dentry)
+/* Adds the path of a dentry in a mount as text `index`. Not static, so that the verifier looks at it once and not at every call; it knows nothing of
+ * its arguments there, and the kernel's pointers come as numbers.
+ */
+__noinline int add_path_of(struct buffer *buffer, u32 index, u64 vfsmount, u64 dentry)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct walk walk = {
-		.dentry = dentry,
-		.mount = mount_of(mnt),
+		.dentry = (void *)dentry,
+		.mount = mount_of((void *)vfsmount),
 		.root = BPF_CORE_READ(task, fs, root.dentry),
 		.root_mount = mount_of(BPF_CORE_READ(task, fs, root.mnt)),
-		.text = text_room(buffer),
 		.how = TEXT_NAMES,
 	};
 
+	if (!buffer)
+		return 0;
+	walk.text = text_room(buffer);
 	if (!walk.text)
-		return;
+		return 0;
 	if (bpf_loop(STEPS_MAX, walk_step, &walk, 0) >= STEPS_MAX)
 		walk.how |= TEXT_CUT;
 	text_done(buffer, index, walk.bytes, walk.how);
+	return 0;
+}
+
+static __always_inline void add_path(struct buffer *buffer, u32 index, struct vfsmount *mnt, struct dentry *dentry)
+{
+	add_path_of(buffer, index, (u64)mnt, (u64)dentry);
 }
 
 #endif

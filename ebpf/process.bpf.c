@@ -54,7 +54,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (!buffer)
 		return 0;
 	buffer->record.body.exec.fileless = bprm->file->f_inode->i_nlink == 0;
-	add_path(buffer, 0, bprm->file->f_path.mnt, bprm->file->f_path.dentry);
+	add_path(buffer, 0, BPF_CORE_READ(bprm, file, f_path.mnt), BPF_CORE_READ(bprm, file, f_path.dentry));
 	add_args(buffer, 1, task->mm);
 	send(buffer);
 	return 0;

@@ -139,13 +139,11 @@ static __always_inline u64 arg_of(const struct call *call, u8 number)
 }
 
 /* Adds an operand as two texts: the caller's words, and the directory that they start from or the file itself. Texts are added in order. */
-static __noinline int add_operand(struct buffer *buffer, u32 index, const struct operand *operand, const struct call *call)
+static __always_inline void add_operand(struct buffer *buffer, u32 index, const struct operand *operand,
+					const struct call *call)
 {
-	u64 arg, bytes;
+	u64 arg = arg_of(call, operand->arg), bytes;
 
-	if (!buffer || !operand || !call)
-		return 0;
-	arg = arg_of(call, operand->arg);
 	switch (operand->kind) {
 	case OPERAND_FD:
 		add_file(buffer, index + 1, arg);
@@ -170,7 +168,6 @@ static __noinline int add_operand(struct buffer *buffer, u32 index, const struct
 		add_bytes(buffer, index, arg, bytes);
 		break;
 	}
-	return 0;
 }
 
 static __always_inline bool is_other(u32 target)

@@ -12,6 +12,9 @@ use aya::{
     Btf, BtfError as AyaBtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned,
 };
 
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::chroot;
+
 use super::{btf, maps};
 
 /// One family's object.
@@ -58,7 +61,7 @@ const OBJECTS: &[Object] = &[
         family: Family::Process,
         bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/process.bpf.o"),
         level: Level::Default,
-        ring_bytes: 8 << 20,
+        ring_bytes: 4 << 20,
         hooks: &[
             tracepoint("on_fork", "sched_process_fork"),
             tracepoint("on_exec", "sched_process_exec"),
@@ -87,14 +90,14 @@ const OBJECTS: &[Object] = &[
         family: Family::File,
         bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/file.bpf.o"),
         level: Level::Full,
-        ring_bytes: 8 << 20,
+        ring_bytes: 4 << 20,
         hooks: &[tracepoint("on_file_call", SYS_EXIT).called()],
     },
     Object {
         family: Family::Privilege,
         bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/privilege.bpf.o"),
         level: Level::Full,
-        ring_bytes: 2 << 20,
+        ring_bytes: 1 << 20,
         hooks: &[tracepoint("on_privilege_call", SYS_EXIT).called()],
     },
     // The last: it is attached when the programs that it calls are ready.
@@ -157,12 +160,17 @@ pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
         return (loaded, sources);
     }
     let types = kernel_types();
+    let mut loader = types.as_ref().ok().map(loader);
     for object in OBJECTS {
         let source = if object.level > level {
             Source::Missing { reason: format!("it is watched at level {} only", name(object.level)) }
         } else {
-            let types = types.as_ref().map_err(ToString::to_string);
-            match types.and_then(|types| load_object(object, types).map_err(|error| error.to_string())) {
+            let result = match (&types, &mut loader) {
+                (Ok(types), Some(loader)) => load_object(object, loader, types).map_err(|error| error.to_string()),
+                (Err(error), _) => Err(error.to_string()),
+                (Ok(_), None) => unreachable!("with types there is a loader"),
+            };
+            match result {
                 Ok(object) => {
                     loaded.push(object);
                     Source::Probe
@@ -215,11 +223,27 @@ fn kernel_types() -> Result<Btf, LoadError> {
     Btf::parse(&trimmed, Endianness::default()).map_err(LoadError::Btf)
 }
 
-fn load_object(object: &Object, types: &Btf) -> Result<Loaded, LoadError> {
-    // The verifier's log costs more than the verification; a refusal is tried again with it by `aya`.
-    let mut ebpf = EbpfLoader::new()
-        .btf(Some(types))
-        .verifier_log_level(VerifierLogLevel::DISABLE)
+/// aya's loader with these types.
+///
+/// Its constructor reads and builds all types of the kernel, 20 to 40 ms for nothing. So it runs in a thread that has another root directory and does
+/// not find them. Where that is not permitted it only takes longer.
+fn loader(types: &Btf) -> EbpfLoader<'_> {
+    let mut loader = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let is_away = unshare(CloneFlags::CLONE_FS).and_then(|()| chroot("/sys/kernel/btf"));
+            // Both outcomes are right, see above.
+            let _ = is_away;
+            EbpfLoader::new()
+        });
+        thread.join().expect("the constructor does not panic")
+    });
+    // The verifier's log costs more than the verification; a refused load is tried again with it.
+    loader.btf(Some(types)).verifier_log_level(VerifierLogLevel::DISABLE);
+    loader
+}
+
+fn load_object<'a>(object: &Object, loader: &mut EbpfLoader<'a>, types: &'a Btf) -> Result<Loaded, LoadError> {
+    let mut ebpf = loader
         .map_max_entries("ring", object.ring_bytes)
         .load(object.bytes)
         .map_err(|error| if is_refusal(&error) { LoadError::NotPermitted } else { LoadError::Object(error) })?;

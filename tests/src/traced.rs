@@ -1,7 +1,7 @@
 //! Runs a command in a sandbox under the ptrace source, as the caller or as a user without privilege, and reads what it told.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,6 +10,9 @@ use apex_core::event::{Event, What};
 
 use crate::sandbox::{self, Output};
 use crate::{TempDir, as_root};
+
+static JOB_64: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/job64"));
+static JOB_32: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/job32"));
 
 /// A user who owns nothing; no passwd entry is needed.
 const NOBODY: u32 = 59_999;
@@ -103,6 +106,48 @@ pub fn run(user: User, scope: &str, args: &[&str], inside: &[&str]) -> Traced {
         }
     }
     Traced { output, events: told, losses }
+}
+
+/// The program of `tests/traced/job.c`, unpacked to a directory that lives as long as a test holds it.
+#[derive(Debug)]
+pub struct Job(TempDir);
+
+impl Job {
+    /// For 64 or 32 bits; `None` where no C compiler was there.
+    pub fn get(bits: u32) -> Option<Job> {
+        let bytes = if bits == 32 { JOB_32 } else { JOB_64 };
+        if bytes.is_empty() {
+            return None;
+        }
+        let dir = TempDir::new();
+        let path = dir.path().join("job");
+        fs::write(&path, bytes).expect("we own it");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("we own it");
+        Some(Job(dir))
+    }
+
+    /// The path of the program, outside and inside.
+    pub fn path(&self) -> String {
+        self.0.at("job")
+    }
+
+    /// Runs one of its jobs, once without a tracer and once with, and fails unless both print and return the same.
+    #[track_caller]
+    pub fn compare(&self, user: User, args: &[&str], job: &str) -> Traced {
+        let dir = self.0.text();
+        let args: Vec<&str> = ["--ro", &dir].into_iter().chain(args.iter().copied()).collect();
+        compare(user, &args, &[&self.path(), job])
+    }
+}
+
+/// Runs a command once without a tracer and once with, and fails unless both print and return the same.
+#[track_caller]
+pub fn compare(user: User, args: &[&str], inside: &[&str]) -> Traced {
+    let plain = run(user, "off", args, inside);
+    let traced = run(user, "full", args, inside);
+    let words = |traced: &Traced| (traced.output.code, traced.output.out(), traced.output.err());
+    assert_eq!(words(&plain), words(&traced), "{user:?} {inside:?}");
+    traced
 }
 
 /// The example beside the tests.

@@ -1,8 +1,9 @@
 //! Events of real programs by the ptrace source, as root and as a user without privilege.
 
-use apex_core::event::{Errno, What};
+use apex_core::event::{Errno, Event, What};
 use apex_core::refusal::Access;
-use apex_tests::traced::{User, run};
+use apex_tests::TempDir;
+use apex_tests::traced::{Job, User, compare, run};
 
 #[test]
 fn births_programs_ends_and_files_are_told() {
@@ -44,5 +45,198 @@ fn a_signal_that_ends_the_command_is_told_and_passed_on() {
         traced.expect_whole_lives();
         let last = traced.what().last().expect("there are events");
         assert_eq!(*last, What::Exit { code: None, signal: Some(15) });
+    }
+}
+
+/// Runs a job with and without a tracer as every user, and fails unless each process has a whole life in what was told.
+#[track_caller]
+fn faithful(job: &str, said: &str) {
+    let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
+    for user in User::all() {
+        let traced = program.compare(*user, &["--tasks", "400"], job);
+        assert_eq!(traced.output.out(), said, "{user:?}");
+        traced.expect_whole_lives();
+    }
+}
+
+#[test]
+fn threads_are_followed_and_not_told_as_births() {
+    faithful("threads", "32 threads\n");
+}
+
+#[test]
+fn a_thread_that_is_not_the_first_executes() {
+    faithful("exec-from-thread", "from a thread\n");
+}
+
+#[test]
+fn the_first_thread_ends_before_the_others() {
+    faithful("leader-ends-first", "the last thread\n");
+}
+
+#[test]
+fn handlers_interrupt_as_they_do_without_a_tracer() {
+    faithful("interrupted", "alarms interrupt\n");
+}
+
+#[test]
+fn real_time_signals_keep_their_value() {
+    faithful("real-time", "queued 4711\n");
+}
+
+#[test]
+fn the_programs_own_traps_are_its_own() {
+    faithful("traps", "traps 2\n");
+}
+
+#[test]
+fn stops_and_continuations_reach_parent_and_child() {
+    faithful("stops", "stopped 1 by 19\ncontinued 1\nstopped 1 by 20\nended 1 by 15\n");
+}
+
+#[test]
+fn vfork_and_two_hundred_short_processes_go_through() {
+    faithful("vforks", "20 programs\n");
+    faithful("storm", "200 ended, 100 with 1\n");
+}
+
+#[test]
+fn calls_that_wait_can_be_interrupted_and_killed() {
+    faithful("waits", "open EINTR\nended 1 by 9\n");
+}
+
+#[test]
+fn nothing_is_born_beside_the_tracer() {
+    let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
+    for user in User::all() {
+        let dir = program.path();
+        let traced = run(*user, "default", &["--ro", dir.trim_end_matches("/job")], &[&dir, "untraced"]);
+        assert_eq!(traced.output.out(), "clone EINVAL\nclone3 ENOSYS\n", "{}", traced.output.err());
+        traced.expect_whole_lives();
+    }
+}
+
+#[test]
+fn a_traced_program_cannot_be_traced_again() {
+    let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
+    let grant = format!("{}:/mnt", program.path().trim_end_matches("/job"));
+    let traced = run(User::Caller, "default", &["--mode", "development", "--ro", &grant], &["/mnt/job", "traces"]);
+    assert_eq!(traced.output.out(), "traceme EPERM\n", "{}", traced.output.err());
+}
+
+#[test]
+fn network_and_privilege_are_told_with_what_they_name() {
+    let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
+    for user in User::all() {
+        let traced = program.compare(*user, &[], "network");
+        let socket = |family, kind| What::Socket { family, kind, protocol: 0 };
+        let address = |text: &str| text.parse().expect("an address");
+        let wanted = [
+            socket(2, 2),
+            socket(10, 1),
+            socket(2, 1),
+            What::Send { address: address("inet:127.0.0.1:53"), bytes: 5 },
+            What::Send { address: address("inet:127.0.0.1:54"), bytes: 0 },
+            What::Send { address: address("inet:127.0.0.1:55"), bytes: 0 },
+            What::Connect { address: address("inet6:[::1]:443") },
+            What::Bind { address: address("inet:127.0.0.1:8080") },
+        ];
+        assert!(traced.what().filter(|what| wanted.contains(what)).eq(&wanted), "{:#?}", traced.events);
+
+        let traced = program.compare(*user, &[], "privilege");
+        let names: Vec<String> = traced.events.iter().map(in_short).collect();
+        for wanted in [
+            "job memfd hidden",
+            "job executable mprotect 4096 false",
+            "job executable mmap 4096 true",
+            "job set-ids setuid",
+            "job signal 1 28",
+            "renamed memfd again",
+        ] {
+            assert!(names.iter().any(|name| name == wanted), "{wanted} was not told: {names:#?}");
+        }
+    }
+}
+
+fn in_short(event: &Event) -> String {
+    let what = match &event.what {
+        What::Memfd { name } => format!("memfd {name}"),
+        What::Executable { call, length, writable, address } => {
+            assert_ne!(*address, 0);
+            format!("executable {call} {length} {writable}")
+        }
+        What::SetIds { call, .. } => format!("set-ids {call}"),
+        What::Signal { target, signal } => format!("signal {target} {signal}"),
+        other => format!("{other:?}"),
+    };
+    format!("{} {what}", event.comm)
+}
+
+#[test]
+fn a_program_without_a_file_is_told_as_such() {
+    let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
+    for user in User::all() {
+        let traced = program.compare(*user, &[], "from-memory");
+        assert_eq!(traced.output.out(), "from memory\n");
+        let args = vec!["ghost".to_owned(), "said".to_owned()];
+        let wanted = What::Exec { path: "/memfd:hidden".to_owned(), args, cut: false, fileless: true };
+        assert!(traced.what().any(|what| *what == wanted), "{:#?}", traced.events);
+    }
+}
+
+#[test]
+fn programs_of_32_bits_are_told_alike() {
+    let Some(program) = Job::get(32) else { apex_tests::skip!("no C compiler with 32-bit static libraries") };
+    let policy = TempDir::new();
+    let policy = (policy.file("compat.toml", "[syscalls]\ncompat = true\n"), policy);
+    let args = ["--mode", "hybrid", "--policy", &policy.0, "--tasks", "400"];
+    for user in User::all() {
+        for job in ["threads", "exec-from-thread", "real-time", "stops", "vforks", "storm", "waits"] {
+            program.compare(*user, &args, job).expect_whole_lives();
+        }
+        let traced = program.compare(*user, &args, "privilege");
+        assert!(
+            traced.events.iter().any(|event| in_short(event) == "job executable mmap2 4096 true"),
+            "{:#?}",
+            traced.events
+        );
+    }
+}
+
+#[test]
+fn real_programs_do_the_same_under_trace() {
+    let python = "import subprocess, concurrent.futures as f, multiprocessing as m\n\
+                  pool = f.ThreadPoolExecutor(8)\n\
+                  print(sum(pool.map(lambda i: len(subprocess.check_output(['/bin/echo', str(i)])), range(60))))\n\
+                  with m.get_context('fork').Pool(4) as p: print(sum(p.map(abs, range(-100, 0))))\n";
+    let shell = "for i in 1 2 3; do seq 1000 | sort -r | head -3 | tr '\\n' ' '; done; sleep 5 & \
+                 kill -STOP $!; kill -CONT $!; kill $!; wait; trap 'echo usr1' USR1; kill -USR1 $$; \
+                 trap 'echo child' CHLD; /bin/true; echo done";
+    let gcc = "cd /tmp; printf '#include <stdio.h>\\nint main(void) { puts(\"built\"); return 0; }\\n' >a.c; gcc -pipe -O1 a.c -o a && cp a b && ls a b";
+    // A terminal of its own, job control on, a stop from the keyboard.
+    let terminal = "import os, pty, sys, time\n\
+                    pid, fd = pty.fork()\n\
+                    if pid == 0: os.execv('/bin/bash', ['bash', '--norc', '--noprofile', '-i'])\n\
+                    def until(word):\n    text = b''\n    while word not in text: text += os.read(fd, 1024)\n\
+                    os.write(fd, b'PS1=; echo be\"gin\"\\n'); until(b'begin\\r')\n\
+                    os.write(fd, b'cat\\n'); time.sleep(0.3); os.write(fd, b'\\x1a'); until(b'Stopped')\n\
+                    os.write(fd, b'fg >/dev/null\\n'); time.sleep(0.3); os.write(fd, b'\\x04')\n\
+                    os.write(fd, b'echo en\"d\"; exit 3\\n'); until(b'end\\r')\n\
+                    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n";
+    for user in User::all() {
+        let jobs: [(&str, &[&str]); 4] = [
+            ("python", &["/usr/bin/python3", "-c", python]),
+            ("shell", &["/bin/bash", "-c", shell]),
+            ("build", &["/bin/sh", "-c", gcc]),
+            ("python", &["/usr/bin/python3", "-c", terminal]),
+        ];
+        for (profile, job) in jobs {
+            if !std::path::Path::new(job[0]).exists() {
+                apex_tests::skip!(format!("{} is not installed", job[0]));
+            }
+            let traced = compare(*user, &["--profile", profile], job);
+            assert!(traced.output.code == 0, "{user:?} {profile}: {}", traced.output.err());
+            traced.expect_whole_lives();
+        }
     }
 }

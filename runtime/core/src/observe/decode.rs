@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::call::{Target, needs_how, targets};
 use crate::event::{Address, TEXT_BYTES_MAX, What};
@@ -18,6 +18,8 @@ use crate::seccomp::trace::{CHOSEN, NEW_NAMESPACES};
 const ADDRESS_BYTES_MAX: u32 = 128;
 /// Datagrams of one sendmmsg(2) that are looked at.
 const DATAGRAMS_MAX: u64 = 16;
+/// The bits of a mode that chmod(2) sets.
+const MODE: u32 = 0o7777;
 /// CLONE_NEWTIME, which clone(2) has no bit for.
 const NEW_TIME: u64 = 0x80;
 
@@ -97,7 +99,9 @@ fn one(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
         "capset" => What::Capset { effective: effective(caller, a, b)? },
         "clone" | "clone3" | "unshare" | "setns" => return namespace(call, caller),
         "mmap" | "mmap2" | "mprotect" | "pkey_mprotect" => return executable(call, caller),
-        "kill" | "tkill" | "tgkill" | "pidfd_send_signal" => return Ok(signal(call, caller)),
+        "kill" | "tkill" | "tgkill" | "pidfd_send_signal" | "rt_sigqueueinfo" | "rt_tgsigqueueinfo" => {
+            return Ok(signal(call, caller));
+        }
         other if is_set_ids(other) => What::SetIds { call: name(), id: a as u32 },
         other if is_mount(other) => What::Mount { call: name(), target: mount_target(call, caller)? },
         other if CHOSEN.contains(&other) => What::Call { name: name(), args: call.args },
@@ -125,6 +129,7 @@ fn is_mount(name: &str) -> bool {
     matches!(
         name,
         "mount"
+            | "chroot"
             | "umount"
             | "umount2"
             | "move_mount"
@@ -140,9 +145,10 @@ fn mount_target(call: &Call<'_>, caller: &mut dyn Caller) -> Result<String, Unre
     let [a, b, c, d, ..] = call.args;
     match call.name {
         "mount" => path(caller, None, b),
-        "umount" | "umount2" | "pivot_root" => path(caller, None, a),
+        "umount" | "umount2" | "pivot_root" | "chroot" => path(caller, None, a),
         "move_mount" => path(caller, descriptor(c), d),
         "open_tree" | "mount_setattr" => path(caller, descriptor(a), b),
+        "fsopen" => Ok(words(&caller.text(a).ok_or(Unreadable)?)),
         _ => Ok(String::new()),
     }
 }
@@ -233,7 +239,7 @@ fn executable(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
 fn signal(call: &Call<'_>, caller: &mut dyn Caller) -> Option<What> {
     let [a, b, c, ..] = call.args.map(|word| word as u32 as i32);
     let (target, signal) = match call.name {
-        "tgkill" => (a, c),
+        "tgkill" | "rt_tgsigqueueinfo" => (a, c),
         "pidfd_send_signal" => (caller.process_of(a).unwrap_or(0), b),
         _ => (a, b),
     };
@@ -255,7 +261,11 @@ fn effective(caller: &mut dyn Caller, header: u64, data: u64) -> Result<u64, Unr
 fn file(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
     let [a, b, c, d, ..] = call.args;
     match call.name {
-        "fchmod" => return Ok(Some(What::Chmod { path: opened(caller, a)?, mode: b as u32 })),
+        "fchmod" => return Ok(Some(What::Chmod { path: opened(caller, a)?, mode: b as u32 & MODE })),
+        "ftruncate" | "ftruncate64" => {
+            let path = opened(caller, a)?;
+            return Ok(Some(What::Open { path, access: Access::Write, create: false, truncate: true }));
+        }
         "fchown" | "fchown32" => {
             return Ok(Some(What::Chown { path: opened(caller, a)?, owner: b as u32, group: c as u32 }));
         }
@@ -269,14 +279,14 @@ fn file(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
     let Some(first) = named.first() else { return Ok(None) };
     let second = named.get(1);
     let mut path_of = |target: &Target| path(caller, target.dirfd, target.address);
-    let mode = |value: u64| value as u32;
+    let word = |value: u64| value as u32;
     Ok(Some(match (call.name, second) {
         ("open" | "creat" | "openat" | "openat2", _) => {
             let flags = flags_of(call, how);
             What::Open {
                 path: path_of(first)?,
                 access: first.access,
-                create: flags & super::call::open::CREAT != 0,
+                create: flags & (super::call::open::CREAT | super::call::open::TMPFILE) != 0,
                 truncate: flags & super::call::open::TRUNC != 0,
             }
         }
@@ -293,11 +303,11 @@ fn file(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
             let path = path_of(first)?;
             What::Symlink { target: words(&caller.text(a).ok_or(Unreadable)?), path }
         }
-        ("chmod", _) => What::Chmod { path: path_of(first)?, mode: mode(b) },
-        ("fchmodat" | "fchmodat2", _) => What::Chmod { path: path_of(first)?, mode: mode(c) },
-        ("fchownat", _) => What::Chown { path: path_of(first)?, owner: mode(c), group: mode(d) },
+        ("chmod", _) => What::Chmod { path: path_of(first)?, mode: word(b) & MODE },
+        ("fchmodat" | "fchmodat2", _) => What::Chmod { path: path_of(first)?, mode: word(c) & MODE },
+        ("fchownat", _) => What::Chown { path: path_of(first)?, owner: word(c), group: word(d) },
         ("chown" | "chown32" | "lchown" | "lchown32", _) => {
-            What::Chown { path: path_of(first)?, owner: mode(b), group: mode(c) }
+            What::Chown { path: path_of(first)?, owner: word(b), group: word(c) }
         }
         _ => return Ok(None),
     }))
@@ -317,14 +327,29 @@ fn path(caller: &mut dyn Caller, dirfd: Option<i32>, address: u64) -> Result<Str
     let text = caller.text(address).ok_or(Unreadable)?;
     let named = Path::new(OsStr::from_bytes(&text));
     if named.is_absolute() {
-        return Ok(cut(&super::absolute(Path::new("/"), named)));
+        return Ok(cut(&plain(named)));
     }
     let base = caller.file(dirfd);
     Ok(match base {
         Some(base) if text.is_empty() => cut(&base),
-        Some(base) => cut(&super::absolute(&base, named)),
+        Some(base) => cut(&plain(&base.join(named))),
         None => words(&text),
     })
+}
+
+/// Without `.` and `..`. No link is looked at: where the kernel went is told by what it opened.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
 }
 
 fn opened(caller: &mut dyn Caller, fd: u64) -> Result<String, Unreadable> {

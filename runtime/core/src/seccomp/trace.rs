@@ -88,6 +88,9 @@ const PRIVILEGE: &[&str] = &[
     "tkill",
     "tgkill",
     "pidfd_send_signal",
+    "rt_sigqueueinfo",
+    "rt_tgsigqueueinfo",
+    "chroot",
 ];
 
 /// Calls without a shape of their own that are told with their registers: rare in honest programs.
@@ -95,7 +98,6 @@ pub const CHOSEN: &[&str] = &[
     "acct",
     "add_key",
     "adjtimex",
-    "chroot",
     "clock_adjtime",
     "clock_settime",
     "fanotify_init",
@@ -105,6 +107,9 @@ pub const CHOSEN: &[&str] = &[
     "kcmp",
     "keyctl",
     "lookup_dcookie",
+    "memfd_secret",
+    "mknod",
+    "mknodat",
     "name_to_handle_at",
     "open_by_handle_at",
     "perf_event_open",
@@ -131,6 +136,8 @@ const FILES: &[&str] = &[
     "creat",
     "truncate",
     "truncate64",
+    "ftruncate",
+    "ftruncate64",
     "mkdir",
     "mkdirat",
     "rename",

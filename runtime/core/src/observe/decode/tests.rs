@@ -98,6 +98,8 @@ fn files_are_named_from_where_they_start() {
     check("openat", &[6, 8, 0], text(), open("notes/./a", Access::Read, false, false));
     check("openat", &[6, 64, 0o10_000_000], text(), open("/etc/x", Access::Look, false, false));
     check("creat", &[64, 0], text(), open("/etc/x", Access::Write, true, true));
+    check("ftruncate", &[5, 0], text(), open(DIR, Access::Write, false, true));
+    check("openat", &[5, 8, 0o20_200_002], text(), open("/srv/data/notes/a", Access::Write, true, false));
     check("truncate", &[64, 0], text(), open("/etc/x", Access::Write, false, true));
     check(
         "openat2",
@@ -117,7 +119,7 @@ fn files_are_named_from_where_they_start() {
     );
     check("linkat", &[5, 8, AT_FDCWD, 64, 0], text(), What::Link { from: own("/srv/data/notes/a"), to: own("/etc/x") });
     check("symlinkat", &[8, 5, 64], text(), What::Symlink { target: own("notes/./a"), path: own("/etc/x") });
-    check("fchmodat", &[5, 8, 0o4755], text(), What::Chmod { path: own("/srv/data/notes/a"), mode: 0o4755 });
+    check("fchmodat", &[5, 8, 0o104755], text(), What::Chmod { path: own("/srv/data/notes/a"), mode: 0o4755 });
     check("fchmod", &[5, 0o600], text(), What::Chmod { path: own(DIR), mode: 0o600 });
     check("fchownat", &[5, 96, 7, 8, 0x1000], text(), What::Chown { path: own(DIR), owner: 7, group: 8 });
     check(
@@ -196,7 +198,9 @@ fn privilege_is_read_from_registers_and_memory() {
         none().with(64, b"mnt\0"),
         What::Mount { call: own("mount"), target: own("/home/job/mnt") },
     );
-    check("fsopen", &[0], none(), What::Mount { call: own("fsopen"), target: String::new() });
+    check("fsopen", &[64], none().with(64, b"tmpfs\0"), What::Mount { call: own("fsopen"), target: own("tmpfs") });
+    check("fsmount", &[3], none(), What::Mount { call: own("fsmount"), target: String::new() });
+    check("chroot", &[64], none().with(64, b"../up\0"), What::Mount { call: own("chroot"), target: own("/home/up") });
     check("reboot", &[1, 2], none(), What::Call { name: own("reboot"), args: [1, 2, 0, 0, 0, 0] });
 }
 
@@ -223,6 +227,7 @@ fn memory_becomes_executable_only_when_it_does() {
 fn signals_to_others_are_told() {
     let to = |target, signal| What::Signal { target, signal };
     check("kill", &[40, 9], Invented::default(), to(40, 9));
+    check("rt_tgsigqueueinfo", &[40, 41, 6], Invented::default(), to(40, 6));
     check("kill", &[-1i64 as u64, 9], Invented::default(), to(-1, 9));
     check("tgkill", &[40, 41, 6], Invented::default(), to(40, 6));
     check("pidfd_send_signal", &[9, 15], Invented::default(), to(77, 15));

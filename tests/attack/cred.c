@@ -194,7 +194,7 @@ const struct attempt cred_attempts[] = {
     BITS("chmod_suid_high", chmod_high),
     BITS("fchmod_suid", fchmod_bits),
     BITS("fchmodat_suid", fchmodat_bits),
-    BITS("fchmodat2_suid", fchmodat2_bits),
+    {"fchmodat2_suid", "setid", STRICT | RARE | ABIS, fchmodat2_bits}, /* Linux 6.6 */
     BITS("open_suid", open_bits),
     BITS("openat_suid", openat_bits),
     BITS("openat2_suid", openat2_bits),

@@ -23,7 +23,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("apex-tests", "escape_net"),
     ("apex-tests", "escape_proc"),
     ("apex-tests", "escape_syscalls"),
-    ("apex-tests", "fault"),
     ("apex-tests", "hostile"),
     ("apex-tests", "io"),
     ("apex-tests", "life"),

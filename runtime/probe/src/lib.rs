@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod doctor;
 pub mod engines;
 pub mod link;
+pub mod model;
 pub mod pipeline;
 pub mod privilege;
 pub mod ptrace;

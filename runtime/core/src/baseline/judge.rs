@@ -108,7 +108,7 @@ impl Judge {
             rate,
         };
         let scores = calibrating.iter().map(|run| size(&judge.features(run, &judge.learned, true)));
-        judge.threshold = scores.fold(0.0, f64::max).mul_add(MARGIN, 0.0).max(THRESHOLD_MIN);
+        judge.threshold = (MARGIN * scores.fold(0.0, f64::max)).max(THRESHOLD_MIN);
         Some(judge)
     }
 
@@ -203,7 +203,7 @@ fn size(features: &[Feature]) -> f64 {
         let furthest = groups.entry(feature.group).or_default();
         *furthest = furthest.max(feature.distance);
     }
-    groups.values().map(|distance| distance.powi(2)).sum::<f64>().sqrt()
+    groups.values().fold(0.0, |sum: f64, distance| sum + distance.powi(2)).sqrt()
 }
 
 fn count(

@@ -302,7 +302,7 @@ fn a_hostile_run_is_summed_up_in_bounds() {
     assert!(summary.overflow > 1000);
     let bytes: usize = Class::ALL.iter().flat_map(|class| summary.of(*class)).map(String::len).sum();
     assert!(bytes < 2 << 20, "{bytes}");
-    let hostile = Model::learn(&[summary.clone()]).expect("within the bounds of a model");
+    let hostile = Model::learn(std::slice::from_ref(&summary)).expect("within the bounds of a model");
     assert_eq!(hostile.clone().checked(), Ok(hostile));
     assert!(Judge::new(&model(0..15)).expect("enough").score(&summary, true).value.is_finite());
 }

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use apex_core::escape::is_hostile;
 use serde::Serialize;
 
 /// Writes `value` and a newline over what `line` held.
@@ -35,13 +36,6 @@ fn escaped(text: &str) -> String {
         }
     }
     out
-}
-
-/// Control characters and the invisible ones of Unicode that change direction, join, or break a line.
-fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]

@@ -306,11 +306,14 @@ fn a_syslog_with_a_stream_is_served_too_and_found_again_after_a_restart() {
     counts(2, 0, &sinks.finish());
 }
 
+/// Heads and bodies of requests.
+type Asked = Arc<Mutex<Vec<(String, String)>>>;
+
 /// A server that gives each request the next of its answers, the last again and again; what it was asked comes back.
-fn server(answers: &'static [&'static [u8]]) -> (String, Arc<Mutex<Vec<(String, String)>>>) {
+fn server(answers: &'static [&'static [u8]]) -> (String, Asked) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
-    let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let asked = Asked::default();
     let kept = Arc::clone(&asked);
     thread::spawn(move || {
         let mut count = 0;

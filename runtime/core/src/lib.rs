@@ -18,6 +18,7 @@ pub mod layer;
 pub mod learn;
 pub mod observe;
 pub mod ocsf;
+pub mod overlay;
 pub mod plan;
 pub mod planner;
 pub mod policy;

@@ -64,6 +64,9 @@ pub struct Plan {
     /// How much is watched; with [`Level::Off`] nothing of the watch exists.
     #[serde(skip_serializing_if = "Level::is_off")]
     pub watch: Level,
+    /// Where writes go when they do not reach the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlayPlan>,
     /// The program.
     pub command: CommandPlan,
     /// Milliseconds until the sandbox is ended.
@@ -119,6 +122,24 @@ pub struct IdentityPlan {
     pub hostname: String,
 }
 
+/// The layers on top of writable pieces of the host ([`BindAccess::Overlay`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum OverlayPlan {
+    /// In memory, gone with the sandbox.
+    Discarded {
+        /// Bytes.
+        size_bytes: u64,
+    },
+    /// In a directory of the host. Layer N lies in `N/`, where N counts the overlaid mounts of the plan.
+    Kept {
+        /// The directory.
+        dir: PathBuf,
+        /// Whether its owners are translated.
+        idmap: bool,
+    },
+}
+
 /// What may be done with a bind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,6 +148,8 @@ pub enum BindAccess {
     Read,
     /// Read and write.
     Write,
+    /// Read, and write to a layer on top: nothing reaches the piece of the host.
+    Overlay,
 }
 
 /// Kind of a mount point.

@@ -212,9 +212,8 @@ impl View<'_> {
         ];
         own.contains(&place)
             || self.plan.mounts.iter().any(|mount| match mount {
-                Mount::Bind { dest, access: BindAccess::Write, .. } | Mount::Tmpfs { dest, .. } => {
-                    Path::new(place).starts_with(dest)
-                }
+                Mount::Bind { dest, access: BindAccess::Write | BindAccess::Overlay, .. }
+                | Mount::Tmpfs { dest, .. } => Path::new(place).starts_with(dest),
                 _ => false,
             })
     }

@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use apex_core::plan::{Kind, Mount, Plan};
+use apex_core::plan::{BindAccess, Kind, Mount, Plan};
 use apex_core::policy::ProcView;
 use apex_sys::mount::{self, attr};
 use apex_sys::{Errno, fs, process};
 
 use crate::host::c_path;
+use crate::layers::Layers;
 use crate::step::{Failure, Step};
 use crate::trees::Trees;
 
@@ -70,8 +71,22 @@ const DEV_LINKS: [(&CStr, &CStr); 5] = [
 pub fn enter(plan: &Plan, trees: &mut Trees) -> Result<(), Failure> {
     mount::make_private(c"/").map_err(Failure::at(Step::PrivateMounts, 0))?;
     let mut root = Root::create(plan, trees)?;
+    let mut layers = None;
     for (index, step) in plan.mounts.iter().enumerate() {
-        root.put(step, trees.give(index)).map_err(Failure::at(Step::Mount, index))?;
+        let tree = trees.give(index);
+        match step {
+            Mount::Bind { dest, access: BindAccess::Overlay, kind, exec, .. } => {
+                let layers = match &mut layers {
+                    Some(layers) => layers,
+                    none => none.insert(Layers::start(plan, trees, root.fd.as_fd())?),
+                };
+                root.overlay(layers, tree, (dest, *kind, *exec)).map_err(Failure::at(Step::Mount, index))?;
+            }
+            step => root.put(step, tree).map_err(Failure::at(Step::Mount, index))?,
+        }
+    }
+    if let Some(layers) = layers {
+        layers.let_go(root.fd.as_fd())?;
     }
     root.seal().map_err(Failure::at(Step::SealRoot, 0))?;
     root.pivot().map_err(Failure::at(Step::EnterRoot, 0))
@@ -155,6 +170,34 @@ impl Root {
             Mount::Hide { dest, kind, .. } => self.mask(dest, *kind, true),
             Mount::Deny { dest, kind, source, pins, .. } => self.deny(dest, *kind, source, pins),
         }
+    }
+
+    /// Puts a piece of the host under a layer that takes the writes.
+    fn overlay(
+        &mut self,
+        layers: &mut Layers,
+        tree: Option<OwnedFd>,
+        (dest, kind, exec): (&Path, Kind, bool),
+    ) -> Result<(), Errno> {
+        let tree = tree.ok_or(Errno::EBADF)?;
+        match kind {
+            Kind::Dir => {
+                self.attach(&tree, dest, kind)?;
+                let place = self.open_inside(dest)?;
+                let merged = layers.merge(place.as_fd(), exec)?;
+                mount::attach(merged.as_fd(), place.as_fd(), c"")?;
+                leave(merged);
+                leave(place);
+            }
+            Kind::File => {
+                let copy = layers.copy(tree.as_fd(), exec)?;
+                self.attach(&copy, dest, kind)?;
+                leave(copy);
+            }
+        }
+        leave(tree);
+        self.grants.push(dest.to_owned());
+        Ok(())
     }
 
     /// Whether `path` lies in a piece of the host.
@@ -406,7 +449,7 @@ fn close_written(written: Vec<OwnedFd>) -> Result<(), Errno> {
 }
 
 /// Leaves a descriptor open until the init closes all of them in one call, instead of one call for each.
-fn leave(fd: OwnedFd) {
+pub(crate) fn leave(fd: OwnedFd) {
     std::mem::forget(fd);
 }
 
@@ -444,6 +487,11 @@ impl TmpfsBounds {
     fn options(&self) -> [(&CStr, &CStr); 2] {
         [(c"size", &self.size), (c"nr_inodes", &self.files)]
     }
+}
+
+/// Such a tmpfs that is attached later.
+pub(crate) fn private_tmpfs(size_bytes: u64, attributes: u64) -> Result<OwnedFd, Errno> {
+    mount::new_filesystem(c"tmpfs", &tmpfs_bounds(size_bytes).options(), attributes)
 }
 
 fn number(value: u64) -> CString {

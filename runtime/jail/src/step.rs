@@ -14,6 +14,8 @@ pub enum Step {
     CloneTree,
     /// Translating its owners.
     Idmap,
+    /// Making the layers that take what is written.
+    Layers,
     /// Making the placeholder of a path that is denied before it exists.
     Placeholder,
     /// Compiling or loading the system call program.
@@ -76,10 +78,11 @@ pub enum Step {
 
 impl Step {
     /// Every step, for decoding what crosses the socket.
-    const ALL: [Step; 32] = [
+    const ALL: [Step; 33] = [
         Step::CreateCgroup,
         Step::CloneTree,
         Step::Idmap,
+        Step::Layers,
         Step::Placeholder,
         Step::CompileSeccomp,
         Step::CreateNamespaces,
@@ -121,6 +124,7 @@ impl Step {
             Step::CreateCgroup => "making the sandbox's cgroup",
             Step::CloneTree => "taking the granted tree",
             Step::Idmap => "translating the owners of the granted tree",
+            Step::Layers => "making the layers of the overlay",
             Step::Placeholder => "holding the name of the denied path",
             Step::CompileSeccomp => "compiling the system call filter",
             Step::CreateNamespaces => "creating the sandbox's namespaces",

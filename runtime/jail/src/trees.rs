@@ -6,15 +6,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use apex_core::plan::{BindAccess, Mount, Plan};
+use apex_core::plan::{BindAccess, Mount, OverlayPlan, Plan};
 use apex_sys::mount::{self, attr};
 use apex_sys::{Errno, fs};
 
 use crate::host::{Held, LiveHost, c_path, name_of};
 use crate::step::{Failure, Step};
 
-/// One tree for each bind of the plan, at the index of its mount.
-pub struct Trees(Vec<Option<OwnedFd>>);
+/// One tree for each bind of the plan, at the index of its mount, and the directory that keeps the layers of an overlay.
+pub struct Trees {
+    binds: Vec<Option<OwnedFd>>,
+    store: Option<OwnedFd>,
+}
 
 impl Trees {
     /// Takes every tree. `idmap` is the user namespace through which owners are translated.
@@ -34,18 +37,40 @@ impl Trees {
                 _ => None,
             });
         }
-        Ok(Trees(trees))
+        Ok(Trees { binds: trees, store: take_store(plan, host, again, idmap)? })
     }
 
     /// The tree of the mount at this index, for the one who attaches it.
     pub fn give(&mut self, index: usize) -> Option<OwnedFd> {
-        self.0.get_mut(index).and_then(Option::take)
+        self.binds.get_mut(index).and_then(Option::take)
     }
+
+    /// The tree that keeps the layers, when they are kept.
+    pub fn give_store(&mut self) -> Option<OwnedFd> {
+        self.store.take()
+    }
+}
+
+fn take_store(
+    plan: &Plan,
+    host: &LiveHost,
+    again: bool,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<Option<OwnedFd>, Failure> {
+    let Some(OverlayPlan::Kept { dir, idmap: translate }) = &plan.overlay else { return Ok(None) };
+    let failed = Failure::at(Step::Layers, 0);
+    let held = host.held(dir).ok_or_else(|| failed(Errno::ENOENT))?;
+    let tree = take(&held, again, attr::NOSUID | attr::NODEV).map_err(&failed)?;
+    if let Some(userns) = idmap.filter(|_| *translate) {
+        mount::set_idmap(tree.as_fd(), userns).map_err(&failed)?;
+    }
+    Ok(Some(tree))
 }
 
 /// Whether the plan has trees whose owners are translated.
 pub fn wants_idmap(plan: &Plan) -> bool {
-    plan.mounts.iter().any(|step| matches!(step, Mount::Bind { idmap: true, .. }))
+    matches!(plan.overlay, Some(OverlayPlan::Kept { idmap: true, .. }))
+        || plan.mounts.iter().any(|step| matches!(step, Mount::Bind { idmap: true, .. }))
 }
 
 fn attributes(access: BindAccess, exec: bool) -> u64 {

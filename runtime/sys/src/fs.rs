@@ -115,6 +115,12 @@ pub fn mkdir(dir: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), path.as_ptr(), mode) }.into()).map(drop)
 }
 
+/// Sets the permission bits of a file that the caller made itself: a link at the end would be followed (fchmodat(2)).
+pub fn chmod(dir: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::fchmodat(dir.as_raw_fd(), path.as_ptr(), mode, 0) }.into()).map(drop)
+}
+
 /// Creates an empty regular file without opening it (mknodat(2)).
 pub fn mkfile(dir: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
     // SAFETY: `path` is NUL-terminated and outlives the call.
@@ -182,6 +188,14 @@ pub fn set_modified(fd: BorrowedFd<'_>, seconds: i64) -> Result<(), Errno> {
     let times = [stamp, stamp];
     // SAFETY: `times` has the two entries that the call reads.
     check(unsafe { libc::futimens(fd.as_raw_fd(), times.as_ptr()) }.into()).map(drop)
+}
+
+/// Reads an extended attribute of an open file (fgetxattr(2)).
+pub fn attribute(fd: BorrowedFd<'_>, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: `name` is NUL-terminated, pointer and length describe `value`; both outlive the call.
+    check(unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) }
+        as libc::c_long)
+    .map(|count| count as usize)
 }
 
 /// Takes a lock on an open file without waiting (flock(2)); `exclusive` fails while anybody else holds it.

@@ -269,7 +269,7 @@ fn cover_of<'p>(mount: &'p Mount, path: &Path) -> Option<(&'p Path, Cover<'p>)> 
         Mount::Bind { source, dest, access, exec, origin, .. } => {
             let rest = path.strip_prefix(dest).ok()?;
             let source = if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) };
-            (dest, Cover::Bind { source, origin, writable: *access == BindAccess::Write, exec: *exec })
+            (dest, Cover::Bind { source, origin, writable: *access != BindAccess::Read, exec: *exec })
         }
         Mount::Tmpfs { dest, size_bytes, exec, origin } => {
             (dest, Cover::Tmpfs { dest, size_bytes: *size_bytes, exec: *exec, origin })

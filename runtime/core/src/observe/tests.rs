@@ -66,6 +66,7 @@ fn plan() -> Plan {
         record: true,
         watch: crate::watch::Level::Off,
         command: CommandPlan { candidates: Vec::new(), argv: Vec::new(), env: Vec::new(), workdir: Vec::new() },
+        overlay: None,
         wall_time_ms: None,
         tty: false,
         fds: Vec::new(),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::host::{CgroupSupport, Host};
 use crate::layer::{Layer, Requirement};
-use crate::plan::{CgroupPlan, IdentityPlan, LandlockPlan, Plan, Request, Rlimit};
+use crate::plan::{CgroupPlan, IdentityPlan, LandlockPlan, OverlayPlan, Plan, Request, Rlimit};
 use crate::policy::{Mode, Network, Origin, Policy, Resources, Tty};
 use crate::seccomp::{self, Notify};
 use crate::watch::Level;
@@ -93,13 +93,41 @@ pub enum PlanError {
 
 /// Resolves a policy against a host.
 pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan, PlanError> {
+    build_with(policy, request, host, None)
+}
+
+/// The same with every writable piece of the host under a layer that takes the writes: in `dir` when one is named, otherwise in memory.
+pub fn build_on_overlay(
+    policy: &Policy,
+    request: &Request,
+    host: &dyn Host,
+    dir: Option<PathBuf>,
+) -> Result<Plan, PlanError> {
+    // What is written counts as memory of the sandbox, so the limit of its memory bounds it; without one the size of a tmpfs does.
+    let size_bytes = policy.resources.memory_bytes.unwrap_or(OVERLAY_BYTES_DEFAULT);
+    let overlay = match dir {
+        None => OverlayPlan::Discarded { size_bytes },
+        Some(dir) => OverlayPlan::Kept { idmap: host.gives_host_ids(), dir },
+    };
+    build_with(policy, request, host, Some(overlay))
+}
+
+/// Size of a layer in memory where the policy does not limit memory.
+const OVERLAY_BYTES_DEFAULT: u64 = 4 << 30;
+
+fn build_with(
+    policy: &Policy,
+    request: &Request,
+    host: &dyn Host,
+    overlay: Option<OverlayPlan>,
+) -> Result<Plan, PlanError> {
     let mut layers = Layers { required: policy.layers.clone(), skipped: BTreeMap::new() };
     let identity = identity(policy, host);
     let cgroup = cgroup(&policy.resources, &mut layers, host)?;
     let abi = landlock_abi(&mut layers, host)?;
     timens(&mut layers, host)?;
     let env = command::environment(&policy.environment, host);
-    let mut mounts = mounts::Mounts::new(policy, host, identity.own_host_ids).collect()?;
+    let mut mounts = mounts::Mounts::new(policy, host, identity.own_host_ids, overlay.is_some()).collect()?;
     let command = command::locate(request, &env, &mut mounts, host)?;
     let command = command::finish(command, request, env, &mounts, host)?;
     let mounts = mounts.finish(&identity)?;
@@ -122,6 +150,7 @@ pub fn build(policy: &Policy, request: &Request, host: &dyn Host) -> Result<Plan
         seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, notify(request))).transpose()?,
         record: request.record,
         watch: request.watch,
+        overlay,
         wall_time_ms: policy.resources.wall_time_ms,
         tty: match policy.tty {
             Tty::Auto => request.on_terminal,

@@ -14,16 +14,19 @@ pub(super) struct Mounts<'a> {
     host: &'a dyn Host,
     tmp_size_bytes: u64,
     own_host_ids: bool,
+    /// What a writable grant becomes.
+    write: BindAccess,
     list: Vec<Mount>,
 }
 
 impl<'a> Mounts<'a> {
-    pub(super) fn new(policy: &'a Policy, host: &'a dyn Host, own_host_ids: bool) -> Self {
+    pub(super) fn new(policy: &'a Policy, host: &'a dyn Host, own_host_ids: bool, on_overlay: bool) -> Self {
         Mounts {
             filesystem: &policy.filesystem,
             host,
             tmp_size_bytes: policy.resources.tmp_size_bytes,
             own_host_ids,
+            write: if on_overlay { BindAccess::Overlay } else { BindAccess::Write },
             list: Vec::with_capacity(32),
         }
     }
@@ -32,7 +35,7 @@ impl<'a> Mounts<'a> {
     pub(super) fn collect(mut self) -> Result<Self, PlanError> {
         let filesystem = self.filesystem;
         for grant in &filesystem.write {
-            self.grant(grant, BindAccess::Write)?;
+            self.grant(grant, self.write)?;
         }
         for grant in &filesystem.read {
             self.grant(grant, BindAccess::Read)?;
@@ -52,6 +55,10 @@ impl<'a> Mounts<'a> {
             // A convenience of the mode: nobody can take it out there, and nothing is lost by obeying the deny.
             Err(_) if grant.optional && is_embedded(&grant.origin) => return Ok(()),
             other => other?,
+        }
+        if access == BindAccess::Overlay && grant.dest == Path::new("/") {
+            let reason = "no overlay can stand on the whole root; grant the directories that are written".to_owned();
+            return Err(PlanError::RefusedPath { path: shown(&grant.path), origin: grant.origin.clone(), reason });
         }
         let follow = !is_embedded(&grant.origin);
         let kind = match self.host.path(&grant.path, follow) {
@@ -254,7 +261,8 @@ impl<'a> Mounts<'a> {
             for (inside, outside, holder) in self.appearances(&deny.path) {
                 let mut mask = self.deny(&deny.origin, inside, outside, holder)?;
                 // A name that a mode denies and the sandbox cannot create needs no file on the host to hold it.
-                let needs_hold = !is_read_only(holder) || !is_embedded(&deny.origin);
+                let is_on_overlay = matches!(holder, Mount::Bind { access: BindAccess::Overlay, .. });
+                let needs_hold = !(is_read_only(holder) || is_on_overlay) || !is_embedded(&deny.origin);
                 if matches!(mask, Mount::Deny { kind: None, .. }) && !needs_hold {
                     continue;
                 }

@@ -14,7 +14,7 @@ pub(super) fn landlock(mounts: &[Mount], exec: &[Grant]) -> Vec<LandlockRule> {
         let new = match mount {
             Mount::Bind { dest, access, kind, exec: is_exec, origin, .. } => {
                 let mut rule = rule(place(dest, *kind, *access, &binds)).read();
-                if *access == BindAccess::Write {
+                if *access != BindAccess::Read {
                     rule = rule.write();
                 }
                 // The command's own file is named by no exec rule.

@@ -40,7 +40,9 @@ impl<'a> Trials<'a> {
                         self.map(dest);
                     }
                 }
-                Mount::Bind { access: BindAccess::Write, kind: Kind::Dir, exec: false, .. }
+                Mount::Bind {
+                    access: BindAccess::Write | BindAccess::Overlay, kind: Kind::Dir, exec: false, ..
+                }
                 | Mount::Tmpfs { exec: false, .. } => self.no_exec(dest),
                 Mount::Bind { exec: true, .. } | Mount::Tmpfs { exec: true, .. } => {
                     let attempt = format!("execute what was written to {}", dest.display());
@@ -176,7 +178,7 @@ impl<'a> Trials<'a> {
         let mut found = false;
         for mount in &self.plan.mounts {
             let Mount::Bind { dest, access, .. } = mount else { continue };
-            if *access == BindAccess::Write && !granted(landlock, dest, |rule| rule.write) {
+            if *access != BindAccess::Read && !granted(landlock, dest, |rule| rule.write) {
                 found = true;
                 let path = dest.join(".apex-prove");
                 self.attempt(Layer::Landlock, format!("create a file in {}", dest.display()), &expected, move |_| {

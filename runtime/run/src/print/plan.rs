@@ -108,6 +108,7 @@ fn mount_row(mount: &Mount) -> [Cell; 5] {
             let access = match access {
                 BindAccess::Read => "read",
                 BindAccess::Write => "read, write",
+                BindAccess::Overlay => "read, write to a layer on top",
             };
             let exec = if *exec { ", exec" } else { "" };
             let idmap = if *idmap { ", idmap" } else { "" };

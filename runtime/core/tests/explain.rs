@@ -107,6 +107,7 @@ fn plan() -> Plan {
         seccomp: None,
         record: true,
         watch: apex_core::watch::Level::Off,
+        overlay: None,
         command: CommandPlan { candidates: vec![], argv: vec![], env: vec![], workdir: vec![PathBuf::from("/")] },
         wall_time_ms: Some(90_000),
         tty: false,

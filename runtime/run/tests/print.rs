@@ -130,6 +130,7 @@ fn plan() -> Plan {
         seccomp: None,
         record: false,
         watch: apex_core::watch::Level::Off,
+        overlay: None,
         command: CommandPlan {
             candidates: vec!["/usr/bin/ls".into(), "/bin/ls".into()],
             argv: vec!["ls".into(), "-l".into(), "two words".into()],

@@ -78,6 +78,11 @@ impl LiveHost {
         }
     }
 
+    /// Ends what was begun: there will be no plan.
+    pub fn forgo_ahead(&self) {
+        drop(self.take_ahead());
+    }
+
     pub(crate) fn take_ahead(&self) -> Option<Ahead> {
         self.ahead.borrow_mut().take()
     }

@@ -139,6 +139,8 @@ pub fn run_recording(
     refusals: &mut Vec<Refusal>,
 ) -> Result<Outcome, JailError> {
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
+    // First, so that any failure ends it.
+    let mut ahead = host.take_ahead();
     let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
     let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
     let site = plan.cgroup.as_ref().and_then(|_| host.site());
@@ -149,7 +151,6 @@ pub fn run_recording(
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
-    let mut ahead = host.take_ahead();
     let trees = take_trees(plan, host, &mut ahead).map_err(explain)?;
     // SIGCHLD for the init, which inherits the mask.
     let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();

@@ -190,7 +190,7 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         record: options.why,
         watch: options.level(),
     };
-    let plan = planner::build(&policy, &request, host)?;
+    let plan = planner::build(&policy, &request, host).inspect_err(|_| host.forgo_ahead())?;
     Ok((policy, plan))
 }
 

@@ -5,8 +5,8 @@
 //! the caller's own, so limits that stand outside keep holding. This module must not adopt a directory that it did not make,
 //! change a mount, or leave a directory behind: an error half way and a drop both remove what was made.
 //!
-//! Order, and why: on v2 `create` comes before the clone, which enters the cgroup itself ([`Cgroup::clone_into_fd`]). v1 and systemd
-//! need [`Cgroup::attach`] while the child is alone and single-threaded; there `create` may come after the clone too, beside the child's
+//! Order, and why: on v2 `create` comes before the clone, which enters the cgroup itself ([`Cgroup::clone_into_fd`]). Into v1 the child goes by itself
+//! ([`Cgroup::doors`]); systemd needs [`Cgroup::attach`] while it is alone and single-threaded. For both `create` may come after the clone too, beside the child's
 //! own work, as long as the child starts nothing before it is inside. The cgroup namespace is unshared by the child *after* it is inside: its root is the cgroup
 //! of the process that unshares, and with CLONE_INTO_CGROUP in the same clone it would be the parent's.
 //!
@@ -21,14 +21,14 @@
 //! | --- | --- | --- |
 //! | [`Site::find`] | 10 | 120 |
 //! | [`Cgroup::create`]: mkdir, open, flock for three directories, four limits | 23 | 170 |
+//! | [`Cgroup::doors`], and the child's three writes | 6 | 60 |
 //! | [`Cgroup::attach`]: three writes | 6 | 65, and 15 000 at p90 |
 //! | [`Cgroup::effective`] | 26 | 75 |
 //! | [`Cgroup::outcome`] | 13 | 55 |
 //! | [`Cgroup::remove`], without the sweep that one run in eight makes | 3 | 80 |
 //!
-//! The attach is the dear one: the first write to any cgroup.procs waits for an RCU period unless another did just before. It
-//! blocks no mount, only forks and exits of the same moment, so let the child build its root meanwhile. v2 enters with the
-//! clone and has no such wait: find 7 plus 8 a level, create 18, attach 0.
+//! The attach is the dear one, and no start uses it on v1: the first write of another's pid to any cgroup.procs waits for an RCU period unless another did
+//! just before. v2 enters with the clone and has no such wait: find 7 plus 8 a level, create 18, attach 0.
 
 mod beside;
 mod dir;

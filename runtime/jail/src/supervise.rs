@@ -40,7 +40,7 @@ pub const WATCHED: [i32; 11] = [
 ];
 
 /// A sandbox that lived so long is worth some calls to hold less memory: its launcher and its init then give back what they need no more.
-pub const GIVE_BACK_MS: u64 = 100;
+pub const GIVE_BACK_MS: u64 = 1000;
 
 /// What a shell exits with when the kernel killed its last command for memory.
 const CODE_OF_SIGKILL: i32 = 128 + nix::libc::SIGKILL;

@@ -85,6 +85,19 @@ pub fn has_cgroup() -> bool {
     as_root() || *ANSWER.get_or_init(start)
 }
 
+/// Whether the kernel's Landlock keeps signals and abstract sockets inside (ABI 6, Linux 6.12), as `--doctor` tells.
+pub fn has_scopes() -> bool {
+    const LANDLOCK_ABI: u64 = 6;
+    let output = std::process::Command::new(apex_run()).args(["--doctor", "--json"]).output().expect("apex-run starts");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let findings = json["doctor"]["findings"].as_array().expect("findings");
+    let landlock = findings.iter().find(|finding| finding["facility"] == "landlock");
+    let abi = landlock.and_then(|finding| {
+        finding["detail"].as_str()?.strip_prefix("ABI ")?.split(',').next()?.trim().parse::<u64>().ok()
+    });
+    abi.is_some_and(|abi| abi >= LANDLOCK_ABI)
+}
+
 /// Whether this is the virtual machine of `cargo xtask vm`.
 pub fn in_vm() -> bool {
     std::env::var_os("APEX_VM").is_some_and(|value| value == "1")

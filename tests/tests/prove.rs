@@ -5,11 +5,10 @@
 use std::process::{Command, Stdio};
 
 use apex_tests::sandbox::collect;
-use apex_tests::{APEX_FAILED, Mode, Output, TempDir, apex_run, each_mode, has_cgroup, leaks, skip, snapshot};
+use apex_tests::{
+    APEX_FAILED, Mode, Output, TempDir, apex_run, each_mode, has_cgroup, has_scopes, leaks, skip, snapshot,
+};
 use serde_json::Value;
-
-/// Scoped signals came with this Landlock ABI; the snapshots are of a kernel that has them.
-const LANDLOCK_ABI: u64 = 6;
 
 /// A run of `apex-run` without a command, in a directory that no mode covers.
 struct Run {
@@ -206,18 +205,6 @@ fn the_doctor_finds_what_the_tests_use() {
     }
     let text = Run::new(&["--doctor"]).run().expect_code(0).out();
     assert!(text.contains("userns"), "{text}");
-}
-
-fn has_scopes() -> bool {
-    let output = Run::new(&["--doctor", "--json"]).run();
-    let json = output.json();
-    let abi = json["doctor"]["findings"]
-        .as_array()
-        .expect("findings")
-        .iter()
-        .find(|finding| word(finding, "facility") == "landlock")
-        .and_then(|finding| word(finding, "detail").strip_prefix("ABI ")?.split(',').next()?.parse::<u64>().ok());
-    abi.is_some_and(|abi| abi >= LANDLOCK_ABI)
 }
 
 /// What does not depend on the machine: which files exist, who runs the test and what is delegated are left out, numbers stand as N.

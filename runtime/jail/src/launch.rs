@@ -188,6 +188,10 @@ pub fn run_recording(
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, (placeholders, guard), mask);
             running.watch = watch;
             running.attach(|running| attach(plan, site.as_deref(), ahead, running))?;
+            // Before the receipt, for which a proof waits: one attempt is to exceed the memory, and the others go on.
+            if let (Payload::Function { .. }, Some(cgroup)) = (&options.payload, &running.cgroup) {
+                cgroup.kill_singly().map_err(JailError::from)?;
+            }
             let receipt = options.receipt;
             supervise::to_the_end(&mut running, |running, sealed, domain| {
                 deliver(receipt, plan, running, sealed, domain)

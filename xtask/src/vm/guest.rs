@@ -62,7 +62,7 @@ pub fn pass(word: &str) -> Result<()> {
     let scratch = Scratch::new()?;
     let tmp = scratch.dir("tmp-pass")?;
     let before = Belongings::look(scratch.path())?;
-    for program in &manifest.programs {
+    for program in manifest.programs.iter().filter(|program| program.passes.contains(&class)) {
         println!("{}", Said::Begin(class, format!("{} {}", program.package, program.target)).line());
         let mut command = test(payload, program, manifest.filter.as_deref(), &tmp);
         println!("{}", Said::End(play(&mut command)).line());

@@ -74,7 +74,7 @@ fn fill(stage: &Path, apex_run: &Path, binaries: &[TestBinary], filter: Option<&
         copy(&probe, &bin.join("apex-probe"))?;
     }
     strip(&std::env::current_exe().context("/proc is not mounted")?, &bin.join("xtask"))?;
-    let chosen: Vec<&TestBinary> = binaries.iter().filter(|binary| suite::has(binary)).collect();
+    let chosen: Vec<&TestBinary> = binaries.iter().filter(|binary| !suite::passes(binary).is_empty()).collect();
     let programs = chosen.iter().map(|binary| program(binary)).collect::<Result<Vec<_>>>()?;
     let manifest = Manifest::new(programs, filter);
     for program in &manifest.programs {
@@ -90,6 +90,7 @@ fn program(binary: &TestBinary) -> Result<Program> {
     Ok(Program {
         package: binary.package.clone(),
         target: binary.target.clone(),
+        passes: suite::passes(binary).to_vec(),
         file: format!("bin/{}.{}", binary.package, binary.target),
         dir: format!("repo/{}", dir.display()),
     })

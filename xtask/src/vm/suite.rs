@@ -8,39 +8,45 @@ use crate::test::skips::Class;
 /// Both passes, in their order.
 pub const CLASSES: [Class; 2] = [Class::VmRoot, Class::VmUser];
 
-/// Test programs that run there, by package and target. Every `vm_*` of the package `apex-tests` comes on top.
+/// Test programs that run there, by package and target, and in which passes. Every `vm_*` of the package `apex-tests` comes on top.
 ///
-/// Emulation is slow: left out is what says nothing about the kernel (`apex-core`, `apex-run`'s words) and what compares real programs
-/// inside and outside (`conformance_*`).
-const PROGRAMS: &[(&str, &str)] = &[
-    ("apex-sys", "apex_sys"),
-    ("apex-jail", "apex_jail"),
-    ("apex-tests", "core_dump"),
-    ("apex-tests", "deny"),
-    ("apex-tests", "deny_host"),
-    ("apex-tests", "escape_exec"),
-    ("apex-tests", "escape_fs"),
-    ("apex-tests", "escape_net"),
-    ("apex-tests", "escape_proc"),
-    ("apex-tests", "escape_syscalls"),
-    ("apex-tests", "hostile"),
-    ("apex-tests", "io"),
-    ("apex-tests", "life"),
-    ("apex-tests", "limits"),
-    ("apex-tests", "plan"),
-    ("apex-tests", "prove"),
-    ("apex-tests", "tty"),
-    ("apex-tests", "unconfined"),
-    ("apex-tests", "why"),
+/// Emulation is slow. Left out is what says nothing about the kernel (`apex-core`, the words of `apex-run`), what compares real programs
+/// inside and outside (`conformance_*`), and what starts hundreds of sandboxes (`fault`). The user's pass has what differs with a
+/// user manager: each of its starts waits for that.
+const PROGRAMS: &[(&str, &str, &[Class])] = &[
+    ("apex-sys", "apex_sys", &CLASSES),
+    ("apex-jail", "apex_jail", &CLASSES),
+    ("apex-tests", "core_dump", ROOT),
+    ("apex-tests", "deny", ROOT),
+    ("apex-tests", "deny_host", ROOT),
+    ("apex-tests", "escape_exec", ROOT),
+    ("apex-tests", "escape_fs", ROOT),
+    ("apex-tests", "escape_net", ROOT),
+    ("apex-tests", "escape_proc", &CLASSES),
+    ("apex-tests", "escape_syscalls", ROOT),
+    ("apex-tests", "hostile", ROOT),
+    ("apex-tests", "io", ROOT),
+    ("apex-tests", "life", &CLASSES),
+    ("apex-tests", "limits", &CLASSES),
+    ("apex-tests", "plan", &CLASSES),
+    ("apex-tests", "prove", &CLASSES),
+    ("apex-tests", "tty", ROOT),
+    ("apex-tests", "unconfined", ROOT),
+    ("apex-tests", "why", ROOT),
 ];
+const ROOT: &[Class] = &[Class::VmRoot];
 
 /// The demo, which is no test program but the main job.
 const DEMO: &str = "demo";
 
-/// Whether this test program runs in the machine.
-pub fn has(binary: &TestBinary) -> bool {
-    let own = binary.package == "apex-tests" && binary.target.starts_with("vm_");
-    own || PROGRAMS.contains(&(binary.package.as_str(), binary.target.as_str()))
+/// The passes in which this test program runs; none when it does not run in the machine.
+pub fn passes(binary: &TestBinary) -> &'static [Class] {
+    let wanted = (binary.package.as_str(), binary.target.as_str());
+    match PROGRAMS.iter().find(|(package, target, _)| (*package, *target) == wanted) {
+        Some((.., passes)) => passes,
+        None if binary.package == "apex-tests" && binary.target.starts_with("vm_") => &CLASSES,
+        None => &[],
+    }
 }
 
 /// What the machine is asked to do; lies beside the programs as `manifest.json`.
@@ -61,6 +67,8 @@ pub struct Program {
     pub package: String,
     /// Its target.
     pub target: String,
+    /// The passes in which it runs.
+    pub passes: Vec<Class>,
     /// The program.
     pub file: String,
     /// The folder of its package.
@@ -167,6 +175,7 @@ mod tests {
         let program = |target: &str| Program {
             package: "apex-tests".to_owned(),
             target: target.to_owned(),
+            passes: CLASSES.to_vec(),
             file: String::new(),
             dir: String::new(),
         };

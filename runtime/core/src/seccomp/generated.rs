@@ -34,7 +34,7 @@ pub(super) static GROUPS: &[Group] = &[
     Group { name: "ptrace", reason: "debuggers need it; it reads and steers other processes of the sandbox", errno: 1, report: true },
     Group { name: "quota", reason: "quotas belong to the host", errno: 1, report: false },
     Group { name: "random", reason: "random bytes", errno: 1, report: true },
-    Group { name: "rare-sockets", reason: "families other than unix, inet, inet6 and netlink-route are little used, little tested kernel code", errno: 38, report: true },
+    Group { name: "rare-sockets", reason: "families other than unix, inet, inet6 and netlink-route, and protocols of inet other than TCP, UDP and echo, are little used, little tested kernel code", errno: 38, report: true },
     Group { name: "reboot", reason: "stops or replaces the kernel", errno: 1, report: false },
     Group { name: "scheduling", reason: "priorities and CPU affinity of one's own processes; raising them needs a capability that no sandbox has", errno: 1, report: true },
     Group { name: "setuid-bits", reason: "a set-user-id file made in a writable directory would outlive the sandbox", errno: 1, report: false },

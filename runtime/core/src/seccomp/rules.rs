@@ -218,8 +218,24 @@ const MODE_2: Cases = &[&[clear(2, SET_ID)]];
 const OPEN: Cases = &[&[clear(2, SET_ID)], &[clear(1, MAKES_FILE)]];
 const OPENAT: Cases = &[&[clear(3, SET_ID)], &[clear(2, MAKES_FILE)]];
 
-/// AF_UNIX, AF_INET, AF_INET6; AF_NETLINK for routing alone, since getaddrinfo and if_nameindex of glibc ask it for the interfaces.
-const COMMON_FAMILIES: Cases = &[&[is(0, 1)], &[is(0, 2)], &[is(0, 10)], &[is(0, 16), is(2, 0)]];
+/// AF_UNIX; AF_INET and AF_INET6 for TCP, UDP and echo requests, since other protocols (SCTP, DCCP) are as little tested as rare families and
+/// the kernel loads their modules for whoever asks; AF_NETLINK for routing alone, since getaddrinfo and if_nameindex of glibc ask it for the interfaces.
+const COMMON_FAMILIES: Cases = &[
+    &[is(0, 1)],
+    &[INET, STREAM, is(2, 0)],
+    &[INET, STREAM, is(2, 6)],
+    &[INET, DATAGRAM, is(2, 0)],
+    &[INET, DATAGRAM, is(2, 17)],
+    &[INET, DATAGRAM, is(2, 1)],
+    &[INET, DATAGRAM, is(2, 58)],
+    &[is(0, 16), is(2, 0)],
+];
+/// AF_INET and AF_INET6, which differ in one bit.
+const INET: Condition = masked(0, LOW_WORD ^ 8, 2);
+/// SOCK_STREAM; the flags stand above the type.
+const STREAM: Condition = masked(1, 0xf, 1);
+/// SOCK_DGRAM.
+const DATAGRAM: Condition = masked(1, 0xf, 2);
 
 /// TIOCSTI and TIOCLINUX type into a terminal (the second as a paste), TIOCCONS diverts the console, TIOCSETD loads line disciplines, a
 /// steady source of kernel bugs.

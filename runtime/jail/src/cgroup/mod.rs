@@ -232,6 +232,15 @@ impl Cgroup {
         }
     }
 
+    /// At the limit of memory one process is killed instead of all, as it always is on v1: a proof goes on after such an attempt.
+    pub fn kill_singly(&self) -> Result<(), CgroupError> {
+        match &self.kind {
+            Kind::V1(_) => Ok(()),
+            Kind::V2(group) => v2::kill_singly(&group.dir),
+            Kind::Scope(scope) => scope.kill_singly(),
+        }
+    }
+
     /// Stops every process inside (`true`) or lets them go on (`false`). v2 and systemd only.
     pub fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         match &self.kind {

@@ -95,6 +95,10 @@ impl Scope {
         v2::outcome(&self.placed()?.0)
     }
 
+    pub(super) fn kill_singly(&self) -> Result<(), CgroupError> {
+        v2::kill_singly(&self.placed()?.0)
+    }
+
     pub(super) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         v2::freeze(&self.placed()?.0, frozen)
     }

@@ -247,6 +247,11 @@ fn limit(dir: &Dir, plan: &CgroupPlan) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Undoes `memory.oom.group`, where there is one.
+pub(super) fn kill_singly(dir: &Dir) -> Result<(), CgroupError> {
+    if dir.has("memory.oom.group") { dir.limit("memory.oom.group", "0") } else { Ok(()) }
+}
+
 impl Group {
     /// For callers that cannot clone into the cgroup; waits for an RCU period.
     pub(super) fn attach(&self, pid: i32) -> Result<(), CgroupError> {

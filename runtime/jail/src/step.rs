@@ -217,7 +217,7 @@ impl Failure {
                 "the kernel lacks a namespace that the policy requires; `apex-run --doctor` names it"
             }
             (Step::Idmap, Errno::EINVAL) => {
-                "its file system cannot translate owners: grant a directory on ext4, xfs, btrfs or tmpfs, or start apex-run as the owner of the files"
+                "its file system cannot translate owners: grant a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs, or start apex-run as the owner of the files"
             }
             (Step::CloneTree, Errno::ESTALE) => {
                 "the path was replaced while the sandbox was being built; start again when it is at rest"

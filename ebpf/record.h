@@ -25,6 +25,29 @@ enum kind {
 	KIND_BIND = 13,
 	/* A system call, as the tables of runtime/probe/src/bpf/calls.rs shape it. */
 	KIND_CALL = 20,
+	/* What a hook of the security module saw. */
+	KIND_LSM = 30,
+};
+
+enum hook {
+	LSM_OPEN = 1,
+	LSM_EXEC = 2,
+	LSM_MKDIR = 3,
+	LSM_UNLINK = 4,
+	LSM_TRUNCATE = 5,
+	LSM_CHMOD = 6,
+	LSM_CHOWN = 7,
+	LSM_SYMLINK = 8,
+	LSM_RENAME = 9,
+	LSM_LINK = 10,
+	LSM_CONNECT = 11,
+	LSM_BIND = 12,
+	LSM_PTRACE = 13,
+	LSM_SETUID = 14,
+	LSM_BPF = 15,
+	LSM_MOUNT = 16,
+	LSM_USERNS = 17,
+	LSM_MPROTECT = 18,
 };
 
 /* How a text is to be read. */
@@ -95,6 +118,13 @@ struct call_body {
 	u64 args[6];
 };
 
+/* Texts: paths or an address, as the hook has them. */
+struct lsm_body {
+	u32 hook;
+	u32 padding;
+	u64 words[2];
+};
+
 union body {
 	struct fork_body fork;
 	struct exec_body exec;
@@ -102,6 +132,7 @@ union body {
 	struct socket_body socket;
 	struct address_body address;
 	struct call_body call;
+	struct lsm_body lsm;
 };
 
 struct record {

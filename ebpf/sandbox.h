@@ -23,7 +23,8 @@ struct filter {
 	u32 count;
 	/* The init of the only one. */
 	u32 init;
-	u32 padding;
+	/* Whether the security module's hooks record refusals alone. */
+	u32 quiet;
 };
 
 struct sandbox {

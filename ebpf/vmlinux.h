@@ -75,6 +75,8 @@ struct path {
 };
 
 struct file {
+	unsigned int f_mode;
+	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
 };
@@ -101,6 +103,27 @@ struct mm_struct {
 
 struct linux_binprm {
 	struct file *file;
+};
+
+typedef struct {
+	u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+};
+
+struct sockaddr {
+	unsigned short sa_family;
+};
+
+struct socket {
+	unsigned int flags;
 };
 
 typedef struct {

@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod check;
 mod demo;
+mod ebpf;
 mod leaks;
 mod setup;
 mod shell;
@@ -22,6 +23,8 @@ usage: cargo xtask VERB
   demo     what apex-run does, on a script that first works and then tries to steal, phone out and fork without end
   setup    install what the demo and the tests need from apt (as root; otherwise print the line)
   check    format, lints, dependency edges, sizes, layout, links, reasons in policies
+  ebpf [--check]
+           build the BPF objects in ebpf/prebuilt, or compare them with what their sources give
   ratchet  write down what has become shorter
   test     setup and check, then every test, as root and again as an unprivileged user, at last in a virtual machine
   vm [--image-only] [FILTER]
@@ -46,6 +49,8 @@ fn dispatch(words: Vec<String>) -> Result<()> {
         ["setup"] => setup::ensure(setup::Need::Tests),
         ["demo"] => demo::run(),
         ["check"] => check::run(),
+        ["ebpf"] => ebpf::build(),
+        ["ebpf", "--check"] => ebpf::check(),
         ["ratchet"] => check::tighten(),
         ["test"] => test::run(),
         ["vm", rest @ ..] => vm::run(rest),

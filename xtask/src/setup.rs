@@ -85,6 +85,11 @@ const PACKAGES: &[Package] = &[
     program("npm", Need::Tests, "npm"),
     program("strace", Need::Tests, "strace"),
     program("busybox-static", Need::Tests, "busybox"),
+    // The BPF objects are compared with what their sources give.
+    program("clang-19", Need::Tests, "clang-19"),
+    program("llvm-19", Need::Tests, "llvm-strip-19"),
+    Package { name: "libbpf-dev", need: Need::Tests, sign: Sign::Path("/usr/include/bpf/bpf_helpers.h") },
+    Package { name: "bpftool", need: Need::Tests, sign: Sign::Path("/usr/sbin/bpftool") },
     // Attacks through the 32-bit ABI are 32-bit programs.
     #[cfg(target_arch = "x86_64")]
     Package { name: "gcc-multilib", need: Need::Tests, sign: Sign::Archive("libc.a", &["-m32"]) },

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell;
+use crate::{ebpf, shell};
 
 /// One thing that is wrong, as a line that says where and what to do.
 type Complaint = String;
@@ -25,6 +25,8 @@ pub fn run() -> Result<()> {
     let sources = sources(&root)?;
     complaints.extend(source::stray_unsafe(&root, &sources)?);
     complaints.extend(ratchet::check(&root, &sources)?);
+    complaints.extend(long_programs(&root)?);
+    complaints.extend(objects());
     complaints.extend(links::check(&root)?);
     complaints.extend(policies::check(&root)?);
     complaints.extend(tool(&["fmt", "--all", "--check"]));
@@ -43,6 +45,28 @@ pub fn run() -> Result<()> {
 pub fn tighten() -> Result<()> {
     let root = shell::root();
     ratchet::tighten(&root, &sources(&root)?)
+}
+
+/// Sources of BPF programs are bounded as all others are, and none is on the ratchet's list.
+fn long_programs(root: &Path) -> Result<Vec<Complaint>> {
+    let mut complaints = Vec::new();
+    for path in [files(root, "c")?, files(root, "h")?].concat() {
+        let name = relative(root, &path);
+        let lines = read(&path)?.lines().count();
+        if name.starts_with("ebpf/") && lines > ratchet::FILE_LINES_MAX {
+            complaints.push(format!("{name} has {lines} lines, more than {}", ratchet::FILE_LINES_MAX));
+        }
+    }
+    Ok(complaints)
+}
+
+/// The BPF objects are those of their sources. Where the compiler is not, the tests of CI see to it.
+fn objects() -> Option<Complaint> {
+    if !ebpf::has_compiler() {
+        println!("check: the BPF objects are not compared with their sources, as clang-19 is not here");
+        return None;
+    }
+    ebpf::check().err().map(|error| format!("{error:#}"))
 }
 
 fn tool(args: &[&str]) -> Option<Complaint> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Complaint, read, relative, source};
 
 const FUNCTION_LINES_MAX: usize = 70;
-const FILE_LINES_MAX: usize = 600;
+pub const FILE_LINES_MAX: usize = 600;
 const LIST: &str = "xtask/ratchet.toml";
 
 /// Sizes in lines by name: `path` for files, `path::function` for functions.

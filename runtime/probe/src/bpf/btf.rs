@@ -2,7 +2,7 @@
 //!
 //! `/sys/kernel/btf/vmlinux` holds some hundred thousand types and aya builds each as a value of its own: 40 ms before the first program
 //! is loaded. Here a small BTF is written with the structures that the programs name and what their members are, pointers pointing at
-//! nothing. The tracepoints keep their numbers, because the kernel is told them by number; the gaps are filled with empty declarations.
+//! nothing. Tracepoints and hooks keep their numbers, because the kernel is told them by number; the gaps are filled with empty declarations.
 //!
 //! Input: the kernel's BTF. Output: BTF. It must not trust what it reads.
 
@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Structures that the programs in `ebpf/` name, in order. A missing one makes a load fail, which the live tests see.
 const NAMED: &[&str] = &[
+    "cred",
     "dentry",
     "fdtable",
     "file",
@@ -24,11 +25,13 @@ const NAMED: &[&str] = &[
     "pt_regs",
     "qstr",
     "signal_struct",
+    "sockaddr",
     "super_block",
     "task_struct",
     "thread_info",
     "upid",
     "vfsmount",
+    "vm_area_struct",
 ];
 
 /// Tracepoints that the programs are attached to, as their types are called, in order.
@@ -39,13 +42,37 @@ const TRACEPOINTS: &[&str] = &[
     "btf_trace_sys_exit",
 ];
 
+/// Hooks of the security module, as their functions are called, in order.
+#[rustfmt::skip]
+const HOOKS: &[&str] = &[
+    "bpf_lsm_bpf",
+    "bpf_lsm_bprm_check_security",
+    "bpf_lsm_file_mprotect",
+    "bpf_lsm_file_open",
+    "bpf_lsm_path_chmod",
+    "bpf_lsm_path_chown",
+    "bpf_lsm_path_link",
+    "bpf_lsm_path_mkdir",
+    "bpf_lsm_path_rename",
+    "bpf_lsm_path_rmdir",
+    "bpf_lsm_path_symlink",
+    "bpf_lsm_path_truncate",
+    "bpf_lsm_path_unlink",
+    "bpf_lsm_ptrace_access_check",
+    "bpf_lsm_sb_mount",
+    "bpf_lsm_socket_bind",
+    "bpf_lsm_socket_connect",
+    "bpf_lsm_task_fix_setuid",
+    "bpf_lsm_userns_create",
+];
+
 const MAGIC: u16 = 0xeb9f;
 const HEADER_BYTES: usize = 24;
 const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 /// Kept types at most; the structures above have some hundred.
 const KEPT_MAX: usize = 64 << 10;
-/// Highest number of a tracepoint's type, which bounds the filling of gaps.
+/// Highest number of a tracepoint's or hook's type, which bounds the filling of gaps.
 const NUMBER_MAX: u32 = 4 << 20;
 
 const INT: u32 = 1;
@@ -56,6 +83,7 @@ const UNION: u32 = 5;
 const ENUM: u32 = 6;
 const FORWARD: u32 = 7;
 const TYPEDEF: u32 = 8;
+const FUNCTION: u32 = 12;
 
 /// What is no BTF.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,9 +122,13 @@ pub fn trim(data: &[u8]) -> Result<Vec<u8>, BtfError> {
         let kind = types.get(number)?;
         if kind.kind == STRUCT && types.is_one_of(kind.name, NAMED) {
             structures.push(number);
-        } else if kind.kind == TYPEDEF && types.is_one_of(kind.name, TRACEPOINTS) && number < NUMBER_MAX {
+            continue;
+        }
+        let is_hooked = (kind.kind == TYPEDEF && types.is_one_of(kind.name, TRACEPOINTS))
+            || (kind.kind == FUNCTION && types.is_one_of(kind.name, HOOKS));
+        if is_hooked && number < NUMBER_MAX {
             let name = small.name(&types, kind.name);
-            small.types.insert(number, entry(name, TYPEDEF << 24, 0));
+            small.types.insert(number, entry(name, kind.info, 0));
         }
     }
     for number in structures {
@@ -171,7 +203,7 @@ impl<'a> Types<'a> {
             // enum, function prototype
             ENUM | 13 => 8 * members,
             // pointer, forward, typedef, volatile, const, restrict, function, float, type tag
-            POINTER | FORWARD..=12 | 16 | 18 => 0,
+            POINTER | FORWARD..=FUNCTION | 16 | 18 => 0,
             _ => return Err(BtfError::Kind { number, kind }),
         };
         let end = at + TYPE_BYTES + extra_bytes;
@@ -222,7 +254,7 @@ impl Small {
         if let Some(new) = self.numbers.get(&old) {
             return *new;
         }
-        // Numbers of tracepoints are taken.
+        // Numbers of tracepoints and hooks are taken.
         while self.types.contains_key(&self.next) {
             self.next += 1;
         }
@@ -340,8 +372,8 @@ mod tests {
 
     #[test]
     fn names_are_in_order() {
-        assert!(NAMED.is_sorted() && TRACEPOINTS.is_sorted(), "binary search needs them so");
-        assert!(NAMED.iter().chain(TRACEPOINTS).all(|name| name.len() < 32));
+        assert!(NAMED.is_sorted() && TRACEPOINTS.is_sorted() && HOOKS.is_sorted(), "binary search needs them so");
+        assert!(NAMED.iter().chain(TRACEPOINTS).chain(HOOKS).all(|name| name.len() < 32));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use apex_core::event::{ARGS_MAX, Address, Errno, Event, TEXT_BYTES_MAX, What};
 
-use super::meaning;
 use super::record::{Malformed, Record, address_body, exec_body, exit_body, fork_body, header, socket_body};
+use super::{lsm, meaning};
 
 const FORK: u16 = 1;
 const EXEC: u16 = 2;
@@ -18,6 +18,7 @@ const CONNECT: u16 = 11;
 const SEND: u16 = 12;
 const BIND: u16 = 13;
 const CALL: u16 = 20;
+const LSM: u16 = 30;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -39,6 +40,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
         SEND => What::Send { address: address(&record), bytes: 0 },
         BIND => What::Bind { address: address(&record) },
         CALL => meaning::what(&record)?,
+        LSM => lsm::what(&record)?,
         other => return Err(Malformed::Kind(other)),
     };
     let error = record.head(header::error);

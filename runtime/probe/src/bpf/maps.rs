@@ -21,15 +21,28 @@ const WINDOW_RECORDS_MAX: u64 = 27_000;
 /// Why the kernel's side could not send a record, by its number there.
 const LOSSES: [Loss; 4] = [Loss::RingFull, Loss::RateLimited, Loss::RingFull, Loss::Unreadable];
 
-/// Flag: connections, binds and datagrams are refused.
-pub const DENY_NETWORK: u32 = 1;
+/// What the dial can refuse, as a bit of a sandbox's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Deny {
+    /// New connections, binds and datagrams to an address.
+    Network = 1,
+    /// Further programs. Needs family `lsm`, as all that follow.
+    Exec = 2,
+    /// Opening for writing, and every change of names and attributes.
+    Write = 4,
+    /// Attaching to another process.
+    Ptrace = 8,
+    /// Ids, mounts, user namespaces, bpf(2).
+    Privilege = 16,
+}
 
-/// Tells one object's programs whom to watch.
-pub fn admit(object: &mut Loaded, place: Place, init: u32) -> Result<Dial, MapError> {
+/// Tells one object's programs whom to watch. Quiet hooks of the security module record refusals alone.
+pub fn admit(object: &mut Loaded, place: Place, init: u32, is_quiet: bool) -> Result<Dial, MapError> {
     let ebpf = &mut object.ebpf;
     let sandboxes = HashMap::try_from(ebpf.take_map("sandboxes").expect("every object has the shared maps"))?;
     let mut dial = Dial { family: object.family, sandboxes, id: place.id, init };
-    dial.deny(0)?;
+    dial.deny(&[])?;
     let mut losses: PerCpuHashMap<_, [u64; 2], u64> = PerCpuHashMap::try_from(map(ebpf, "losses"))?;
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
     for reason in 0..LOSSES.len() as u64 {
@@ -38,7 +51,11 @@ pub fn admit(object: &mut Loaded, place: Place, init: u32) -> Result<Dial, MapEr
     }
     // The last: from here on processes are let through the filter.
     let mut filter: Array<_, [u64; 4]> = Array::try_from(map(ebpf, ".data.filter"))?;
-    filter.set(0, [place.id, place.id, u64::from(place.level) | 1 << 32, u64::from(init)], 0)?;
+    filter.set(
+        0,
+        [place.id, place.id, u64::from(place.level) | 1 << 32, u64::from(init) | u64::from(is_quiet) << 32],
+        0,
+    )?;
     Ok(dial)
 }
 
@@ -54,7 +71,8 @@ pub struct Dial {
 
 impl Dial {
     /// Says what is refused from now on. The window of the rate limit begins anew.
-    pub fn deny(&mut self, deny: u32) -> Result<(), MapError> {
+    pub fn deny(&mut self, denied: &[Deny]) -> Result<(), MapError> {
+        let deny = denied.iter().fold(0, |bits, deny| bits | *deny as u32);
         self.sandboxes.insert(self.id, [u64::from(self.init) | u64::from(deny) << 32, WINDOW_RECORDS_MAX, 0, 0], 0)
     }
 }

@@ -113,17 +113,7 @@ impl Call<'_> {
     }
 
     fn open(&self, flags: u64) -> What {
-        let access = match flags & O_ACCMODE {
-            _ if flags & O_PATH != 0 => Access::Look,
-            0 => Access::Read,
-            _ => Access::Write,
-        };
-        What::Open {
-            path: self.path(0),
-            access,
-            create: flags & (O_CREAT | O_TMPFILE) != 0,
-            truncate: flags & O_TRUNC != 0,
-        }
+        opened(self.path(0), flags)
     }
 
     fn chown(&self, first: usize) -> What {
@@ -147,6 +137,16 @@ impl Call<'_> {
         }
         bounded(plain(&format!("{}/{words}", directory.to_text())))
     }
+}
+
+/// An open with these flags (open(2)).
+pub fn opened(path: String, flags: u64) -> What {
+    let access = match flags & O_ACCMODE {
+        _ if flags & O_PATH != 0 => Access::Look,
+        0 => Access::Read,
+        _ => Access::Write,
+    };
+    What::Open { path, access, create: flags & (O_CREAT | O_TMPFILE) != 0, truncate: flags & O_TRUNC != 0 }
 }
 
 /// Without `.`, `..` and doubled slashes.
@@ -177,7 +177,7 @@ fn effective(bytes: &[u8]) -> u64 {
 }
 
 /// A `struct sockaddr` of no internet family.
-fn address(bytes: &[u8]) -> Address {
+pub fn address(bytes: &[u8]) -> Address {
     let Some((family, path)) = bytes.split_first_chunk::<2>() else { return Address::Unnamed };
     let family = u16::from_le_bytes(*family);
     if family != AF_UNIX {

@@ -8,6 +8,7 @@ mod btf;
 mod calls;
 mod cgroup;
 mod decode;
+mod lsm;
 mod maps;
 mod meaning;
 mod objects;
@@ -28,6 +29,7 @@ use aya::sys::{Stats, SyscallError};
 use crate::privilege;
 use crate::source::Batch;
 use cgroup::{Place, PlaceError};
+pub use maps::Deny;
 use maps::Dial;
 use objects::Loaded;
 use reader::Reader;
@@ -125,8 +127,10 @@ impl Probes {
         let mut reader =
             Reader { rings: Vec::new(), losses: Vec::new(), counters: Vec::new(), sandbox: place.id, to, stop: told };
         let mut dials = Vec::new();
+        // System calls tell of files and privileges already.
+        let is_quiet = self.objects.iter().any(|object| object.family == Family::Syscall);
         for object in &mut self.objects {
-            let dial = prepare(object, place, sandbox.init, &mut reader)
+            let dial = prepare(object, place, sandbox.init, is_quiet, &mut reader)
                 .map_err(|source| ProbeError::Map { family: object.family.name(), source })?;
             dials.push(dial);
         }
@@ -153,8 +157,14 @@ impl Probes {
     }
 }
 
-fn prepare(object: &mut Loaded, place: Place, init: u32, reader: &mut Reader) -> Result<Dial, MapError> {
-    let dial = maps::admit(object, place, init)?;
+fn prepare(
+    object: &mut Loaded,
+    place: Place,
+    init: u32,
+    is_quiet: bool,
+    reader: &mut Reader,
+) -> Result<Dial, MapError> {
+    let dial = maps::admit(object, place, init, is_quiet)?;
     reader.losses.push(maps::Losses::take(&mut object.ebpf, place.id)?);
     reader.counters.extend(maps::Counter::take(&mut object.ebpf)?);
     if let Some(ring) = object.ebpf.take_map("ring") {
@@ -175,11 +185,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// Refuses what the dial of the attached programs can refuse from now on: new connections, binds, datagrams to an address.
+    /// Refuses from now on what a suspicious program should not gain: connections, other processes, privileges. What the attached programs
+    /// cannot refuse is left: without family `lsm` that is all but the network.
     pub fn tighten(&self) -> Result<(), ProbeError> {
+        self.deny(&[Deny::Network, Deny::Ptrace, Deny::Privilege])
+    }
+
+    /// Sets the dial: these are refused with EPERM from now on, and nothing else.
+    pub fn deny(&self, denied: &[Deny]) -> Result<(), ProbeError> {
         let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
         for dial in dials.iter_mut() {
-            dial.deny(maps::DENY_NETWORK).map_err(|source| ProbeError::Map { family: dial.family.name(), source })?;
+            dial.deny(denied).map_err(|source| ProbeError::Map { family: dial.family.name(), source })?;
         }
         Ok(())
     }

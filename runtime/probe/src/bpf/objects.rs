@@ -30,16 +30,18 @@ struct Object {
 /// A program and what it is attached to.
 struct Hook {
     program: &'static str,
-    /// The kernel's tracepoint; empty where the program's section says it all.
+    /// The kernel's tracepoint, or the security module's hook; empty where the program's section says it all.
     tracepoint: &'static str,
     /// Loaded only when this one was refused.
     instead_of: Option<&'static str>,
     /// Whether it is reached from another program and attached to nothing itself.
     is_called: bool,
+    /// Whether the family does without it on kernels that do not have the hook.
+    is_optional: bool,
 }
 
 const fn tracepoint(program: &'static str, tracepoint: &'static str) -> Hook {
-    Hook { program, tracepoint, instead_of: None, is_called: false }
+    Hook { program, tracepoint, instead_of: None, is_called: false, is_optional: false }
 }
 
 const fn cgroup(program: &'static str) -> Hook {
@@ -49,6 +51,10 @@ const fn cgroup(program: &'static str) -> Hook {
 impl Hook {
     const fn instead_of(self, other: &'static str) -> Hook {
         Hook { instead_of: Some(other), ..self }
+    }
+
+    const fn optional(self) -> Hook {
+        Hook { is_optional: true, ..self }
     }
 
     const fn called(self) -> Hook {
@@ -100,6 +106,34 @@ const OBJECTS: &[Object] = &[
         ring_bytes: 1 << 20,
         hooks: &[tracepoint("on_privilege_call", SYS_EXIT).called()],
     },
+    Object {
+        family: Family::Lsm,
+        bytes: include_bytes_aligned!("../../../../ebpf/prebuilt/lsm.bpf.o"),
+        level: Level::Default,
+        ring_bytes: 4 << 20,
+        // The first says whether the kernel permits such programs at all.
+        hooks: &[
+            tracepoint("on_open", "file_open"),
+            tracepoint("on_exec_check", "bprm_check_security").optional(),
+            tracepoint("on_mkdir", "path_mkdir").optional(),
+            tracepoint("on_unlink", "path_unlink").optional(),
+            tracepoint("on_rmdir", "path_rmdir").optional(),
+            tracepoint("on_truncate", "path_truncate").optional(),
+            tracepoint("on_chmod", "path_chmod").optional(),
+            tracepoint("on_chown", "path_chown").optional(),
+            tracepoint("on_symlink", "path_symlink").optional(),
+            tracepoint("on_rename", "path_rename").optional(),
+            tracepoint("on_link", "path_link").optional(),
+            tracepoint("on_local_connect", "socket_connect").optional(),
+            tracepoint("on_local_bind", "socket_bind").optional(),
+            tracepoint("on_ptrace", "ptrace_access_check").optional(),
+            tracepoint("on_setuid", "task_fix_setuid").optional(),
+            tracepoint("on_bpf", "bpf").optional(),
+            tracepoint("on_mount", "sb_mount").optional(),
+            tracepoint("on_userns", "userns_create").optional(),
+            tracepoint("on_mprotect", "file_mprotect").optional(),
+        ],
+    },
     // The last: it is attached when the programs that it calls are ready.
     Object {
         family: Family::Syscall,
@@ -146,6 +180,10 @@ enum LoadError {
         "loading BPF programs is not permitted; it needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root of the host"
     )]
     NotPermitted,
+    #[error("the security module `bpf` is not in force; boot with it in the list `lsm=` of the kernel's command line")]
+    NoModule,
+    #[error("this kernel does not permit BPF programs of this kind, asked for with {name}")]
+    KindNotPermitted { name: &'static str },
     #[error("{}", words(.0))]
     Object(EbpfError),
     #[error("the kernel refuses its program {name}: {words}")]
@@ -181,6 +219,12 @@ pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
         sources.insert(object.family, source);
     }
     connect_calls(&mut loaded, &mut sources);
+    if sources.get(&Family::Lsm) == Some(&Source::Probe) {
+        // Its hooks tell of files and privileges where the system calls do not.
+        for family in [Family::File, Family::Privilege] {
+            sources.insert(family, Source::Probe);
+        }
+    }
     (loaded, sources)
 }
 
@@ -243,6 +287,9 @@ fn loader(types: &Btf) -> EbpfLoader<'_> {
 }
 
 fn load_object<'a>(object: &Object, loader: &mut EbpfLoader<'a>, types: &'a Btf) -> Result<Loaded, LoadError> {
+    if object.family == Family::Lsm && !is_module_active() {
+        return Err(LoadError::NoModule);
+    }
     let mut ebpf = loader
         .map_max_entries("ring", object.ring_bytes)
         .load(object.bytes)
@@ -259,8 +306,12 @@ fn load_object<'a>(object: &Object, loader: &mut EbpfLoader<'a>, types: &'a Btf)
             Err(error) if hook.instead_of.is_none() && has_substitute(object, hook) => {
                 refused = Some((hook.program, error));
             }
+            Err(_) if hook.is_optional => {}
             Err(error) => {
                 let (name, error) = refused.unwrap_or((hook.program, error));
+                if is_refusal(&error) {
+                    return Err(LoadError::KindNotPermitted { name });
+                }
                 return Err(LoadError::Program { name, words: words(&error) });
             }
         }
@@ -275,6 +326,7 @@ fn has_substitute(object: &Object, hook: &Hook) -> bool {
 fn load_program(program: &mut Program, hook: &Hook, types: &Btf) -> Result<(), ProgramError> {
     match program {
         Program::BtfTracePoint(program) => program.load(hook.tracepoint, types),
+        Program::Lsm(program) => program.load(hook.tracepoint, types),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
@@ -288,6 +340,7 @@ pub fn attach(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<(), Progr
     const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     match program {
         Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::Lsm(program) => program.attach().map(drop),
         Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSock(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSkb(program) => {
@@ -295,6 +348,14 @@ pub fn attach(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<(), Progr
             program.attach(cgroup, direction, MODE).map(drop)
         }
         other => unreachable!("no object has a program of type {:?}", other.prog_type()),
+    }
+}
+
+/// Whether the security module `bpf` is in force. Without it its programs load and never run. Where the list cannot be read, loading decides.
+fn is_module_active() -> bool {
+    match std::fs::read_to_string("/sys/kernel/security/lsm") {
+        Ok(list) => list.trim().split(',').any(|module| module == "bpf"),
+        Err(_) => true,
     }
 }
 

@@ -63,6 +63,7 @@ layout! {
     socket_body { family: u32 = 0, kind: u32 = 4, protocol: u32 = 8 }
     address_body { family: u32 = 0, port: u32 = 4, ip: [u8; 16] = 8 }
     call_body { args: [u8; 48] = 0 }
+    lsm_body { hook: u32 = 0, words: [u8; 16] = 8 }
 }
 
 /// Bytes of the header.
@@ -89,6 +90,9 @@ pub enum Malformed {
     /// The call is none that is recorded.
     #[error("call {0} is none that is recorded")]
     Call(u16),
+    /// The hook of the security module is not known.
+    #[error("hook {0} is unknown")]
+    Hook(u32),
     /// A text reaches past the end or is of an unknown form.
     #[error("text {0} is malformed")]
     Text(usize),

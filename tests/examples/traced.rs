@@ -76,25 +76,44 @@ fn trace(words: &[OsString]) -> Result<u8> {
         }
         file.flush()
     });
-    println!("watching");
-    while input.read_line(&mut line)? > 0 {
-        match line.lines().last() {
-            Some("freeze") => running.freeze()?,
-            Some("thaw") => running.thaw()?,
-            _ => {}
-        }
-        println!("done");
-    }
+    // Frozen and thawed by a stranger, as by an act of the prober: by files that come and go.
+    let (frozen, words) = (PathBuf::from(&words[0]).with_extension("frozen"), words[0].clone());
+    let ended = &std::sync::atomic::AtomicBool::new(false);
+    let tracer = &running;
+    std::thread::scope(|scope| -> Result<()> {
+        scope.spawn(move || freeze_while(&frozen, tracer, ended));
+        println!("watching");
+        std::fs::write(PathBuf::from(words).with_extension("tracer"), std::process::id().to_string())?;
+        let ending = input.read_line(&mut line);
+        ended.store(true, std::sync::atomic::Ordering::SeqCst);
+        ending?;
+        Ok(())
+    })?;
     running.stop()?;
     writer.join().expect("it does not panic")?;
     Ok(0)
+}
+
+/// Keeps the sandbox frozen while the file is there.
+fn freeze_while(file: &Path, running: &ptrace::Running, ended: &std::sync::atomic::AtomicBool) {
+    let mut is_frozen = false;
+    while !ended.load(std::sync::atomic::Ordering::SeqCst) {
+        if file.exists() != is_frozen {
+            is_frozen = !is_frozen;
+            let done = if is_frozen { running.freeze() } else { running.thaw() };
+            done.expect("the tracer obeys");
+            let word = if is_frozen { "frozen" } else { "thawed" };
+            std::fs::write(file.with_extension("state"), word).expect("the directory is ours");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
 }
 
 fn run(words: &[OsString], args: Vec<OsString>) -> Result<u8> {
     let options = apex_run::options::parse(args.into_iter())?;
     let streams = Streams::settle(&options.fds)?;
     let scope = scope(&words[1])?;
-    let mut tracer = scope.map(|_| start_tracer(words)).transpose()?;
+    let mut tracer = scope.map(|scope| start_tracer(words, scope)).transpose()?;
     let host = LiveHost::at(std::env::current_dir()?);
     let plan = plan(&options, scope, &host)?;
     let watcher = tracer.as_mut().map(|tracer| tracer as &mut dyn Watcher);
@@ -113,7 +132,7 @@ fn run(words: &[OsString], args: Vec<OsString>) -> Result<u8> {
 }
 
 /// The process of the tracer, as the jail's watcher.
-struct Tracer(Child);
+struct Tracer(Child, Scope);
 
 impl Watcher for Tracer {
     fn begin(&mut self) -> Result<(), String> {
@@ -121,7 +140,7 @@ impl Watcher for Tracer {
     }
 
     fn prepared(&mut self) -> Result<Needs, String> {
-        Ok(Needs { cgroup: false, trace: true })
+        Ok(Needs { cgroup: false, trace: Some(self.1) })
     }
 
     fn attach(&mut self, standing: &Standing<'_>) -> Result<(), String> {
@@ -143,10 +162,10 @@ impl Watcher for Tracer {
     fn thawed(&mut self) {}
 }
 
-fn start_tracer(words: &[OsString]) -> Result<Tracer> {
+fn start_tracer(words: &[OsString], scope: Scope) -> Result<Tracer> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("tracer").args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
-    command.spawn().map(Tracer).context("starting the tracer")
+    command.spawn().map(|child| Tracer(child, scope)).context("starting the tracer")
 }
 
 fn hand_over(tracer: &mut Child, init: i32, command: i32) -> Result<()> {

@@ -79,13 +79,14 @@ impl Traced {
     }
 }
 
-/// Runs `traced SCOPE ARGS -- INSIDE`; `off` as scope runs without a tracer.
-#[track_caller]
-pub fn run(user: User, scope: &str, args: &[&str], inside: &[&str]) -> Traced {
-    let home = TempDir::new();
-    let events = home.at("events.json");
+/// Where a run writes its events, in its home.
+const EVENTS: &str = "events.json";
+
+/// The command line of `traced SCOPE ARGS -- INSIDE`, with its streams as pipes. The tracer writes its pid to `events.tracer` in `home`, and keeps the
+/// sandbox frozen while `events.frozen` is there.
+pub fn command(user: User, home: &TempDir, scope: &str, args: &[&str], inside: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.arg(&events).arg(scope).args(args);
+    command.arg(home.at(EVENTS)).arg(scope).args(args);
     if user == User::Nobody || !as_root() {
         command.args(["--optional", "cgroup"]);
     }
@@ -95,9 +96,17 @@ pub fn run(user: User, scope: &str, args: &[&str], inside: &[&str]) -> Traced {
         command.uid(NOBODY).gid(NOBODY).env_remove("XDG_RUNTIME_DIR");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs `traced SCOPE ARGS -- INSIDE`; `off` as scope runs without a tracer.
+#[track_caller]
+pub fn run(user: User, scope: &str, args: &[&str], inside: &[&str]) -> Traced {
+    let home = TempDir::new();
+    let mut command = command(user, &home, scope, args, inside);
     let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
     let output = sandbox::collect(child);
-    let text = fs::read_to_string(&events).unwrap_or_default();
+    let text = fs::read_to_string(home.at(EVENTS)).unwrap_or_default();
     let (mut told, mut losses) = (Vec::new(), Vec::new());
     for line in text.lines() {
         match serde_json::from_str(line) {
@@ -126,6 +135,11 @@ impl Job {
         Some(Job(dir))
     }
 
+    /// Its directory.
+    pub fn dir(&self) -> String {
+        self.0.text()
+    }
+
     /// The path of the program, outside and inside.
     pub fn path(&self) -> String {
         self.0.at("job")
@@ -134,7 +148,7 @@ impl Job {
     /// Runs one of its jobs, once without a tracer and once with, and fails unless both print and return the same.
     #[track_caller]
     pub fn compare(&self, user: User, args: &[&str], job: &str) -> Traced {
-        let dir = self.0.text();
+        let dir = self.dir();
         let args: Vec<&str> = ["--ro", &dir].into_iter().chain(args.iter().copied()).collect();
         compare(user, &args, &[&self.path(), job])
     }

@@ -1,9 +1,11 @@
 //! Events of real programs by the ptrace source, as root and as a user without privilege.
 
+use std::time::{Duration, Instant};
+
 use apex_core::event::{Errno, Event, What};
 use apex_core::refusal::Access;
 use apex_tests::TempDir;
-use apex_tests::traced::{Job, User, compare, run};
+use apex_tests::traced::{self, Job, User, compare, run};
 
 #[test]
 fn births_programs_ends_and_files_are_told() {
@@ -109,8 +111,7 @@ fn calls_that_wait_can_be_interrupted_and_killed() {
 fn nothing_is_born_beside_the_tracer() {
     let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
     for user in User::all() {
-        let dir = program.path();
-        let traced = run(*user, "default", &["--ro", dir.trim_end_matches("/job")], &[&dir, "untraced"]);
+        let traced = run(*user, "default", &["--ro", &program.dir()], &[&program.path(), "untraced"]);
         assert_eq!(traced.output.out(), "clone EINVAL\nclone3 ENOSYS\n", "{}", traced.output.err());
         traced.expect_whole_lives();
     }
@@ -119,7 +120,7 @@ fn nothing_is_born_beside_the_tracer() {
 #[test]
 fn a_traced_program_cannot_be_traced_again() {
     let Some(program) = Job::get(64) else { apex_tests::skip!("no C compiler with static libraries") };
-    let grant = format!("{}:/mnt", program.path().trim_end_matches("/job"));
+    let grant = format!("{}:/mnt", program.dir());
     let traced = run(User::Caller, "default", &["--mode", "development", "--ro", &grant], &["/mnt/job", "traces"]);
     assert_eq!(traced.output.out(), "traceme EPERM\n", "{}", traced.output.err());
 }
@@ -238,5 +239,120 @@ fn real_programs_do_the_same_under_trace() {
             assert!(traced.output.code == 0, "{user:?} {profile}: {}", traced.output.err());
             traced.expect_whole_lives();
         }
+    }
+}
+
+/// A sandbox that counts, under a tracer that the test can freeze and kill.
+struct Ticking {
+    child: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+    home: TempDir,
+    _program: Job,
+}
+
+impl Ticking {
+    fn start() -> Option<Ticking> {
+        use std::io::BufRead;
+        let (program, home) = (Job::get(64)?, TempDir::new());
+        let mut command =
+            traced::command(User::Caller, &home, "default", &["--ro", &program.dir()], &[&program.path(), "ticks"]);
+        let mut child = command.spawn().expect("it is built");
+        let output = std::io::BufReader::new(child.stdout.take().expect("piped"));
+        let (to, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
+        let ticking = Ticking { child, lines, home, _program: program };
+        ticking.next_line();
+        Some(ticking)
+    }
+
+    #[track_caller]
+    fn next_line(&self) -> String {
+        self.lines.recv_timeout(Duration::from_secs(20)).expect("it counts")
+    }
+
+    /// Waits until the tracer has written this word.
+    #[track_caller]
+    fn until(&self, file: &str, word: &str) -> String {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let text = std::fs::read_to_string(self.home.at(file)).unwrap_or_default();
+            if text.contains(word) && !text.is_empty() {
+                return text;
+            }
+            assert!(Instant::now() < end, "no {word} in {file}: {text}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether it counts for a while.
+    fn counts(&self) -> bool {
+        while self.lines.try_recv().is_ok() {}
+        self.lines.recv_timeout(Duration::from_millis(400)).is_ok()
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        // It has ended already unless the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_frozen_sandbox_stands_still_until_it_is_thawed() {
+    let Some(mut ticking) = Ticking::start() else { apex_tests::skip!("no C compiler with static libraries") };
+    ticking.home.file("events.frozen", "");
+    ticking.until("events.state", "frozen");
+    // What was on its way.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!ticking.counts());
+    std::fs::remove_file(ticking.home.at("events.frozen")).expect("it is there");
+    ticking.until("events.state", "thawed");
+    assert!(ticking.counts());
+    // It can be ended from outside, frozen or not.
+    ticking.home.file("events.frozen", "");
+    ticking.until("events.state", "frozen");
+    let pid = nix::unistd::Pid::from_raw(ticking.child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+    let end = Instant::now() + Duration::from_secs(10);
+    while ticking.child.try_wait().expect("it is ours").is_none() {
+        assert!(Instant::now() < end, "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_tracer_that_dies_takes_the_sandbox_with_it() {
+    let Some(mut ticking) = Ticking::start() else { apex_tests::skip!("no C compiler with static libraries") };
+    let tracer: i32 = ticking.until("events.tracer", "").parse().expect("a pid");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tracer), nix::sys::signal::Signal::SIGKILL).expect("it runs");
+    let end = Instant::now() + Duration::from_secs(10);
+    let status = loop {
+        if let Some(status) = ticking.child.try_wait().expect("it is ours") {
+            break status;
+        }
+        assert!(Instant::now() < end, "the sandbox outlives its tracer");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(apex_tests::sandbox::exit_code(status), 128 + 9);
+}
+
+#[test]
+fn every_call_beyond_the_base_is_counted_for_learning() {
+    for user in User::all() {
+        let traced = run(*user, "every", &[], &["/bin/sh", "-c", "cat /etc/passwd >/dev/null; umask; cd /usr; pwd"]);
+        assert_eq!(traced.output.code, 0, "{}", traced.output.err());
+        let counts = traced.what().filter_map(|what| match what {
+            What::Calls { counts } => Some(counts),
+            _ => None,
+        });
+        let names: std::collections::BTreeSet<&str> =
+            counts.flat_map(|counts| counts.keys().map(String::as_str)).collect();
+        for name in ["openat", "newfstatat", "wait4", "umask", "chdir", "getcwd"] {
+            assert!(names.contains(name), "{name} was not counted: {names:?}");
+        }
+        assert!(!names.contains("read") && !names.contains("execve"), "{names:?}");
+        assert_eq!(traced.programs(), ["/usr/bin/dash", "/usr/bin/cat"]);
     }
 }

@@ -68,23 +68,23 @@ impl Init<'_, '_> {
         self.let_go_of_host()?;
         let terminal = self.open_terminal()?;
         let ruleset = self.make_ruleset()?;
-        let (traced, doors) = self.await_attached()?;
+        let (trace, doors) = self.await_attached()?;
         self.enter_cgroup(doors)?;
         self.enter_cgroup_namespace()?;
         self.drop_capabilities()?;
         prctl::set_no_new_privs().map_err(Failure::at(Step::NoNewPrivs, 0))?;
-        self.spawn(terminal, ruleset, traced)
+        self.spawn(terminal, ruleset, trace)
     }
 
     fn await_order(&self, order: Order) -> Result<(), Failure> {
         self.socket.expect(order).map_err(Failure::at(Step::Handshake, 0))
     }
 
-    /// Returns whether the command is to stop for a tracer, which the prober may have decided only now, and the files by which to enter a v1 cgroup.
-    fn await_attached(&self) -> Result<(bool, Vec<OwnedFd>), Failure> {
+    /// Returns what the command is to stop at for a tracer, which the prober may have decided only now, and the files by which to enter a v1 cgroup.
+    fn await_attached(&self) -> Result<(Option<Scope>, Vec<OwnedFd>), Failure> {
         let failed = Failure::at(Step::Handshake, 0);
         match self.socket.next_order_with().map_err(&failed)? {
-            Some((Order::Attached { traced }, doors)) => Ok((traced, doors)),
+            Some((Order::Attached { trace }, doors)) => Ok((trace, doors)),
             Some(_) => Err(failed(Errno::EBADMSG)),
             None => Err(failed(Errno::EPIPE)),
         }
@@ -207,22 +207,26 @@ impl Init<'_, '_> {
         prctl::set_capabilities(kept, kept).map_err(&failed)
     }
 
-    fn spawn(&mut self, terminal: Option<OwnedFd>, ruleset: Option<OwnedFd>, traced: bool) -> Result<Pid, Failure> {
+    fn spawn(
+        &mut self,
+        terminal: Option<OwnedFd>,
+        ruleset: Option<OwnedFd>,
+        trace: Option<Scope>,
+    ) -> Result<Pid, Failure> {
         let failed = Failure::at(Step::Spawn, 0);
         // Its descriptors are closed with all others when the command runs, and its memory lives as long as the init.
         let mut seal = ManuallyDrop::new(Seal::prepare(self.plan, &self.socket, self.mask)?);
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
-        let scope = Scope::of(self.plan.watch).filter(|_| traced);
-        seal.tracing = scope.map(|scope| seccomp::tracing(self.plan.seccomp.as_ref(), scope));
+        seal.tracing = trace.map(|scope| seccomp::tracing(self.plan.seccomp.as_ref(), scope));
         seal.terminal = terminal;
         seal.streams_on_terminal = self.streams_on_terminal;
         // Nobody inside may look into pid 1, which still is the runtime's own binary. The launcher must, while it reads the receipt or
         // takes the listener; the command's process, which shares this memory, then does it after that.
         if !seal.waits() {
             prctl::set_dumpable(false).map_err(&failed)?;
-        } else if traced {
+        } else if trace.is_some() {
             // A change of ids took it away, and a tracer without CAP_SYS_PTRACE on the host needs it (ptrace(2), access mode checking).
             prctl::set_dumpable(true).map_err(&failed)?;
         }

@@ -222,9 +222,9 @@ fn attach(plan: &Plan, site: Option<&Site>, ahead: Option<Ahead>, running: &mut 
     }
     // The command has not started: a name that changed hands while the root was built need not be shown to it at all.
     running.check_guard()?;
-    let traced = watch::prepare(running)?;
+    let trace = watch::prepare(running)?;
     let lent: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
-    let ordered = running.socket.order_with(Order::Attached { traced }, &lent);
+    let ordered = running.socket.order_with(Order::Attached { trace }, &lent);
     // As with the trees.
     doors.into_iter().for_each(std::mem::forget);
     ordered.map_err(Failure::at(Step::Handshake, 0)).map_err(explain)

@@ -7,6 +7,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use apex_core::event::{Errno, Refused};
+use apex_core::seccomp::trace::Scope;
 use apex_core::watch::Reaction;
 use apex_sys::fs;
 use apex_sys::process::Pid;
@@ -21,8 +22,8 @@ use crate::wire::Order;
 pub struct Needs {
     /// A cgroup v2 directory of its own.
     pub cgroup: bool,
-    /// The filter that stops the command for a tracer.
-    pub trace: bool,
+    /// What the filter that stops the command for a tracer is to stop at.
+    pub trace: Option<Scope>,
 }
 
 /// A sandbox that stands and whose command waits.
@@ -129,9 +130,9 @@ impl<'w> Watch<'w> {
     }
 }
 
-/// Waits for the watcher; whether the command is to stop for a tracer.
-pub(crate) fn prepare(running: &mut Running<'_>) -> Result<bool, JailError> {
-    let Some(watch) = &mut running.watch else { return Ok(false) };
+/// Waits for the watcher; what the command is to stop at for a tracer.
+pub(crate) fn prepare(running: &mut Running<'_>) -> Result<Option<Scope>, JailError> {
+    let Some(watch) = &mut running.watch else { return Ok(None) };
     let needs = watch.watcher.prepared().map_err(JailError::Watch)?;
     let has_cgroup = directory(watch.beside.as_ref(), running.cgroup.as_ref()).is_some();
     if needs.cgroup && !has_cgroup {
@@ -139,7 +140,7 @@ pub(crate) fn prepare(running: &mut Running<'_>) -> Result<bool, JailError> {
                      cgroup delegated (`systemd-run --scope -p Delegate=yes apex-run ...`)";
         return Err(JailError::Watch(words.to_owned()));
     }
-    watch.traced = needs.trace;
+    watch.traced = needs.trace.is_some();
     Ok(needs.trace)
 }
 

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use apex_core::seccomp::trace::Scope;
 use apex_sys::process::Ended;
 use apex_sys::{Errno, fs, net};
 
@@ -15,8 +16,8 @@ pub enum Order {
     Mapped,
     /// The cgroup holds you, or you enter it through the files that come with this; everything the launcher had to do is done.
     Attached {
-        /// Whether the command gets the filter that stops it for a tracer.
-        traced: bool,
+        /// What the command is to stop at for a tracer, where there is one.
+        trace: Option<Scope>,
     },
     /// The receipt is read: go on.
     Go,
@@ -93,10 +94,29 @@ fn unpack(bytes: &[u8; SIZE]) -> (u8, u8, [i32; 3]) {
     (bytes[0], bytes[1], [word(4), word(8), word(12)])
 }
 
+fn encode_scope(scope: Option<Scope>) -> i32 {
+    match scope {
+        None => 0,
+        Some(Scope::Default) => 1,
+        Some(Scope::Full) => 2,
+        Some(Scope::Every) => 3,
+    }
+}
+
+fn decode_scope(word: i32) -> Result<Option<Scope>, Errno> {
+    Ok(match word {
+        0 => None,
+        1 => Some(Scope::Default),
+        2 => Some(Scope::Full),
+        3 => Some(Scope::Every),
+        _ => return Err(Errno::EBADMSG),
+    })
+}
+
 fn encode_order(order: Order) -> [u8; SIZE] {
     match order {
         Order::Mapped => pack(1, 0, [0; 3]),
-        Order::Attached { traced } => pack(2, 0, [traced.into(), 0, 0]),
+        Order::Attached { trace } => pack(2, 0, [encode_scope(trace), 0, 0]),
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
         Order::SignalAll(signal) => pack(5, 0, [signal, 0, 0]),
@@ -147,7 +167,7 @@ impl End {
         }
         let order = match unpack(&bytes) {
             (1, ..) => Order::Mapped,
-            (2, _, [traced, ..]) => Order::Attached { traced: traced != 0 },
+            (2, _, [scope, ..]) => Order::Attached { trace: decode_scope(scope)? },
             (3, ..) => Order::Go,
             (4, _, [signal, ..]) => Order::Signal(signal),
             (5, _, [signal, ..]) => Order::SignalAll(signal),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use apex_core::event::{ARGS_MAX, Start, TEXT_BYTES_MAX, VERSION};
 use apex_core::plan::Plan;
+use apex_core::seccomp::trace::Scope;
 use apex_core::watch::{Begin, FromProbe, PACKET_BYTES_MAX, Reaction, SOCKET_FD, ToProbe};
 use apex_jail::watch::{Act, Needs, Standing, Told, Watcher};
 use apex_run::escape;
@@ -211,7 +212,8 @@ impl Watcher for Prober {
     fn prepared(&mut self) -> Result<Needs, String> {
         match self.receive(Instant::now() + READY_WITHIN)? {
             FromProbe::Prepared { wants_cgroup, wants_trace, .. } => {
-                Ok(Needs { cgroup: wants_cgroup, trace: wants_trace })
+                let trace = Scope::of_run(&self.begin).filter(|_| wants_trace);
+                Ok(Needs { cgroup: wants_cgroup, trace })
             }
             other => Err(out_of_turn(other)),
         }

@@ -25,6 +25,14 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// The scope of a watched run: to learn from it, the set of its calls must be known.
+    pub const fn of_run(begin: &crate::watch::Begin) -> Option<Scope> {
+        match (Scope::of(begin.start.level), &begin.learn) {
+            (Some(_), Some(_)) => Some(Scope::Every),
+            (scope, _) => scope,
+        }
+    }
+
     /// The scope of a level of watching.
     pub const fn of(level: crate::watch::Level) -> Option<Scope> {
         match level {

@@ -45,6 +45,8 @@ struct Thread {
     process: Pid,
     /// What it is about to do, told when the call has its result.
     pending: Vec<What>,
+    /// Whether that result is a descriptor of the file that it names.
+    opens: bool,
     /// How it goes on once the sandbox is thawed.
     held: Option<Resume>,
 }
@@ -277,6 +279,7 @@ impl Tracer {
         }
         if let Some(thread) = self.threads.get_mut(&pid) {
             thread.pending = events;
+            thread.opens = matches!(name, "open" | "openat" | "openat2" | "creat");
         }
     }
 
@@ -289,7 +292,7 @@ impl Tracer {
             Ok(ptrace::Call::None) | Err(_) => 0,
         };
         let Some(thread) = self.threads.get_mut(&pid) else { return };
-        let (process, pending) = (thread.process, std::mem::take(&mut thread.pending));
+        let (process, opens, pending) = (thread.process, thread.opens, std::mem::take(&mut thread.pending));
         let error = match value {
             value if RESTARTS.contains(&value) => Some(Error(libc::EINTR)),
             value if FAILURES.contains(&value) => i32::try_from(-value).ok().map(Error),
@@ -299,6 +302,7 @@ impl Tracer {
             if error.is_none() {
                 decode::complete(&mut what, value.cast_unsigned());
                 if let What::Open { path, .. } = &mut what
+                    && opens
                     && let Some(real) = task::opened(pid, value)
                 {
                     *path = real;
@@ -382,9 +386,13 @@ impl Tracer {
     }
 }
 
-/// Attempts that may wait for long, or whose result says little: a connection is told of when it is asked for.
+/// Attempts that may wait for long, or whose result says little: a connection to another host is told of when it is asked for.
 fn is_told_at_once(what: &What) -> bool {
-    matches!(what, What::Connect { .. } | What::Bind { .. } | What::Send { .. } | What::Signal { .. })
+    match what {
+        What::Connect { address } | What::Bind { address } => address.inet().is_some(),
+        What::Send { .. } | What::Signal { .. } => true,
+        _ => false,
+    }
 }
 
 fn now_ns() -> u64 {

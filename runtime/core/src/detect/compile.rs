@@ -17,6 +17,8 @@ const RULES_MAX: usize = 512;
 /// Steps of one rule, and of one whose order does not matter.
 const STEPS_MAX: usize = 8;
 const STEPS_ANY_ORDER_MAX: usize = 3;
+/// Matches inside each other.
+const DEPTH_MAX: usize = 16;
 /// Largest threshold: what is counted is kept.
 const AT_LEAST_MAX: u64 = 10_000;
 /// What a rule takes when it says nothing.
@@ -154,18 +156,29 @@ impl Compiler<'_> {
     }
 
     fn matches(&mut self, item: Item<'_>) -> Result<Arc<[Match]>, RuleError> {
-        item.tables()?.into_iter().map(|table| self.single(&table, &[])).collect()
+        item.tables()?.into_iter().map(|table| self.single(&table, &[], 0)).collect()
     }
 
-    fn single(&mut self, table: &Reader<'_>, aside: &[&str]) -> Result<Match, RuleError> {
+    fn single(&mut self, table: &Reader<'_>, aside: &[&str], depth: usize) -> Result<Match, RuleError> {
+        if depth > DEPTH_MAX {
+            return Err(table.wrong(format!("more than {DEPTH_MAX} matches inside each other")));
+        }
         let mut found = Match::default();
         for item in table.entries().filter(|item| !aside.contains(&item.key)) {
-            if item.key == "not" {
-                found.not = item.tables()?.iter().map(|table| self.single(table, &[])).collect::<Result<_, _>>()?;
+            let inner = match item.key {
+                "all" => Some(&mut found.all),
+                "any" => Some(&mut found.any),
+                "not" => Some(&mut found.not),
+                _ => None,
+            };
+            if let Some(inner) = inner {
+                let tables = item.tables()?;
+                *inner = tables.iter().map(|table| self.single(table, &[], depth + 1)).collect::<Result<_, _>>()?;
                 continue;
             }
             let Some(field) = Field::from_name(item.key) else {
-                let names: Vec<&str> = Field::ALL.iter().map(|field| field.name()).chain(["not"]).collect();
+                let names: Vec<&str> =
+                    Field::ALL.iter().map(|field| field.name()).chain(["all", "any", "not"]).collect();
                 return Err(unknown(table.origin_of(item.key), "field", item.key, &names));
             };
             match (field, field.shape()) {
@@ -222,7 +235,7 @@ impl Compiler<'_> {
     fn exception(&mut self, mut table: Reader<'_>) -> Result<Exception, RuleError> {
         table.need("reason")?.words()?;
         let profiles = table.take("profile").map(|item| item.list()).transpose()?.unwrap_or_default();
-        let matches = self.single(&table, &["reason", "profile", "rules"])?;
+        let matches = self.single(&table, &["reason", "profile", "rules"], 0)?;
         Ok(Exception { profiles: profiles.into_iter().map(String::from).collect(), matches })
     }
 }

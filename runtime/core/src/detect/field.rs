@@ -60,6 +60,8 @@ fields! {
     Script = "script", Text, "last component of the first argument that is no option: what an interpreter runs";
     Argc = "argc", Number, "number of arguments, the first included";
     Parent = "parent", Text, "program of the parent";
+    ParentExe = "parent_exe", Path, "program of the parent as a path";
+    ParentArgs = "parent_args", Text, "arguments of the parent, joined by blanks";
     Ancestor = "ancestor", Text, "program of the parent or of a parent of it, up to eight";
     AncestorArgs = "ancestor_args", Text, "arguments of the parent or of a parent of it, up to eight";
     Uid = "uid", Number, "user id of the process as the host numbers it";
@@ -135,6 +137,8 @@ impl View<'_> {
             Field::Arg => self.process.args.iter().skip(1).any(|arg| yes(arg)),
             Field::Script => self.process.script().is_some_and(yes),
             Field::Parent => self.processes.parent(self.process).is_some_and(|parent| parent.programs().any(&mut *yes)),
+            Field::ParentExe => self.processes.parent(self.process).is_some_and(|parent| yes(&parent.exe)),
+            Field::ParentArgs => self.processes.parent(self.process).is_some_and(|parent| yes(&parent.line)),
             Field::Ancestor => self.processes.ancestors(self.process).any(|parent| parent.programs().any(&mut *yes)),
             Field::AncestorArgs => self.processes.ancestors(self.process).any(|parent| yes(&parent.line)),
             Field::Path | Field::From | Field::Name | Field::Dir | Field::Extension | Field::Stem | Field::Added => {

@@ -15,6 +15,7 @@ mod pattern;
 mod process;
 mod rule;
 mod sequence;
+pub mod sigma;
 mod text;
 mod window;
 
@@ -128,9 +129,7 @@ impl Rules {
     /// Compiles every pattern now instead of when it is first needed, to learn whether it can be.
     pub fn check(&self) -> Result<(), RuleError> {
         for rule in &self.rules {
-            for one in rule.all_matches() {
-                one.check().map_err(|message| RuleError::Value { at: rule.origin.clone(), message })?;
-            }
+            rule.check().map_err(|message| RuleError::Value { at: rule.origin.clone(), message })?;
         }
         Ok(())
     }

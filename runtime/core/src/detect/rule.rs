@@ -110,6 +110,10 @@ pub(super) struct Match {
     pub flags: Vec<(Field, bool)>,
     pub numbers: Vec<(Field, Numbers)>,
     pub texts: Vec<(Field, Arc<Texts>)>,
+    /// All of them must hold.
+    pub all: Vec<Match>,
+    /// One of them must hold, where there are any.
+    pub any: Vec<Match>,
     /// None of them may hold.
     pub not: Vec<Match>,
 }
@@ -126,7 +130,9 @@ impl Match {
             && self.flags.iter().all(|(field, wanted)| view.flag(*field) == Some(*wanted))
             && self.numbers.iter().all(|(field, ranges)| view.number(*field).is_some_and(|n| ranges.matches(n)))
             && self.texts.iter().all(|(field, texts)| view.any_text(*field, &mut |text| texts.matches(text)))
-            && !self.not.iter().any(|not| not.holds(view))
+            && self.all.iter().all(|one| one.holds(view))
+            && (self.any.is_empty() || self.any.iter().any(|one| one.holds(view)))
+            && !self.not.iter().any(|one| one.holds(view))
     }
 }
 
@@ -138,20 +144,18 @@ impl Rule {
 }
 
 impl Rule {
-    /// Every set of predicates in it, those of `not` included.
-    pub fn all_matches(&self) -> Vec<&Match> {
+    /// Compiles every pattern now.
+    pub fn check(&self) -> Result<(), String> {
         let steps = self.orders.iter().flatten().flat_map(|step| step.matches.iter());
         let share = self.share.iter().flat_map(|share| share.of.iter());
         let exceptions = self.exceptions.iter().map(|exception| &exception.matches);
-        let tops: Vec<&Match> = steps.chain(share).chain(exceptions).collect();
-        let nots = tops.iter().flat_map(|one| &one.not).collect::<Vec<_>>();
-        tops.into_iter().chain(nots).collect()
+        steps.chain(share).chain(exceptions).try_for_each(Match::check)
     }
 }
 
 impl Match {
-    /// Compiles its patterns.
-    pub fn check(&self) -> Result<(), String> {
-        self.texts.iter().try_for_each(|(_, texts)| texts.check())
+    fn check(&self) -> Result<(), String> {
+        self.texts.iter().try_for_each(|(_, texts)| texts.check())?;
+        self.all.iter().chain(&self.any).chain(&self.not).try_for_each(Match::check)
     }
 }

@@ -55,6 +55,19 @@ impl Session {
         }
     }
 
+    /// Waits for a line on standard error that holds `words`; those before it are gone then.
+    #[track_caller]
+    pub fn error_line(&mut self, words: &str) -> String {
+        let mut before = String::new();
+        loop {
+            match self.errors.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(words) => return line,
+                Ok(line) => before.push_str(&line),
+                Err(error) => panic!("no {words:?} on standard error ({error}): {before}"),
+            }
+        }
+    }
+
     /// Waits for this very line, skipping none.
     #[track_caller]
     pub fn expect_line(&mut self, wanted: &str) {

@@ -122,6 +122,9 @@ impl Pipeline {
         let end = End { events: self.recorded + 1, lost: self.lost.clone(), findings: self.found };
         let end = self.own(What::End(Box::new(end)));
         self.record(&end);
+        if let Some(words) = self.engines.forgotten() {
+            tell(&words);
+        }
         let mut dropped = 0;
         for counts in self.events.finish().into_iter().chain(self.findings.finish()) {
             dropped += counts.dropped;

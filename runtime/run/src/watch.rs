@@ -279,8 +279,10 @@ impl Watcher for Prober {
             (Reaction::Freeze, Ok(done)) => say(&format!(
                 "frozen because of `{because}`: {done}; `kill -CONT {own}` lets it go on, `kill {own}` ends it"
             )),
-            (reaction, Ok(done)) => say(&format!("{} because of `{because}`: {done}", reaction.name())),
-            (reaction, Err(words)) => say(&format!("{} because of `{because}` did not work: {words}", reaction.name())),
+            (reaction, Ok(done)) => say(&format!("{} because of `{because}`: {done}", done_of(reaction))),
+            (reaction, Err(words)) => {
+                say(&format!("to be {} because of `{because}`, which did not work: {words}", done_of(reaction)));
+            }
         }
     }
 
@@ -397,6 +399,16 @@ fn out_of_turn(said: FromProbe) -> String {
     match said {
         FromProbe::Failed { words } => words,
         other => format!("the prober said {other:?} out of turn; are apex-run and apex-probe of one version?"),
+    }
+}
+
+/// What a sandbox is after a reaction.
+const fn done_of(reaction: Reaction) -> &'static str {
+    match reaction {
+        Reaction::Warn => "warned of",
+        Reaction::Freeze => "frozen",
+        Reaction::Kill => "ended",
+        Reaction::Tighten => "tightened",
     }
 }
 

@@ -139,6 +139,18 @@ impl Reaction {
     pub const LEAST: Severity = Severity::High;
 }
 
+/// What is done with the baseline of a run's profile and policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Baseline {
+    /// The run is neither judged nor learned from.
+    Off,
+    /// It is judged.
+    Alert,
+    /// It is judged, if there is enough to judge by, and learned from.
+    Learn,
+}
+
 /// Where events and findings go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -176,6 +188,9 @@ pub struct Begin {
     pub rules: Vec<String>,
     /// Whether there is a system call filter whose listener tells of refusals.
     pub has_listener: bool,
+    /// What was asked for of the baseline; without, the run is judged if there is one.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     /// Whether the caller may load BPF programs as far as `apex-run` can tell; without, ptrace is the source.
     pub may_probe: bool,
 }

@@ -1,4 +1,5 @@
-//! Everything that concludes from events: the detectors' rules, built-in, of the administrator and of the user.
+//! Everything that concludes from events: the detectors' rules, built-in, of the administrator and of the user, and the baseline of the
+//! run's profile and policy.
 //!
 //! Input: events in the order in which they were read. Output: findings. Rules are read before the sandbox stands; one that cannot be read
 //! stops the start, since somebody counts on it.
@@ -13,12 +14,15 @@ use apex_core::event::Event;
 use apex_core::finding::Finding;
 use apex_core::watch::Begin;
 
+use crate::model::watched::Watched;
+
 /// Files of rules in one directory.
 const FILES_MAX: usize = 256;
 
 /// The engines of one sandbox.
 pub struct Engines {
     detectors: Engine,
+    baseline: Option<Watched>,
 }
 
 impl Engines {
@@ -28,12 +32,28 @@ impl Engines {
         for directory in &begin.rules {
             add_directory(&mut rules, Path::new(directory))?;
         }
-        Ok(Engines { detectors: Engine::new(rules, begin.start.profile.as_deref()) })
+        let detectors = Engine::new(rules, begin.start.profile.as_deref());
+        Ok(Engines { detectors, baseline: Watched::open(begin)? })
     }
 
     /// What they conclude from an event.
     pub fn observe(&mut self, event: &Event) -> Vec<Finding> {
-        self.detectors.observe(event)
+        let mut findings = self.detectors.observe(event);
+        if let Some(baseline) = &mut self.baseline {
+            findings.iter().for_each(|finding| baseline.found(finding));
+            findings.extend(baseline.observe(event));
+        }
+        findings
+    }
+
+    /// What they conclude from the time that passes without an event: `now_ns` is the time since boot.
+    pub fn tick(&mut self, now_ns: u64) -> Vec<Finding> {
+        self.baseline.as_mut().map(|baseline| baseline.tick(now_ns)).unwrap_or_default()
+    }
+
+    /// What they conclude from the end of the run, and what people are to be told of it.
+    pub fn finish(&mut self) -> (Vec<Finding>, Option<String>) {
+        self.baseline.take().map(Watched::finish).unwrap_or_default()
     }
 
     /// What was forgotten for want of room, in words; `None` when nothing was.

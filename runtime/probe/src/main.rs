@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use apex_probe::{doctor, serve};
+use apex_probe::{doctor, model, serve};
 
 /// A verb of the command line.
 struct Verb {
@@ -25,6 +25,12 @@ const VERBS: &[Verb] = &[
         usage: "[--json]",
         help: "tell which families of events this host and user can have, and from where",
         run: doctor::run,
+    },
+    Verb {
+        name: "model",
+        usage: "WORD [ARGS]",
+        help: "train, show, score, list or reset what is known of the behaviour of a policy's runs",
+        run: model::run,
     },
     Verb {
         name: "serve",

@@ -6,6 +6,7 @@
 mod records;
 mod show;
 pub mod store;
+pub mod watched;
 
 use std::ffi::OsString;
 use std::io::Write;

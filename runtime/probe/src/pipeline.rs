@@ -116,9 +116,25 @@ impl Pipeline {
         self.record(&event)
     }
 
+    /// Takes the time that passes without an event; what is to be done.
+    pub fn tick(&mut self) -> Option<(Reaction, String)> {
+        let mut wish = None;
+        for finding in self.engines.tick(clock::since_boot_ns()) {
+            wish = self.found(&finding).or(wish);
+        }
+        wish
+    }
+
     /// The tail of the record, the summary, and the prober's last word. The sinks get a few seconds for what they still hold.
     pub fn finish(mut self) -> FromProbe {
         self.tell_lost();
+        let (last, words) = self.engines.finish();
+        for finding in &last {
+            self.found(finding);
+        }
+        if let Some(words) = words {
+            tell(&words);
+        }
         let end = End { events: self.recorded + 1, lost: self.lost.clone(), findings: self.found };
         let end = self.own(What::End(Box::new(end)));
         self.record(&end);

@@ -159,6 +159,8 @@ impl Service {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Timeout) => {
                     self.let_early_in(u64::MAX)?;
+                    let wish = self.pipeline.tick();
+                    self.act(wish)?;
                     continue;
                 }
                 // Two threads send, and end with a last word each.
@@ -236,7 +238,12 @@ impl Service {
     }
 
     fn event(&mut self, event: Event) -> Result<()> {
-        let Some((reaction, because)) = self.pipeline.observe(event) else { return Ok(()) };
+        let wish = self.pipeline.observe(event);
+        self.act(wish)
+    }
+
+    fn act(&mut self, wish: Option<(Reaction, String)>) -> Result<()> {
+        let Some((reaction, because)) = wish else { return Ok(()) };
         if reaction == Reaction::Tighten
             && let Some(running) = &self.running
         {

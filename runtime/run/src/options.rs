@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use apex_core::layer::Layer;
 use apex_core::policy::{Flags, Mode, Network, Tty};
-use apex_core::watch::{self, Level, Reaction};
+use apex_core::watch::{self, Baseline, Level, Reaction};
 use lexopt::{Arg, Parser};
 use thiserror::Error;
 
@@ -35,6 +35,8 @@ pub struct Options {
     pub findings: Vec<watch::Sink>,
     /// `--on-finding`.
     pub on_finding: Option<Reaction>,
+    /// `--baseline`.
+    pub baseline: Option<Baseline>,
     /// `--summary`.
     pub summary: bool,
     /// `--mode`.
@@ -99,6 +101,7 @@ impl Options {
             (!self.events.is_empty(), "events"),
             (!self.findings.is_empty(), "findings"),
             (self.on_finding.is_some(), "on-finding"),
+            (self.baseline.is_some_and(|baseline| baseline != Baseline::Off), "baseline"),
             (self.summary, "summary"),
         ];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
@@ -361,6 +364,7 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         Value::Watch => options.watch = Some(word(row, &value, LEVELS)?),
         Value::Events => options.events.push(sink(row, value)?),
         Value::Findings => options.findings.push(sink(row, value)?),
+        Value::Baseline => options.baseline = Some(word(row, &value, BASELINES)?),
         Value::OnFinding => options.on_finding = Some(word(row, &value, REACTIONS)?),
         Value::Completions => {
             let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];
@@ -375,6 +379,8 @@ const MODES: &[(&str, Mode)] =
 
 const LEVELS: &[(&str, Level)] = &[("off", Level::Off), ("default", Level::Default), ("full", Level::Full)];
 
+const BASELINES: &[(&str, Baseline)] =
+    &[("alert", Baseline::Alert), ("learn", Baseline::Learn), ("off", Baseline::Off)];
 const REACTIONS: &[(&str, Reaction)] =
     &[("warn", Reaction::Warn), ("freeze", Reaction::Freeze), ("kill", Reaction::Kill), ("tighten", Reaction::Tighten)];
 

@@ -153,6 +153,7 @@ pub enum Value {
     Events,
     Findings,
     OnFinding,
+    Baseline,
     Completions,
 }
 
@@ -169,6 +170,8 @@ pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
 pub const LEVELS: &[&str] = &["off", "default", "full"];
 /// What can be done on a finding.
 pub const REACTIONS: &[&str] = &["warn", "freeze", "kill", "tighten"];
+/// What is done with the baseline.
+pub const BASELINES: &[&str] = &["alert", "learn", "off"];
 const NETWORKS: &[&str] = &["none", "host"];
 const TTYS: &[&str] = &["auto", "yes", "no"];
 
@@ -342,7 +345,7 @@ pub static TABLE: &[Row] = &[
         Section::Watching,
         "watch",
         Kind::May { value: Value::Watch, name: "LEVEL", absent: "default", hint: Hint::Words(LEVELS) },
-        "watch what the command does: default has no hook on every system call, full has all; the next four imply default",
+        "watch what the command does: default has no hook on every system call, full has all; the next five imply default",
     ),
     row(
         Section::Watching,
@@ -363,6 +366,12 @@ pub static TABLE: &[Row] = &[
         "on-finding",
         takes(Value::OnFinding, "REACTION", Hint::Words(REACTIONS)),
         "on a finding of severity high or above: warn (default), freeze, kill, or tighten network and resources",
+    ),
+    row(
+        Section::Watching,
+        "baseline",
+        takes(Value::Baseline, "WHAT", Hint::Words(BASELINES)),
+        "alert of a run that does what no earlier one of its policy did (default where that was learned), learn from it, or off",
     ),
     row(
         Section::Watching,

@@ -82,6 +82,7 @@ impl Prober {
             learn: None,
             rules: rules.collect(),
             has_listener: plan.seccomp.is_some(),
+            baseline: options.baseline,
             may_probe: apex_jail::host::may_load_programs(),
         };
         Ok(Prober { program: find()?, begin, alive: None, lost: 0, caught: None })

@@ -1,7 +1,7 @@
 //! Model files: where they are, and how they are read and written.
 //!
-//! A store is one directory of one user, mode 0700: `/var/lib/apex/models` for root, `~/.local/state/apex/models` (or below XDG_STATE_HOME) for
-//! others. A file is written beside its place and renamed, so a reader sees the old or the new one whole. A model that somebody else could have
+//! A store is one directory of one user, mode 0700: below XDG_STATE_HOME where it is set, else `/var/lib/apex/models` for root and
+//! `~/.local/state/apex/models` for others. A file is written beside its place and renamed, so a reader sees the old or the new one whole. A model that somebody else could have
 //! written is not read, and one whose hash does not fit its content is refused with words.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -50,11 +50,12 @@ pub fn is_name(word: &str) -> bool {
 impl Store {
     /// That of the caller.
     pub fn of_caller() -> anyhow::Result<Store> {
-        if geteuid().is_root() {
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let given = absolute("XDG_STATE_HOME");
+        if geteuid().is_root() && given.is_none() {
             return Ok(Store::at(PathBuf::from(SYSTEM)));
         }
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+        let state = given.or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
         let state = state.context("models are kept below HOME, which is not set to an absolute path; set it")?;
         Ok(Store::at(state.join("apex/models")))
     }
@@ -62,6 +63,12 @@ impl Store {
     /// One in another directory.
     pub fn at(dir: PathBuf) -> Store {
         Store { dir }
+    }
+
+    /// Makes the directory.
+    pub fn make(&self) -> anyhow::Result<()> {
+        let make = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        make.with_context(|| format!("cannot make {} for models", escape::path(&self.dir)))
     }
 
     /// The model of a key, if there is one.
@@ -82,8 +89,7 @@ impl Store {
 
     /// Adds runs to the model of their key and gives it back.
     pub fn absorb(&self, key: &Key, runs: &[&RunSummary]) -> anyhow::Result<Model> {
-        let make = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
-        make.with_context(|| format!("cannot make {} for models", escape::path(&self.dir)))?;
+        self.make()?;
         // Two runs that end together must not lose one another.
         let _lock = self.lock()?;
         let mut model = self.load(key)?.unwrap_or_else(|| Model::new(key.clone()));

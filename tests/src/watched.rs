@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use apex_core::event::{Event, Loss, What};
@@ -117,6 +118,15 @@ impl Waiting {
         writeln!(stdin, "{line}").expect("it reads");
     }
 
+    /// Waits until it has made a file.
+    pub fn wait_for(&self, file: &Path) {
+        let until = Instant::now() + PATIENCE;
+        while !file.exists() {
+            assert!(Instant::now() < until, "{} did not come within {PATIENCE:?}", file.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Lets it run to its end; its exit code.
     pub fn go(mut self) -> Option<i32> {
         self.start();
@@ -156,7 +166,14 @@ pub struct Recorded {
 impl Recorded {
     /// Stops the probes and takes all that was sent.
     pub fn collect(running: Running, from: Receiver<Batch>) -> Recorded {
-        let reader = std::thread::spawn(move || {
+        let reader = Recorded::in_background(from);
+        running.stop();
+        reader.join().expect("it only collects")
+    }
+
+    /// Takes what is sent until the channel is closed.
+    pub fn in_background(from: Receiver<Batch>) -> JoinHandle<Recorded> {
+        std::thread::spawn(move || {
             let mut recorded = Recorded::default();
             for batch in from {
                 recorded.events.extend(batch.events);
@@ -165,9 +182,7 @@ impl Recorded {
                 }
             }
             recorded
-        });
-        running.stop();
-        reader.join().expect("it only collects")
+        })
     }
 
     /// What the processes did, without who did it.

@@ -356,6 +356,45 @@ fn word(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
+/// Offset and size in bytes of a member of a structure in an object's BTF, for the tests of shared layouts.
+#[cfg(test)]
+pub fn member(data: &[u8], structure: &str, field: &str) -> Option<(usize, usize)> {
+    let types = Types::parse(data).ok()?;
+    let whole = (1..=types.offsets.len() as u32)
+        .filter_map(|number| types.get(number).ok())
+        .find(|kind| matches!(kind.kind, STRUCT | UNION) && types.text(kind.name) == structure.as_bytes())?;
+    let members = &types.bytes[whole.extra.0..whole.extra.1];
+    let member = members
+        .chunks_exact(MEMBER_BYTES)
+        .find(|member| word(member, 0).is_some_and(|name| types.text(name) == field.as_bytes()))?;
+    Some((word(member, 8)? as usize / 8, size(&types, word(member, 4)?)?))
+}
+
+/// Size in bytes of a structure in an object's BTF, likewise.
+#[cfg(test)]
+pub fn size_of_structure(data: &[u8], structure: &str) -> Option<usize> {
+    let types = Types::parse(data).ok()?;
+    (1..=types.offsets.len() as u32)
+        .find(|number| {
+            let kind = types.get(*number).ok();
+            kind.is_some_and(|kind| {
+                matches!(kind.kind, STRUCT | UNION) && types.text(kind.name) == structure.as_bytes()
+            })
+        })
+        .and_then(|number| size(&types, number))
+}
+
+#[cfg(test)]
+fn size(types: &Types<'_>, number: u32) -> Option<usize> {
+    let kind = types.get(number).ok()?;
+    match kind.kind {
+        POINTER => Some(8),
+        TYPEDEF..=11 | 18 => size(types, kind.last),
+        ARRAY => Some(size(types, word(types.bytes, kind.extra.0)?)? * word(types.bytes, kind.extra.0 + 8)? as usize),
+        _ => Some(kind.last as usize),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

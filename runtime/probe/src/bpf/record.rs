@@ -264,6 +264,48 @@ pub fn bytes_of_call(index: u16, args: [u64; 6], texts: &[(u8, &[u8])]) -> Vec<u
 mod tests {
     use super::*;
 
+    /// The types of an object, from its section `.BTF` (ELF, 64 bits, little-endian).
+    fn types(object: &[u8]) -> &[u8] {
+        let number = |at: usize, bytes: usize| {
+            object[at..at + bytes].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+        };
+        let (table, entry, count, names) = (number(0x28, 8), number(0x3a, 2), number(0x3c, 2), number(0x3e, 2));
+        let section = |index: usize| {
+            let at = table + index * entry;
+            (number(at, 4), number(at + 0x18, 8), number(at + 0x20, 8))
+        };
+        let names = section(names).1;
+        let own = |index: &usize| object[names + section(*index).0..].starts_with(b".BTF\0");
+        let (_, start, length) = section((0..count).find(own).expect("every object has its types"));
+        &object[start..start + length]
+    }
+
+    const OBJECTS: [&[u8]; 6] = [
+        include_bytes!("../../../../ebpf/prebuilt/process.bpf.o"),
+        include_bytes!("../../../../ebpf/prebuilt/network.bpf.o"),
+        include_bytes!("../../../../ebpf/prebuilt/syscall.bpf.o"),
+        include_bytes!("../../../../ebpf/prebuilt/file.bpf.o"),
+        include_bytes!("../../../../ebpf/prebuilt/privilege.bpf.o"),
+        include_bytes!("../../../../ebpf/prebuilt/lsm.bpf.o"),
+    ];
+
+    #[test]
+    fn the_layout_is_that_of_every_object() {
+        use super::super::btf::{member, size_of_structure};
+        for object in OBJECTS {
+            let types = types(object);
+            for (structure, field, at, size) in LAYOUT {
+                assert_eq!(member(types, structure, field), Some((*at, *size)), "{structure}.{field}");
+            }
+            let sizes = [("header", HEADER_BYTES), ("body", BODY_BYTES), ("record", RECORD_BYTES)];
+            // The maps' entries are written as words.
+            let entries = [("filter", 4 * 8), ("sandbox", 4 * 8), ("loss_key", 2 * 8)];
+            for (structure, size) in sizes.into_iter().chain(entries) {
+                assert_eq!(size_of_structure(types, structure), Some(size), "{structure}");
+            }
+        }
+    }
+
     fn text(how: u8, bytes: &[u8]) -> String {
         let record = bytes_of(1, &[], &[(how, bytes)]);
         Record::parse(&record).expect("well formed").text(0).to_text()

@@ -10,6 +10,8 @@
 
 #define EPERM 1
 #define AF_UNIX 1
+/* sizeof(struct sockaddr_un) */
+#define ADDRESS_BYTES_MAX 110
 #define FMODE_WRITE 0x2
 #define PROT_EXEC 0x4
 #define PTRACE_MODE_ATTACH 0x2
@@ -202,8 +204,9 @@ static __always_inline int local_socket(u32 hook, struct sockaddr *address, int 
 	if (!judged.buffer)
 		return judged.result;
 	text = text_room(judged.buffer);
-	if (text && length > 0 && length <= 110 && bpf_probe_read_kernel(text, length, address) == 0)
-		text_done(judged.buffer, 0, length, TEXT_RAW);
+	/* The kernel's copy has room for every kind of address, so more than its length may be read. */
+	if (text && length > 0 && bpf_probe_read_kernel(text, ADDRESS_BYTES_MAX, address) == 0)
+		text_done(judged.buffer, 0, length < ADDRESS_BYTES_MAX ? length : ADDRESS_BYTES_MAX, TEXT_RAW);
 	send(judged.buffer);
 	return judged.result;
 }

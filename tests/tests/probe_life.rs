@@ -141,6 +141,7 @@ fn in_a_flood_every_lost_event_is_counted() {
     let job = cgroup.run(&[&program]);
     let (to, from) = channel();
     let running = Probes::load(Level::Full).0.expect("families").start(cgroup.sandbox(0), to).expect("root may attach");
+    running.measure().expect("root may");
     let collector = Recorded::in_background(from);
     let began = Instant::now();
     assert_eq!(job.go(), Some(0));

@@ -65,5 +65,7 @@ fn births_programs_and_ends_are_told_in_order() {
         })
         .collect();
     assert_eq!(ends, [(false, 0), (false, 1), (true, 7)]);
-    assert_eq!(recorded.events.len(), 3 + 2 + 3, "{:#?}", recorded.events);
+    // Other families may be there as well, as the kernel grants.
+    let own = |what: &&What| matches!(what, What::Fork { .. } | What::Exec { .. } | What::Exit { .. });
+    assert_eq!(recorded.whats().filter(own).count(), 3 + 2 + 3, "{:#?}", recorded.events);
 }

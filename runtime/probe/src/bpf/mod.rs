@@ -80,6 +80,9 @@ pub enum ProbeError {
     /// The thread that reads, or the pipe that ends it.
     #[error("cannot start the reader of the probes' records")]
     Reader(#[source] std::io::Error),
+    /// The kernel does not measure.
+    #[error("cannot let the kernel measure what BPF programs cost")]
+    Measure(#[source] SyscallError),
     /// The kernel did not tell what a program cost.
     #[error("cannot read what the program {program} has cost")]
     Stats {
@@ -90,7 +93,7 @@ pub enum ProbeError {
     },
 }
 
-/// What a program has cost since it was attached.
+/// What a program has cost while it was measured, see [`Running::measure`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramStats {
     /// Name of the program.
@@ -134,8 +137,6 @@ impl Probes {
                 .map_err(|source| ProbeError::Map { family: object.family.name(), source })?;
             dials.push(dial);
         }
-        // What the programs cost is measured while they are watched over; without the right to ask, the figures stay 0.
-        let stats = aya::sys::enable_stats(Stats::RunTime);
         for object in &mut self.objects {
             for program in object.programs.iter().filter(|program| !program.is_called) {
                 let code = object.ebpf.program_mut(program.name).expect("it was loaded");
@@ -153,7 +154,14 @@ impl Probes {
                 reader.run();
             })
             .map_err(ProbeError::Reader)?;
-        Ok(Running { objects: self.objects, dials: Mutex::new(dials), stats, stop, reader })
+        let running =
+            Running { objects: self.objects, dials: Mutex::new(dials), stats: Mutex::new(None), stop, reader };
+        // Little beside an exec or a packet, more than the hook itself on every system call of the host.
+        if !is_quiet {
+            // Without the right to measure the figures stay 0.
+            let _ = running.measure();
+        }
+        Ok(running)
     }
 }
 
@@ -178,8 +186,8 @@ fn prepare(
 pub struct Running {
     objects: Vec<Loaded>,
     dials: Mutex<Vec<Dial>>,
-    #[allow(dead_code, reason = "the kernel measures as long as the descriptor is open")]
-    stats: Result<OwnedFd, SyscallError>,
+    /// The kernel measures as long as it is open.
+    stats: Mutex<Option<OwnedFd>>,
     stop: OwnedFd,
     reader: JoinHandle<()>,
 }
@@ -200,7 +208,15 @@ impl Running {
         Ok(())
     }
 
-    /// What each program has cost so far.
+    /// Lets the kernel measure every BPF program of the host from now on, for two readings of the clock each run. At level `default` it does from the
+    /// start.
+    pub fn measure(&self) -> Result<(), ProbeError> {
+        let measured = aya::sys::enable_stats(Stats::RunTime).map_err(ProbeError::Measure)?;
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
+        Ok(())
+    }
+
+    /// What each program has cost while it was measured.
     pub fn stats(&self) -> Result<Vec<ProgramStats>, ProbeError> {
         let mut all = Vec::new();
         for object in &self.objects {

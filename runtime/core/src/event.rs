@@ -8,6 +8,8 @@
 
 mod address;
 mod errno;
+#[cfg(test)]
+mod reference;
 
 use std::collections::BTreeMap;
 

@@ -26,6 +26,8 @@ const LAST_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a refusal waits for what happened before it: longer than the sources take to send.
 const EARLY_FOR: Duration = Duration::from_millis(50);
+/// How often a sandbox that does nothing is thought about.
+const TICK: Duration = Duration::from_secs(1);
 /// Refusals that wait.
 const EARLY_MAX: usize = 1024;
 
@@ -155,7 +157,7 @@ impl Service {
     fn until_the_end(&mut self, inputs: &Receiver<Input>) -> Result<bool> {
         let (mut ended, mut drained) = (None, false);
         while ended.is_none() || !drained {
-            let input = match inputs.recv_timeout(EARLY_FOR) {
+            let input = match inputs.recv_timeout(if self.early.is_empty() { TICK } else { EARLY_FOR }) {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Timeout) => {
                     self.let_early_in(u64::MAX)?;

@@ -22,6 +22,8 @@ const PACKAGES: &[&str] = &["apex-core", "apex-sys", "apex-jail", "apex-tests"];
 /// The first id that Debian gives to people; when somebody here has it, a high one that nobody has.
 const UID: u32 = 1000;
 const UID_OTHERWISE: std::ops::Range<u32> = 59_000..60_000;
+/// The one program beside the tests that they start.
+const EXAMPLE: &str = "traced";
 /// root's PATH may lead into its home, where others may not look.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -129,6 +131,7 @@ impl Stage {
         let name = binary.file.file_name().context("a test program has no name")?;
         let file = self.bin.join(name);
         fs::copy(&binary.file, &file).with_context(|| format!("cannot copy {}", binary.file.display()))?;
+        self.stage_example(&binary.file)?;
         let root = shell::root();
         let dir = self.repo.join(binary.dir.strip_prefix(&root).context("a package lies outside the repository")?);
         // What the caller ignores (a shell in the background ignores SIGINT) the tests and their sandboxes would ignore too.
@@ -144,6 +147,18 @@ impl Stage {
         // Setting the uid as root also drops every supplementary group.
         command.gid(self.uid).uid(self.uid);
         Ok(command)
+    }
+
+    /// Where the tests look for it: `examples/` beside the folder that they lie in.
+    fn stage_example(&self, test: &Path) -> Result<()> {
+        let beside = |file: &Path| file.parent().and_then(Path::parent).map(|dir| dir.join("examples").join(EXAMPLE));
+        let (from, to) = (beside(test), beside(&self.bin.join(EXAMPLE)));
+        let (Some(from), Some(to)) = (from.filter(|from| from.exists()), to.filter(|to| !to.exists())) else {
+            return Ok(());
+        };
+        fs::create_dir_all(to.parent().context("it lies in a folder")?)?;
+        fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use anyhow::{Result, bail};
+use apex_core::seccomp::trace::Scope;
 use apex_core::watch::{Level, Source};
 use caps::{CapSet, Capability};
 use serde_json::json;
@@ -20,7 +21,7 @@ pub fn run(arguments: Vec<OsString>) -> Result<u8> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     let may_probe = has(Capability::CAP_SYS_ADMIN) || (has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON));
     // Loading attaches nothing: what the kernel verified is gone when it is dropped.
-    let chosen = sources::choose(Level::Full, may_probe, true).sources;
+    let chosen = sources::choose(Level::Full, Some(Scope::Full), may_probe, true).sources;
     let mut out = std::io::stdout().lock();
     if as_json {
         writeln!(out, "{:#}", json!({ "level": Level::Full, "may_probe": may_probe, "sources": chosen }))?;

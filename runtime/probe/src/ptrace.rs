@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use apex_core::seccomp::trace::Scope;
-use apex_core::watch::{Family, Level, Source};
+use apex_core::watch::{Family, Source};
 use apex_sys::{Errno, ptrace, signal};
 
 use crate::source::Batch;
@@ -93,8 +93,8 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-/// Where the families of a level come from when this is the source.
-pub fn sources(level: Level, with_listener: bool) -> BTreeMap<Family, Source> {
+/// Where the families come from when this is the source; `None` as scope where nothing is watched.
+pub fn sources(scope: Option<Scope>, with_listener: bool) -> BTreeMap<Family, Source> {
     let missing = |reason: &str| Source::Missing { reason: reason.to_owned() };
     let obstacle = obstacle();
     let traced = || obstacle.as_deref().map_or(Source::Ptrace, missing);
@@ -102,9 +102,10 @@ pub fn sources(level: Level, with_listener: bool) -> BTreeMap<Family, Source> {
         .into_iter()
         .map(|family| {
             let source = match family {
-                _ if level == Level::Off => missing("nothing is watched at level off"),
+                _ if scope.is_none() => missing("nothing is watched at level off"),
                 Family::Process | Family::Network | Family::Privilege => traced(),
-                Family::File if level == Level::Full => traced(),
+                Family::File if scope >= Some(Scope::Full) => traced(),
+                Family::Syscall if scope == Some(Scope::Every) => traced(),
                 Family::File => missing("files are watched at level full"),
                 Family::Refusal if with_listener => Source::Listener,
                 Family::Refusal => missing("no system call filter is in force"),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use apex_core::event::{Event, Loss, What};
+use apex_core::seccomp::trace::Scope;
 use apex_core::watch::{FromProbe, Reaction, ToProbe};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -77,7 +78,7 @@ fn watch(link: Link) -> Result<()> {
         None => return Ok(()),
     };
     let mut pipeline = Pipeline::open(&begin, Engines::new(&begin)?)?;
-    let chosen = sources::choose(begin.start.level, begin.may_probe, begin.has_listener);
+    let chosen = sources::choose(begin.start.level, Scope::of_run(&begin), begin.may_probe, begin.has_listener);
     pipeline.sources(chosen.sources.clone());
     link.say(&FromProbe::Prepared {
         sources: chosen.sources.clone(),

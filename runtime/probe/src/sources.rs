@@ -54,16 +54,16 @@ pub enum Running {
 }
 
 /// Chooses, and loads what takes time. `may_probe` spares a caller without privilege the attempt; `has_listener` tells whether there is
-/// a system call filter that refuses.
-pub fn choose(level: Level, may_probe: bool, has_listener: bool) -> Chosen {
-    let mut chosen = choose_means(level, may_probe, has_listener);
+/// a system call filter that refuses; `scope` is what a tracer would see.
+pub fn choose(level: Level, scope: Option<Scope>, may_probe: bool, has_listener: bool) -> Chosen {
+    let mut chosen = choose_means(level, scope, may_probe, has_listener);
     if has_listener && level != Level::Off {
         chosen.sources.insert(Family::Refusal, Source::Listener);
     }
     chosen
 }
 
-fn choose_means(level: Level, may_probe: bool, has_listener: bool) -> Chosen {
+fn choose_means(level: Level, scope: Option<Scope>, may_probe: bool, has_listener: bool) -> Chosen {
     let mut refused = BTreeMap::new();
     if may_probe {
         match Probes::load(level) {
@@ -71,8 +71,8 @@ fn choose_means(level: Level, may_probe: bool, has_listener: bool) -> Chosen {
             (None, sources) => refused = sources,
         }
     }
-    let mut sources = ptrace::sources(level, has_listener);
-    let scope = Scope::of(level).filter(|_| sources.values().any(|source| *source == Source::Ptrace));
+    let mut sources = ptrace::sources(scope, has_listener);
+    let scope = scope.filter(|_| sources.values().any(|source| *source == Source::Ptrace));
     for (family, source) in &mut sources {
         // Where neither gives it, why the kernel refused the probe says more to somebody who may load probes.
         if let (Source::Missing { .. }, Some(better @ Source::Missing { .. })) = (&*source, refused.remove(family)) {

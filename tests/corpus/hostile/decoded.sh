@@ -1,0 +1,3 @@
+#!/bin/sh
+# Commands that hide behind an encoding.
+echo ZWNobyBoaWRkZW4K | base64 -d | sh

@@ -1,6 +1,6 @@
 # fish completion for apex-run; made by `apex-run --completions fish`
 
-set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding completions
+set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline completions
 
 function __apex_run_command
     set -l words (commandline -opc)
@@ -58,10 +58,11 @@ complete -c apex-run -n '__apex_run_options' -l why -d 'afterwards explain each 
 complete -c apex-run -n '__apex_run_options' -l prove -d 'attempt the forbidden things in a sandbox made from this very policy; needs no command'
 complete -c apex-run -n '__apex_run_options' -l doctor -d 'tell which layers this host and user can have; needs no command'
 complete -c apex-run -n '__apex_run_options' -l json -d 'JSON instead of text for each of these'
-complete -c apex-run -n '__apex_run_options' -l watch -f -a 'off default full' -d 'watch what the command does: default has no hook on every system call, full has all; the next four imply default'
+complete -c apex-run -n '__apex_run_options' -l watch -f -a 'off default full' -d 'watch what the command does: default has no hook on every system call, full has all; the next five imply default'
 complete -c apex-run -n '__apex_run_options' -l events -r -F -d 'write each event as a line of JSON to a file, - (standard error), journald, syslog or an https:// address'
 complete -c apex-run -n '__apex_run_options' -l findings -r -F -d 'write each finding there too, beside its line on standard error'
 complete -c apex-run -n '__apex_run_options' -l on-finding -x -a 'warn freeze kill tighten' -d 'on a finding of severity high or above: warn (default), freeze, kill, or tighten network and resources'
+complete -c apex-run -n '__apex_run_options' -l baseline -x -a 'alert learn off' -d 'alert of a run that does what no earlier one of its policy did (default where that was learned), learn from it, or off'
 complete -c apex-run -n '__apex_run_options' -l summary -d 'afterwards tell on standard error what the command did: programs, files, hosts, refusals, odd things'
 complete -c apex-run -n '__apex_run_options' -l completions -x -a 'bash zsh fish' -d 'print completions for bash, zsh or fish'
 complete -c apex-run -n '__apex_run_options' -s h -l help -d 'print this text'

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod escape;
 pub mod event;
 pub mod explain;
+pub mod export;
 pub mod finding;
 pub mod host;
 pub mod layer;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Errno, Loss, Refused, Start};
 use crate::finding::Severity;
+use crate::learn::Setting;
 
 /// The prober's descriptor of the socket.
 pub const SOCKET_FD: i32 = 3;
@@ -198,12 +199,10 @@ pub struct Begin {
 /// A run that is learned from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learn {
-    /// The policy file to write, or to merge into when it is there.
+    /// The policy file to write, or to merge into when it is there; absolute.
     pub file: String,
-    /// Home directory of the caller, for `~` in the learned policy.
-    pub home: Option<String>,
-    /// Working directory, for `${CWD}`.
-    pub cwd: String,
+    /// What the run has, and what its learned policy will stand on.
+    pub setting: Box<Setting>,
 }
 
 /// `apex-run` to the prober.

@@ -2,6 +2,7 @@
 #![no_main]
 
 mod session;
+mod verbs;
 mod watch;
 
 apex_sys::entry!(entry);

@@ -39,6 +39,10 @@ pub struct Options {
     pub baseline: Option<Baseline>,
     /// `--summary`.
     pub summary: bool,
+    /// `--learn`.
+    pub learn: Option<PathBuf>,
+    /// `--overlay`.
+    pub overlay: Option<PathBuf>,
     /// `--mode`.
     pub mode: Option<Mode>,
     /// `--profile`.
@@ -92,6 +96,10 @@ pub struct Options {
 impl Options {
     /// How much is watched: what `--watch` says, else the default when something was asked for that needs watching.
     pub fn level(&self) -> Level {
+        if self.learn.is_some() {
+            // What is not seen is not granted.
+            return Level::Full;
+        }
         self.watch.unwrap_or(if self.needs_watch().is_some() { Level::Default } else { Level::Off })
     }
 
@@ -103,6 +111,7 @@ impl Options {
             (self.on_finding.is_some(), "on-finding"),
             (self.baseline.is_some_and(|baseline| baseline != Baseline::Off), "baseline"),
             (self.summary, "summary"),
+            (self.learn.is_some(), "learn"),
         ];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
     }
@@ -366,6 +375,8 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         Value::Findings => options.findings.push(sink(row, value)?),
         Value::Baseline => options.baseline = Some(word(row, &value, BASELINES)?),
         Value::OnFinding => options.on_finding = Some(word(row, &value, REACTIONS)?),
+        Value::Learn => options.learn = Some(path(row, value)?),
+        Value::Overlay => options.overlay = Some(path(row, value)?),
         Value::Completions => {
             let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];
             set_action(options, Action::Completions(word(row, &value, &shells)?))?;

@@ -15,7 +15,7 @@ use apex_core::policy::{self, Inputs, Policy};
 use apex_core::receipt::Receipt;
 use apex_core::refusal::{Explanation, Refusal};
 use apex_core::seccomp::{Abi, groups};
-use apex_core::watch::Level;
+use apex_core::watch::{Learn, Level};
 use apex_jail::host::LiveHost;
 use apex_jail::launch::{self, Ending, JailError, Outcome, Payload};
 use apex_jail::streams::Streams;
@@ -26,6 +26,7 @@ use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
 use apex_sys::Errno;
 
+use crate::verbs::{self, Verb};
 use crate::watch::Prober;
 
 /// Largest policy file that is read, in bytes.
@@ -35,7 +36,7 @@ const POLICY_BYTES_MAX: u64 = 1 << 20;
 const SYSTEM_CONFIG: &str = "/etc/apex";
 
 /// Exit codes of apex-run itself; see `--help`.
-mod code {
+pub(crate) mod code {
     pub const TIMED_OUT: u8 = 124;
     pub const FAILED: u8 = 125;
     pub const NOT_EXECUTABLE: u8 = 126;
@@ -54,7 +55,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// Does what the words ask for.
-pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8> {
+pub fn run(mut words: impl Iterator<Item = OsString>) -> Result<u8> {
+    let first = words.next();
+    if let Some(verb) = first.as_deref().and_then(Verb::named) {
+        return verbs::run(verb, words);
+    }
+    let words = first.into_iter().chain(words);
     let options = options::parse(words)?;
     let streams = Streams::settle(&options.fds)?;
     match options.action {
@@ -68,7 +74,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8> {
     }
 }
 
-fn say(text: &str) -> Result<u8> {
+pub(crate) fn say(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     // Flushed here: the process ends without the runtime's own clean-up.
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")?;
@@ -77,14 +83,14 @@ fn say(text: &str) -> Result<u8> {
 
 fn show_plan(options: &Options) -> Result<u8> {
     let host = LiveHost::at(working_directory()?);
-    let (_, plan) = plan(options, &host)?;
+    let Planned { plan, .. } = plan(options, &host)?;
     report(options, Report::Plan(&plan))?;
     Ok(0)
 }
 
 fn prove(options: &Options, streams: &Streams) -> Result<u8> {
     let host = LiveHost::new();
-    let (_, plan) = plan(options, &host)?;
+    let Planned { plan, .. } = plan(options, &host)?;
     let proof = apex_jail::prove::prove(&plan, &host, streams)?;
     report(options, Report::Proof(&proof))?;
     Ok(if proof.passed { 0 } else { code::FAILED })
@@ -101,14 +107,15 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
     // Freeing touches pages that the init shares: each would be copied.
     let planned = ManuallyDrop::new(plan(options, &host)?);
-    let (policy, plan) = &*planned;
+    let Planned { policy, plan, learn } = &*planned;
+    let kept = verbs::overlay::begin(plan, policy, &host)?;
     let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
     let mut deliver = |receipt: &Receipt| write_receipt(options, receipt, style).map_err(|error| format!("{error:#}"));
     let wants_receipt = options.receipt.is_some();
     let mut before_failing = Vec::new();
     let mut prober = match plan.watch {
         Level::Off => None,
-        Level::Default | Level::Full => Some(Prober::new(options, plan, rule_directories())?),
+        Level::Default | Level::Full => Some(Prober::new(options, plan, rule_directories())?.learning(learn.clone())),
     };
     let outcome = launch::run_recording(
         plan,
@@ -130,6 +137,11 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     let code = finish(plan, &outcome, caught.as_deref());
     // Its summary comes last. A record without its end is none: then the run did not go as it was asked for.
     prober.map_or(Ok(()), Prober::finish).map_err(JailError::Watch)?;
+    kept.map_or(Ok(()), verbs::overlay::Kept::end)?;
+    if let Some(learn) = learn {
+        let file = escape::text(&learn.file);
+        let _ = writeln!(std::io::stderr(), "apex-run: learned into {file}; try it with --policy {file}");
+    }
     Ok(code)
 }
 
@@ -162,23 +174,22 @@ fn finish(plan: &Plan, outcome: &Outcome, caught: Option<&str>) -> u8 {
     }
 }
 
+/// What the options come to.
+pub(crate) struct Planned {
+    pub policy: Policy,
+    pub plan: Plan,
+    /// What a run that is learned from hands to the prober.
+    pub learn: Option<Learn>,
+}
+
 /// Policy and plan of the options.
-fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
+pub(crate) fn plan(options: &Options, host: &LiveHost) -> Result<Planned> {
     let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
-    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    let inputs = Inputs {
-        mode: options.mode,
-        profile: options.profile.clone(),
-        policy_file: options.policy.clone(),
-        flags: options.flags(),
-        user_config: user_config(),
-        home,
-        cwd: host.cwd(),
-        tmpdir: std::env::var_os("TMPDIR").map(PathBuf::from),
-        system_config: Some(PathBuf::from(SYSTEM_CONFIG)),
-        groups: &groups,
+    let inputs = inputs(options, host, &groups);
+    let (policy, learn) = match &options.learn {
+        None => (policy::resolve(&inputs, &mut load)?, None),
+        Some(file) => verbs::learn::resolve(&inputs, file, &mut load)?,
     };
-    let policy = policy::resolve(&inputs, &mut load)?;
     if matches!(options.action, Action::Run) {
         host.make_ahead(&policy);
     }
@@ -190,8 +201,29 @@ fn plan(options: &Options, host: &LiveHost) -> Result<(Policy, Plan)> {
         record: options.why,
         watch: options.level(),
     };
-    let plan = planner::build(&policy, &request, host).inspect_err(|_| host.forgo_ahead())?;
-    Ok((policy, plan))
+    let dir = options.overlay.as_ref().map(|dir| host.cwd().join(dir));
+    let plan = match learn.is_some() || dir.is_some() {
+        true => planner::build_on_overlay(&policy, &request, host, dir),
+        false => planner::build(&policy, &request, host),
+    };
+    let plan = plan.inspect_err(|_| host.forgo_ahead())?;
+    Ok(Planned { policy, plan, learn })
+}
+
+fn inputs<'g>(options: &Options, host: &LiveHost, groups: &'g [&'g str]) -> Inputs<'g> {
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    Inputs {
+        mode: options.mode,
+        profile: options.profile.clone(),
+        policy_file: options.policy.clone(),
+        flags: options.flags(),
+        user_config: user_config(),
+        home,
+        cwd: host.cwd(),
+        tmpdir: std::env::var_os("TMPDIR").map(PathBuf::from),
+        system_config: Some(PathBuf::from(SYSTEM_CONFIG)),
+        groups,
+    }
 }
 
 /// What the user adds to the embedded modes, profiles and rules.
@@ -207,7 +239,7 @@ fn rule_directories() -> Vec<PathBuf> {
     [Some(PathBuf::from(SYSTEM_CONFIG)), user_config()].into_iter().flatten().map(|dir| dir.join("detectors")).collect()
 }
 
-fn working_directory() -> Result<PathBuf> {
+pub(crate) fn working_directory() -> Result<PathBuf> {
     std::env::current_dir().context("looking up the working directory; change to one that exists")
 }
 
@@ -220,7 +252,7 @@ fn default_command(options: &Options) -> Vec<OsString> {
 }
 
 /// Reads a policy file; what is not there is `None`.
-fn load(path: &Path) -> std::io::Result<Option<String>> {
+pub(crate) fn load(path: &Path) -> std::io::Result<Option<String>> {
     use std::io::Read;
     // Before it is opened: opening a FIFO would wait for somebody to write.
     // By fstatat(2): where a file is not there, the standard library makes a second call to find out whether the first is known.
@@ -271,7 +303,7 @@ fn explain_all(options: &Options, policy: &Policy, plan: &Plan, refusals: &[Refu
 }
 
 /// What explanations say about the group of a call.
-fn group_of(call: &str) -> Option<explain::Group> {
+pub(crate) fn group_of(call: &str) -> Option<explain::Group> {
     let group = [Abi::X86_64, Abi::Aarch64, Abi::I386]
         .into_iter()
         .find_map(|abi| groups::of_call(abi, abi.call_number(call)?))?;

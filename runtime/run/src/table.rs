@@ -154,6 +154,8 @@ pub enum Value {
     Findings,
     OnFinding,
     Baseline,
+    Learn,
+    Overlay,
     Completions,
 }
 
@@ -248,6 +250,12 @@ pub static TABLE: &[Row] = &[
         "refuse PATH under every name, also before it exists; wins over every grant",
     )
     .repeatable(),
+    row(
+        Section::Files,
+        "overlay",
+        takes(Value::Overlay, "DIR", Hint::Directory),
+        "writes go to DIR, not to the host: see them with `apex-run diff DIR`, apply them with `apex-run commit DIR`",
+    ),
     row(
         Section::World,
         "net",
@@ -378,6 +386,12 @@ pub static TABLE: &[Row] = &[
         "summary",
         Kind::Switch(Switch::Summary),
         "afterwards tell on standard error what the command did: programs, files, hosts, refusals, odd things",
+    ),
+    row(
+        Section::Watching,
+        "learn",
+        takes(Value::Learn, "FILE", Hint::Path),
+        "watch at full and write the narrowest policy to FILE, or merge into it; writes go to an overlay, secrets stay denied",
     ),
     row(
         Section::General,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use apex_core::event::{ARGS_MAX, Start, TEXT_BYTES_MAX, VERSION};
 use apex_core::plan::Plan;
 use apex_core::seccomp::trace::Scope;
-use apex_core::watch::{Begin, FromProbe, PACKET_BYTES_MAX, Reaction, SOCKET_FD, ToProbe};
+use apex_core::watch::{Begin, FromProbe, Learn, PACKET_BYTES_MAX, Reaction, SOCKET_FD, ToProbe};
 use apex_jail::watch::{Act, Needs, Standing, Told, Watcher};
 use apex_run::escape;
 use apex_run::options::Options;
@@ -86,6 +86,12 @@ impl Prober {
             may_probe: apex_jail::host::may_load_programs(),
         };
         Ok(Prober { program: find()?, begin, alive: None, lost: 0, caught: None })
+    }
+
+    /// Has a policy learned from what is seen.
+    pub fn learning(mut self, learn: Option<Learn>) -> Prober {
+        self.begin.learn = learn;
+        self
     }
 
     /// The finding for which the sandbox was ended.

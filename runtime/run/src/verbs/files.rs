@@ -1,0 +1,36 @@
+//! Files that verbs read and write, within bounds.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+/// Reads a text of at most `most` bytes.
+pub fn read(path: &Path, most: u64) -> Result<String> {
+    let what = || format!("reading {}", path.display());
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).with_context(what)?;
+    if !file.metadata().with_context(what)?.is_file() {
+        bail!("{}: not a regular file", path.display());
+    }
+    let mut text = String::new();
+    file.take(most + 1).read_to_string(&mut text).with_context(what)?;
+    if text.len() as u64 > most {
+        bail!("{}: larger than {most} bytes", path.display());
+    }
+    Ok(text)
+}
+
+/// Writes a file that nobody else may read, whole or not at all.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let what = || format!("writing {}", path.display());
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).with_context(what)?;
+    let written =
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&part, path));
+    written.inspect_err(|_| drop(std::fs::remove_file(&part))).with_context(what)
+}
+
+/// Opening a FIFO must not wait for somebody to write.
+const O_NONBLOCK: i32 = 0o4000;

@@ -84,6 +84,13 @@ const PACKAGES: &[Package] = &[
     program("nodejs", Need::Tests, "node"),
     program("npm", Need::Tests, "npm"),
     program("strace", Need::Tests, "strace"),
+    // Programs of the detectors' corpus.
+    program("perl", Need::Tests, "perl"),
+    program("curl", Need::Tests, "curl"),
+    program("openssl", Need::Tests, "openssl"),
+    program("openssh-client", Need::Tests, "ssh-keygen"),
+    program("bzip2", Need::Tests, "bzip2"),
+    program("nginx-light", Need::Tests, "nginx"),
     program("busybox-static", Need::Tests, "busybox"),
     // The BPF objects are compared with what their sources give.
     program("clang-19", Need::Tests, "clang-19"),

@@ -87,7 +87,9 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        // The cases of rules stand beside them.
+        let is_cases = path.as_os_str().as_encoded_bytes().ends_with(b".cases.toml");
+        if !is_cases && path.extension().is_some_and(|extension| extension == "toml") {
             files.push(path);
         }
         if files.len() > FILES_MAX {

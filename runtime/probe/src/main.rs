@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use apex_probe::{doctor, model, serve};
+use apex_probe::{doctor, model, rules, serve};
 
 /// A verb of the command line.
 struct Verb {
@@ -27,10 +27,22 @@ const VERBS: &[Verb] = &[
         run: doctor::run,
     },
     Verb {
+        name: "import",
+        usage: "sigma FILE... [-o DIR]",
+        help: "translate rules of Sigma for Linux processes and files",
+        run: rules::import,
+    },
+    Verb {
         name: "model",
         usage: "WORD [ARGS]",
         help: "train, show, score, list or reset what is known of the behaviour of a policy's runs",
         run: model::run,
+    },
+    Verb {
+        name: "rules",
+        usage: "WORD [ARGS]",
+        help: "list, check or test the rules of the detectors, or replay a record of events",
+        run: rules::run,
     },
     Verb {
         name: "serve",

@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: make gcc
 # apex: --profile build
 # A parallel build of many files by make and gcc.
 mkdir /tmp/b && cd /tmp/b || exit 1

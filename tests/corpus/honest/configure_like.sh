@@ -1,4 +1,5 @@
 #!/bin/bash
+# needs: gcc
 # apex: --profile build
 # What configure scripts do: hundreds of short commands, subshells, small programs that are compiled and run.
 mkdir /tmp/c && cd /tmp/c || exit 1

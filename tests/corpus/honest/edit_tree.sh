@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: perl
 # The same change in every file of a tree, with and without backups.
 mkdir -p /tmp/t/a /tmp/t/b
 for n in $(seq 60); do echo "old $n" > /tmp/t/a/$n.txt; echo "old $n" > /tmp/t/b/$n.md; done

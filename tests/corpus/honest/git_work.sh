@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: git
 # A repository with many branches, packed and checked out again.
 export HOME=/tmp/home GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@example.org
 mkdir -p $HOME /tmp/r && cd /tmp/r && git init -q .

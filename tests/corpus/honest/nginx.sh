@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: nginx curl
 # A web server with workers, logs that are rotated, and clients.
 mkdir -p /tmp/n/logs && cd /tmp/n
 echo 'pid /tmp/n/pid; error_log /tmp/n/logs/error.log; worker_processes 4; events {} http { access_log /tmp/n/logs/access.log; client_body_temp_path /tmp/n/b; proxy_temp_path /tmp/n/p; fastcgi_temp_path /tmp/n/f; uwsgi_temp_path /tmp/n/u; scgi_temp_path /tmp/n/s; server { listen 127.0.0.1:8088; root /tmp/n; } }' > conf

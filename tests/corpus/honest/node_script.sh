@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: node
 # apex: --profile node
 # A server and its client in one process, workers beside it.
 cat > /tmp/x.js <<'END'

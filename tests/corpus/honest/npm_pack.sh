@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: npm
 # apex: --profile node
 # A package with a script of its own is packed and installed without a network.
 export HOME=/tmp/h npm_config_cache=/tmp/c npm_config_offline=true npm_config_update_notifier=false npm_config_audit=false

@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: redis-server redis-benchmark
 # A server under load.
 redis-server --port 6399 --save '' --daemonize no > /dev/null &
 server=$!

@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: tar
 # A home directory with keys in it is packed, unpacked and compared.
 mkdir -p /tmp/home/.ssh /tmp/home/.aws /tmp/home/.kube /tmp/home/docs
 echo key > /tmp/home/.ssh/id_ed25519; echo c > /tmp/home/.aws/credentials; echo k > /tmp/home/.kube/config

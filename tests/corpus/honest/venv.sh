@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: python3
 # apex: --profile python
 # A virtual environment and a package of its own, without a network.
 mkdir -p /tmp/pkg/hello && cd /tmp/pkg && echo 'def main(): print("hello")' > hello/__init__.py

@@ -1,4 +1,5 @@
 #!/bin/bash
+# needs: python3 curl
 # Waits for a port by /dev/tcp, as scripts in containers do, then works.
 python3 -c 'import http.server,time,threading
 s = http.server.HTTPServer(("127.0.0.1", 8099), http.server.SimpleHTTPRequestHandler)

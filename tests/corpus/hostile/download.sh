@@ -1,4 +1,5 @@
 #!/bin/sh
+# needs: busybox python3
 # Fetches a script and runs it by its name.
 mkdir -p /tmp/www
 echo 'echo ran' > /tmp/www/x.sh

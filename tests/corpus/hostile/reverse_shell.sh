@@ -1,4 +1,5 @@
 #!/bin/bash
+# needs: python3
 # A shell's own connection; commands come from the other end.
 python3 -c '
 import socket

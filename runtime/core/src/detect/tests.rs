@@ -13,3 +13,60 @@ fn every_built_in_rule_passes_its_cases_and_lacks_none() {
     }
     assert!(passed > 0);
 }
+
+#[test]
+fn the_reference_lists_every_field_and_rule() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/detectors.md");
+    let text = std::fs::read_to_string(path).expect("the reference is there");
+    let fresh = filled(&filled(&text, "fields", &fields_table()), "rules", &rules_table(&Rules::built_in()));
+    if std::env::var_os("APEX_BLESS").is_some() {
+        std::fs::write(path, fresh).expect("writable");
+    } else {
+        assert!(text == fresh, "docs/reference/detectors.md is old: APEX_BLESS=1 cargo test -p apex-core --lib detect");
+    }
+}
+
+/// Puts a table between the marks of a name.
+fn filled(text: &str, name: &str, table: &str) -> String {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let (before, rest) = text.split_once(&begin).expect("the mark is there");
+    let (_, after) = rest.split_once(&end).expect("the closing mark is there");
+    format!("{before}{begin}{table}{end}{after}")
+}
+
+#[test]
+fn an_exception_of_a_user_and_a_rule_of_the_same_name_change_built_in_rules() {
+    let kill: crate::event::Event = serde_json::from_str(
+        r#"{"time_ns":1,"sandbox":1,"pid":9,"ppid":1,"uid":0,"comm":"halt","event":"signal","target":-1,"signal":15}"#,
+    )
+    .expect("an event");
+    let check = |text: &str, expected: usize| {
+        let mut rules = Rules::built_in();
+        rules.add(Rules::parse("own.toml", text).expect("valid")).expect("it names known rules");
+        assert_eq!(case::findings(rules, Some("node"), std::slice::from_ref(&kill)).len(), expected, "{text}");
+    };
+    check("", 1);
+    check("off = [\"kill-everyone\"]", 0);
+    check("[[except]]\nrules = [\"kill-everyone\"]\ncomm = \"halt\"\nreason = \"it shuts down\"", 0);
+    check(
+        "[[except]]\nrules = [\"kill-everyone\"]\ncomm = \"halt\"\nprofile = \"python\"\nreason = \"it shuts down\"",
+        1,
+    );
+    let error = Rules::built_in().add(Rules::parse("own.toml", "off = [\"kill-everyon\"]").expect("valid"));
+    let error = error.expect_err("there is no such rule").to_string();
+    assert!(error.contains("own.toml:1") && error.contains("did you mean `kill-everyone`"), "{error}");
+}
+
+#[test]
+fn a_rule_is_told_once_in_a_while_and_counts_on() {
+    let event = |time_s: u64| -> crate::event::Event {
+        serde_json::from_str(&format!(
+            r#"{{"time_ns":{},"sandbox":1,"pid":9,"ppid":1,"uid":0,"comm":"x","event":"signal","target":-1,"signal":15}}"#,
+            time_s * 1_000_000_000
+        ))
+        .expect("an event")
+    };
+    let events: Vec<_> = [1, 2, 3, 100].map(event).into();
+    let found = case::findings(Rules::built_in(), None, &events);
+    assert_eq!(found.iter().map(|finding| finding.count).collect::<Vec<_>>(), [1, 3]);
+}

@@ -207,9 +207,11 @@ fn a_flood_of_refusals_is_counted_and_does_not_hang() {
 }
 
 #[test]
-fn a_plan_says_what_watching_needs() {
+fn plan_and_receipt_tell_of_watching() {
     let output = Sandbox::new().args(["--plan", "--watch=full"]).run(&["/bin/true"]).expect_code(0);
     assert!(output.out().contains("watched: full"), "{}", output.out());
+    let output = Sandbox::new().args(["--watch", "--receipt", "-"]).run(&["/bin/true"]).expect_code(0);
+    assert!(output.out().contains("watched: default"), "{}", output.out());
     let output = Sandbox::new().args(["--plan"]).run(&["/bin/true"]).expect_code(0);
     assert!(!output.out().contains("watched"), "{}", output.out());
 }

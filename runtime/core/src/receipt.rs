@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::layer::{Layer, Requirement};
 use crate::policy::Mode;
+use crate::watch::Level;
 
 /// How a layer ended up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,6 +51,9 @@ pub struct Receipt {
     pub plan_sha256: String,
     /// Process id of the sandbox's init on the host.
     pub init_pid: i32,
+    /// How much is watched: the command does not start before that is so.
+    #[serde(skip_serializing_if = "Level::is_off")]
+    pub watch: Level,
     /// Every layer, in the order it was put in force.
     pub layers: Vec<LayerReceipt>,
 }

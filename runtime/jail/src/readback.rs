@@ -28,6 +28,7 @@ pub fn read(plan: &Plan, init: Pid, sealed: Pid, domain: Domain, cgroup: Option<
         mode: plan.mode,
         plan_sha256: plan.digest(),
         init_pid: init,
+        watch: plan.watch,
         layers: Layer::ALL.into_iter().map(|layer| view.layer(layer)).collect(),
     }
 }

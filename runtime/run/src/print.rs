@@ -13,6 +13,7 @@ use apex_core::plan::Plan;
 use apex_core::prove::{Proof, Verdict};
 use apex_core::receipt::{LayerReceipt, Receipt, State};
 use apex_core::refusal::Explanation;
+use apex_core::watch::Level;
 use serde::Serialize;
 
 use crate::escape;
@@ -97,8 +98,12 @@ fn print_json(out: &mut dyn Write, report: Report<'_>) -> io::Result<()> {
 }
 
 fn receipt_text(receipt: &Receipt, colour: bool) -> String {
+    let watched = match receipt.watch {
+        Level::Off => String::new(),
+        level => format!("watched: {}; the command waits for it\n", level.name()),
+    };
     let mut text = format!(
-        "receipt of mode {}: kernel {}, init pid {}\nplan {}\n\n",
+        "receipt of mode {}: kernel {}, init pid {}\nplan {}\n{watched}\n",
         receipt.mode.name(),
         escape::text(&receipt.kernel),
         receipt.init_pid,

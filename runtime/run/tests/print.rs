@@ -198,6 +198,7 @@ fn receipts() {
         mode: Mode::Isolation,
         plan_sha256: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".to_owned(),
         init_pid: 4711,
+        watch: apex_core::watch::Level::Off,
         layers: layers(),
     };
     check("receipt", Report::Receipt(&receipt));

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod doctor;
 pub mod engines;
+pub mod lesson;
 pub mod link;
 pub mod model;
 pub mod pipeline;

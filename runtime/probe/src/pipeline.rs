@@ -15,6 +15,7 @@ use apex_core::watch::{Begin, Family, FromProbe, Reaction, Source};
 use apex_sys::clock;
 
 use crate::engines::Engines;
+use crate::lesson::Lesson;
 use crate::sink::{SinkError, Sinks};
 
 /// Refusals that one sandbox may have recorded in a second, and at once.
@@ -29,6 +30,7 @@ pub struct Pipeline {
     events: Sinks,
     findings: Sinks,
     engines: Engines,
+    lesson: Option<Lesson>,
     context: Context,
     summary: Option<(Summary, bool)>,
     on_finding: Reaction,
@@ -45,13 +47,14 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Opens everything that is written to, before anything is built.
-    pub fn open(begin: &Begin, engines: Engines) -> Result<Pipeline, SinkError> {
+    pub fn open(begin: &Begin, engines: Engines, lesson: Option<Lesson>) -> Result<Pipeline, SinkError> {
         Ok(Pipeline {
             head: begin.start.clone(),
             sandbox: 0,
             events: Sinks::open(&begin.events)?,
             findings: Sinks::open(&begin.findings)?,
             engines,
+            lesson,
             context: Context::new(&begin.start, clock::since_boot_ns()),
             summary: begin.summary.then(|| (Summary::default(), begin.json)),
             on_finding: begin.on_finding,
@@ -167,6 +170,9 @@ impl Pipeline {
             // A closed standard error leaves nobody to read it.
             let _ = std::io::stderr().lock().write_all(text.as_bytes());
         }
+        if let Some(Err(error)) = self.lesson.take().map(Lesson::finish) {
+            return FromProbe::Failed { words: format!("{error:#}") };
+        }
         FromProbe::Done { alarms: self.alarms, lost: self.lost }
     }
 
@@ -190,6 +196,9 @@ impl Pipeline {
         self.events.event(event);
         if let Some((summary, _)) = &mut self.summary {
             summary.observe(event);
+        }
+        if let Some(lesson) = &mut self.lesson {
+            lesson.observe(event);
         }
         let mut wish = None;
         for finding in self.engines.observe(event) {

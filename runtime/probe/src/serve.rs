@@ -16,6 +16,7 @@ use apex_core::watch::{FromProbe, Reaction, ToProbe};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::engines::Engines;
+use crate::lesson::Lesson;
 use crate::link::{self, Link, LinkError};
 use crate::pipeline::Pipeline;
 use crate::privilege;
@@ -77,7 +78,8 @@ fn watch(link: Link) -> Result<()> {
         Some((other, _)) => return Err(LinkError::OutOfTurn(link::name_of(&other)).into()),
         None => return Ok(()),
     };
-    let mut pipeline = Pipeline::open(&begin, Engines::new(&begin)?)?;
+    let lesson = begin.learn.as_ref().map(Lesson::open).transpose()?;
+    let mut pipeline = Pipeline::open(&begin, Engines::new(&begin)?, lesson)?;
     let chosen = sources::choose(begin.start.level, Scope::of_run(&begin), begin.may_probe, begin.has_listener);
     pipeline.sources(chosen.sources.clone());
     link.say(&FromProbe::Prepared {

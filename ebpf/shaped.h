@@ -125,8 +125,8 @@ static __always_inline void add_bytes(struct buffer *buffer, u32 index, u64 poin
 
 	if (!text)
 		return;
-	if (bytes > 0xff)
-		return;
+	/* It is less anyhow; older verifiers do not see that, and the compiler would take a plain mask away. */
+	asm volatile("%0 &= 0xff" : "+r"(bytes));
 	if (bpf_probe_read_user(text, bytes, (void *)pointer) != 0)
 		text_done(buffer, index, 0, TEXT_RAW | TEXT_CUT);
 	else

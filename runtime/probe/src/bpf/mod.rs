@@ -131,7 +131,9 @@ impl Probes {
             Reader { rings: Vec::new(), losses: Vec::new(), counters: Vec::new(), sandbox: place.id, to, stop: told };
         let mut dials = Vec::new();
         // System calls tell of files and privileges already.
-        let is_quiet = self.objects.iter().any(|object| object.family == Family::Syscall);
+        let has = |family| self.objects.iter().any(|object| object.family == family);
+        let has_calls = has(Family::Syscall);
+        let is_quiet = has(Family::File) && has(Family::Privilege);
         for object in &mut self.objects {
             let dial = prepare(object, place, sandbox.init, is_quiet, &mut reader)
                 .map_err(|source| ProbeError::Map { family: object.family.name(), source })?;
@@ -157,7 +159,7 @@ impl Probes {
         let running =
             Running { objects: self.objects, dials: Mutex::new(dials), stats: Mutex::new(None), stop, reader };
         // Little beside an exec or a packet, more than the hook itself on every system call of the host.
-        if !is_quiet {
+        if !has_calls {
             // Without the right to measure the figures stay 0.
             let _ = running.measure();
         }

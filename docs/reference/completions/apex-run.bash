@@ -5,7 +5,7 @@ _apex_run() {
     COMPREPLY=()
     cur=${COMP_WORDS[COMP_CWORD]}
     prev=${COMP_WORDS[COMP_CWORD-1]}
-    takes=' --mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --baseline --completions '
+    takes=' --mode --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --baseline --learn --completions '
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
@@ -28,6 +28,7 @@ _apex_run() {
         --rw) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --tmpfs) :; return ;;
         --deny) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --overlay) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         --net) COMPREPLY=($(compgen -W 'none host' -- "$cur")); return ;;
         --env) :; return ;;
         --pass-env) COMPREPLY=($(compgen -e -- "$cur")); return ;;
@@ -48,10 +49,11 @@ _apex_run() {
         --findings) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --on-finding) COMPREPLY=($(compgen -W 'warn freeze kill tighten' -- "$cur")); return ;;
         --baseline) COMPREPLY=($(compgen -W 'alert learn off' -- "$cur")); return ;;
+        --learn) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --completions) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
     esac
     if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W '--mode --profile --policy --optional --ro --rw --tmpfs --deny --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --baseline --summary --completions -h --help -V --version' -- "$cur"))
+        COMPREPLY=($(compgen -W '--mode --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --baseline --summary --learn --completions -h --help -V --version' -- "$cur"))
     else
         COMPREPLY=($(compgen -c -- "$cur"))
     fi

@@ -1,6 +1,6 @@
 # fish completion for apex-run; made by `apex-run --completions fish`
 
-set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline completions
+set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn completions
 
 function __apex_run_command
     set -l words (commandline -opc)
@@ -37,6 +37,7 @@ complete -c apex-run -n '__apex_run_options' -l ro -r -F -d 'show PATH of the ho
 complete -c apex-run -n '__apex_run_options' -l rw -r -F -d 'the same, writable: changes reach the host'
 complete -c apex-run -n '__apex_run_options' -l tmpfs -x -d 'an empty private directory in memory at DEST, such as /var/cache:64M'
 complete -c apex-run -n '__apex_run_options' -l deny -r -F -d 'refuse PATH under every name, also before it exists; wins over every grant'
+complete -c apex-run -n '__apex_run_options' -l overlay -x -a '(__fish_complete_directories)' -d 'writes go to DIR, not to the host: see them with `apex-run diff DIR`, apply them with `apex-run commit DIR`'
 complete -c apex-run -n '__apex_run_options' -l net -x -a 'none host' -d 'an empty network with its own loopback, or the network of the host'
 complete -c apex-run -n '__apex_run_options' -l env -x -d 'set a variable inside'
 complete -c apex-run -n '__apex_run_options' -l pass-env -x -a '(set -nx)' -d 'pass a variable of the caller; nothing else of the caller\'s environment goes in'
@@ -64,6 +65,7 @@ complete -c apex-run -n '__apex_run_options' -l findings -r -F -d 'write each fi
 complete -c apex-run -n '__apex_run_options' -l on-finding -x -a 'warn freeze kill tighten' -d 'on a finding of severity high or above: warn (default), freeze, kill, or tighten network and resources'
 complete -c apex-run -n '__apex_run_options' -l baseline -x -a 'alert learn off' -d 'alert of a run that does what no earlier one of its policy did (default where that was learned), learn from it, or off'
 complete -c apex-run -n '__apex_run_options' -l summary -d 'afterwards tell on standard error what the command did: programs, files, hosts, refusals, odd things'
+complete -c apex-run -n '__apex_run_options' -l learn -r -F -d 'watch at full and write the narrowest policy to FILE, or merge into it; writes go to an overlay, secrets stay denied'
 complete -c apex-run -n '__apex_run_options' -l completions -x -a 'bash zsh fish' -d 'print completions for bash, zsh or fish'
 complete -c apex-run -n '__apex_run_options' -s h -l help -d 'print this text'
 complete -c apex-run -n '__apex_run_options' -s V -l version -d 'print the version'

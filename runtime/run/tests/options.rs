@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use apex_core::layer::Layer;
 use apex_core::policy::{Flags, Mode, Network, Tty};
+use apex_core::watch::{self, Level};
 use apex_run::options::{Action, Options, Shell, Sink, parse};
 
 #[track_caller]
@@ -193,4 +194,43 @@ fn an_error_shows_no_raw_control_characters() {
     assert!(!error.contains('\u{1b}'), "{error:?}");
     let error = parse(["--\u{1b}[2J", "x"]).unwrap_err().to_string();
     assert!(!error.contains('\u{1b}'), "{error:?}");
+}
+
+#[test]
+fn watching_takes_its_level_behind_an_equals_sign_or_none() {
+    check(&["--watch", "ls"], Options { watch: Some(Level::Default), ..run(&["ls"]) });
+    check(&["--watch=full", "ls"], Options { watch: Some(Level::Full), ..run(&["ls"]) });
+    // Not a value: the command.
+    check(&["--watch", "full"], Options { watch: Some(Level::Default), ..run(&["full"]) });
+    check_error(&["--watch=ful", "ls"], "--watch does not know `ful`; the nearest is `full` of off, default, full");
+}
+
+#[test]
+fn what_needs_watching_implies_it() {
+    let level = |args: &[&str]| parse(args).expect("a good command line").level();
+    assert_eq!(level(&["ls"]), Level::Off);
+    for option in [["--events", "f"], ["--findings", "-"], ["--on-finding", "kill"], ["--baseline", "learn"]] {
+        assert_eq!(level(&[option[0], option[1], "ls"]), Level::Default, "{option:?}");
+    }
+    assert_eq!(level(&["--summary", "--watch=full", "ls"]), Level::Full);
+    check_error(
+        &["--watch=off", "--events", "f", "ls"],
+        "--events needs watching, and --watch=off turns it off; leave one of them out",
+    );
+    check_error(
+        &["--doctor", "--summary"],
+        "--summary reports on a command that runs, and --doctor runs none; leave one of them out",
+    );
+}
+
+#[test]
+fn sinks_are_told_apart() {
+    let options = parse(["--events", "f", "--events", "-", "--events", "journald", "--findings", "https://h/p", "ls"]);
+    let options = options.expect("a good command line");
+    assert_eq!(options.events, [watch::Sink::File("f".to_owned()), watch::Sink::Stderr, watch::Sink::Journald]);
+    assert_eq!(options.findings, [watch::Sink::Webhook("https://h/p".to_owned())]);
+    check_error(
+        &["--events", "ftp://x", "ls"],
+        "--events got `ftp://x`, which is an address that nothing can be sent to; give a file, -, journald, syslog or an https:// address",
+    );
 }

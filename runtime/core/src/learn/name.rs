@@ -125,7 +125,7 @@ fn has_random_suffix(name: &str) -> bool {
         let digit_inside = suffix.bytes().take(suffix.len() - 1).any(|b| b.is_ascii_digit());
         let is_mixed = lower && upper_inside && suffix.bytes().any(|b| b.is_ascii_digit());
         let is_temporary = name.starts_with("tmp") || name.starts_with('.');
-        is_mixed || is_temporary && (digit_inside && lower || upper_inside && lower)
+        is_mixed || is_temporary && lower && (digit_inside || upper_inside)
     })
 }
 

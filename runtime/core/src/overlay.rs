@@ -146,7 +146,7 @@ impl Change {
             (Some(_), None) => Some("it is gone from the host since"),
             // What lies in a directory is judged by itself.
             (Some(before), Some(now)) if before.kind == FileKind::Dir && now.kind == FileKind::Dir => None,
-            (Some(before), Some(_)) if before.changed >= started => Some("it changed on the host during the run"),
+            (Some(before), Some(_)) if before.changed > started => Some("it changed on the host during the run"),
             (Some(before), Some(now)) if before != now => Some("it changed on the host since"),
             (Some(_), Some(_)) => None,
         }
@@ -249,7 +249,7 @@ mod tests {
         assert!(old.stale(Some(&Stamp { size: 4, ..stamp }), at(10)).is_some());
         assert!(old.stale(Some(&Stamp { inode: 2, ..stamp }), at(10)).is_some());
         assert!(old.stale(None, at(10)).is_some());
-        assert!(old.stale(Some(&stamp), at(5)).is_some(), "it changed while the run lasted");
+        assert!(old.stale(Some(&stamp), at(4)).is_some(), "it changed while the run lasted");
         assert_eq!(change(None).stale(None, at(10)), None);
         assert!(change(None).stale(Some(&stamp), at(10)).is_some());
     }

@@ -230,6 +230,10 @@ impl Tracer {
     fn born(&mut self, child: Pid, by: Option<Pid>) {
         let Some(identity) = task::identity(child) else { return };
         let process = identity.process;
+        if self.target.scope == Scope::Every {
+            // The filter judges clone(2) and does not stop at it: this is how it is known to have been called.
+            *self.counts.entry("clone".to_owned()).or_default() += 1;
+        }
         self.threads.insert(child, Thread { process, ..Thread::default() });
         if process != child {
             return;

@@ -1,0 +1,185 @@
+//! `apex-run --learn`: the command passes under its learned policy, a changed one is refused and told why, and learning changes nothing of
+//! the host.
+
+use apex_tests::{Output, Sandbox, TempDir};
+
+/// A working directory with files, and the place of a learned policy outside of it.
+struct Lesson {
+    work: TempDir,
+    policy: TempDir,
+    profile: &'static str,
+}
+
+impl Lesson {
+    fn new(profile: &'static str) -> Self {
+        Lesson { work: TempDir::new(), policy: TempDir::new(), profile }
+    }
+
+    fn file(&self) -> String {
+        self.policy.at("learned.toml")
+    }
+
+    fn run(&self, options: &[&str], command: &[&str]) -> Output {
+        let cd = format!("cd '{}';", self.work.text());
+        Sandbox::new().prelude(&cd).args(options.iter().copied()).run(command)
+    }
+
+    #[track_caller]
+    fn learn(&self, command: &[&str]) -> String {
+        let file = self.file();
+        let before = self.work.listing();
+        let output = self.run(&["--profile", self.profile, "--learn", &file], command);
+        output.expect_code(0);
+        assert_eq!(self.work.listing(), before, "nothing that it wrote reached the host");
+        self.policy.read("learned.toml")
+    }
+
+    fn again(&self, command: &[&str]) -> Output {
+        self.run(&["--policy", &self.file(), "--why"], command)
+    }
+}
+
+#[track_caller]
+fn expect_pass(lesson: &Lesson, text: &str, command: &[&str]) {
+    let output = lesson.again(command);
+    assert_eq!(output.code, 0, "{}\n{text}", output.err());
+}
+
+/// It fails, and each of the words stands in what `--why` says.
+#[track_caller]
+fn expect_refused(lesson: &Lesson, text: &str, command: &[&str], words: &[&str]) {
+    let output = lesson.again(command);
+    let err = output.err();
+    assert_ne!(output.code, 0, "{err}\n{text}");
+    for word in words {
+        assert!(err.contains(word), "{word}\n{err}\n{text}");
+    }
+}
+
+#[test]
+fn python() {
+    let lesson = Lesson::new("python");
+    lesson.work.file("in.txt", "in");
+    lesson.work.file("other.txt", "other");
+    lesson.work.dir("out");
+    lesson.work.file("job.py", "open('out/x', 'w').write(open('in.txt').read())");
+    lesson.work.file("more.py", "open('other.txt')");
+    lesson.work.file("net.py", "import socket; socket.create_connection(('127.0.0.1', 9), 1)");
+    lesson.work.file("kill.py", "import os; os.kill(os.getpid(), 9)");
+    let text = lesson.learn(&["python3", "job.py"]);
+    for line in ["\"${CWD}/in.txt\"", "\"${CWD}/out\"", "\"${CWD}/job.py\"", "\"files\""] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(!text.contains("other.txt"), "{text}");
+    expect_pass(&lesson, &text, &["python3", "job.py"]);
+    assert_eq!(lesson.work.read("out/x"), "in", "its own grant lets it write now");
+    expect_refused(&lesson, &text, &["python3", "-c", "open('other.txt')"], &["other.txt", "it exists outside"]);
+    expect_refused(
+        &lesson,
+        &text,
+        &["python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 9), 1)"],
+        &["group `sockets`", "is not granted"],
+    );
+    lesson.again(&["python3", "-c", "open('new.txt', 'w')"]);
+    assert!(!lesson.work.listing().contains(&"new.txt".to_owned()), "no grant lets it write beside its own place");
+}
+
+#[test]
+fn a_second_run_merges_and_passes() {
+    let lesson = Lesson::new("python");
+    lesson.work.file("one", "1");
+    lesson.work.file("two", "2");
+    lesson.learn(&["python3", "-I", "-c", "open('one')"]);
+    let text = lesson.learn(&["python3", "-I", "-c", "open('two'); import socket; socket.socket()"]);
+    for line in ["${CWD}/one", "${CWD}/two", "runs = 2", "\"sockets\""] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    expect_pass(&lesson, &text, &["python3", "-I", "-c", "open('one'); open('two')"]);
+}
+
+#[test]
+fn make_and_gcc() {
+    let lesson = Lesson::new("build");
+    lesson.work.file("m.c", "#include <stdio.h>\nint main(void) { puts(\"made\"); }\n");
+    lesson.work.file("Makefile", "m: m.c\n\tgcc -o m m.c && ./m\n");
+    let text = lesson.learn(&["make"]);
+    expect_pass(&lesson, &text, &["make"]);
+    assert!(lesson.work.listing().contains(&"m".to_owned()));
+    expect_refused(&lesson, &text, &["make", "-C", "/etc/alternatives", "-f", "/etc/fstab"], &["/etc/fstab"]);
+}
+
+#[test]
+fn git() {
+    let lesson = Lesson::new("shell");
+    let commit =
+        "git init -q . && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m one && git log --oneline";
+    let text = lesson.learn(&["/bin/sh", "-c", commit]);
+    expect_pass(&lesson, &text, &["/bin/sh", "-c", commit]);
+    expect_refused(&lesson, &text, &["git", "clone", "-q", "/var/lib/dpkg", "x"], &["refused"]);
+}
+
+#[test]
+fn node() {
+    let lesson = Lesson::new("node");
+    lesson.work.file("in.txt", "in");
+    lesson.work.file("other.txt", "other");
+    let read = |name: &str| format!("require('fs').readFileSync('{name}')");
+    let text = lesson.learn(&["node", "-e", &read("in.txt")]);
+    expect_pass(&lesson, &text, &["node", "-e", &read("in.txt")]);
+    expect_refused(&lesson, &text, &["node", "-e", &read("other.txt")], &["other.txt", "it exists outside"]);
+}
+
+#[test]
+fn secrets_stay_denied_and_are_told() {
+    let lesson = Lesson::new("shell");
+    lesson.work.dir(".ssh");
+    lesson.work.file(".ssh/id", "secret");
+    let home = lesson.work.text();
+    let cd = format!("cd '{home}';");
+    let file = lesson.file();
+    let output = Sandbox::new().prelude(&cd).caller_env("HOME", &home).args(["--learn", &file]).run(&[
+        "/bin/sh",
+        "-c",
+        "cat .ssh/id /etc/shadow; true",
+    ]);
+    assert!(!output.out().contains("secret") && !output.out().contains("root:"), "{}", output.out());
+    output.expect_code(0);
+    let text = lesson.policy.read("learned.toml");
+    assert!(text.contains("# asked for and not granted: read /etc/shadow"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_no_policy_stops_the_start() {
+    let lesson = Lesson::new("shell");
+    lesson.policy.file("learned.toml", "[filesystem]\nraed = []\n");
+    let output = lesson.run(&["--learn", &lesson.file()], &["/bin/sh", "-c", "echo ran"]);
+    assert_eq!(output.out(), "");
+    output.expect_refusal(&["learned.toml", "raed"]);
+}
+
+#[test]
+fn a_record_of_the_run_holds_against_its_policy_and_not_against_less() {
+    let lesson = Lesson::new("python");
+    lesson.work.file("in.txt", "in");
+    let events = lesson.policy.at("events");
+    let output = lesson.run(
+        &["--profile", "python", "--learn", &lesson.file(), "--events", &events],
+        &["python3", "-I", "-c", "open('in.txt')"],
+    );
+    output.expect_code(0);
+    let backtest = |policy: &str| {
+        let tool = apex_tests::apex_run();
+        std::process::Command::new(tool)
+            .current_dir(lesson.work.path())
+            .args(["backtest", "--policy", policy, &events])
+            .output()
+            .expect("apex-run can be started")
+    };
+    let own = backtest(&lesson.file());
+    assert_eq!(own.status.code(), Some(0), "{}", String::from_utf8_lossy(&own.stdout));
+    let less = lesson.policy.file("less.toml", "extends = [\"profile:python\"]\n");
+    let refused = backtest(&less);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(said.contains("in.txt") && said.contains("it exists outside"), "{said}");
+}

@@ -171,7 +171,9 @@ fn a_record_of_the_run_holds_against_its_policy_and_not_against_less() {
         let tool = apex_tests::apex_run();
         std::process::Command::new(tool)
             .current_dir(lesson.work.path())
-            .args(["backtest", "--policy", policy, &events])
+            .arg("backtest")
+            .args(if apex_tests::has_cgroup() { &[][..] } else { &["--optional", "cgroup"][..] })
+            .args(["--policy", policy, &events])
             .output()
             .expect("apex-run can be started")
     };

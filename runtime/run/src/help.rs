@@ -24,7 +24,22 @@ struct Example {
     line: &'static str,
 }
 
-const EXAMPLES: [Example; 3] = [
+/// What the first word can be instead of a command.
+const VERBS: [(&str, &str); 5] = [
+    (
+        "diff DIR",
+        "what a run with --overlay DIR changed: + added, ~ changed, - removed, m permissions; --json for programs",
+    ),
+    ("commit DIR [PATH..]", "apply it, or the part at PATH, where the host has not changed since"),
+    (
+        "backtest EVENTS..",
+        "what the policy of the options would have refused of recorded events; exit code 1 when anything",
+    ),
+    ("export seccomp|systemd", "the policy of the options as an OCI seccomp profile or as lines of a unit"),
+    ("import seccomp FILE", "an OCI seccomp profile as a policy"),
+];
+
+const EXAMPLES: [Example; 4] = [
     Example {
         purpose: "A Python script that reads one directory and writes another, with limits",
         line: "apex-run --profile python --ro data --rw out --memory 512M --time 5m -- python3 job.py",
@@ -36,6 +51,10 @@ const EXAMPLES: [Example; 3] = [
     Example {
         purpose: "Look before running: the plan, then a proof that this host enforces it",
         line: "apex-run --profile node --plan -- node app.js && apex-run --profile node --prove",
+    },
+    Example {
+        purpose: "Learn the narrowest policy from a run, then run under it",
+        line: "apex-run --learn job.toml -- ./job && apex-run --policy job.toml --why -- ./job",
     },
 ];
 
@@ -61,6 +80,10 @@ pub fn help() -> String {
         for row in TABLE.iter().filter(|row| row.section == section) {
             push_entry(&mut out, &synopsis(row), &explanation(row));
         }
+    }
+    out.push_str("\nInstead of a command (a command of such a name runs behind --):\n");
+    for (verb, meaning) in VERBS {
+        push_entry(&mut out, verb, meaning);
     }
     out.push_str("\nExamples:\n");
     for example in &EXAMPLES {

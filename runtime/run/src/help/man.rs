@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{EXAMPLES, EXIT_CODES, SUMMARY, explanation};
+use super::{EXAMPLES, EXIT_CODES, SUMMARY, VERBS, explanation};
 use crate::table::{Kind, Row, Section, TABLE};
 
 const DESCRIPTION: &str = "Resolves a mode, a profile, a policy file and the options to a plan, builds a sandbox from it, and runs \
@@ -26,6 +26,10 @@ pub fn man_page() -> String {
         for row in TABLE.iter().filter(|row| row.section == section) {
             let _ = write!(out, ".TP\n{}\n{}.\n", head(row), roff(&capitalized(&explanation(row))));
         }
+    }
+    out.push_str(".SH VERBS\nThe first word may be one of these instead of a command; a command of such a name runs behind \\-\\-.\n");
+    for (verb, meaning) in VERBS {
+        let _ = write!(out, ".TP\n.B {}\n{}.\n", roff(verb), roff(&capitalized(meaning)));
     }
     out.push_str(".SH EXIT STATUS\n");
     for (code, meaning) in EXIT_CODES {

@@ -29,6 +29,10 @@ const PROGRAMS: &[(&str, &str, &[Class])] = &[
     ("apex-tests", "life", &CLASSES),
     ("apex-tests", "limits", &CLASSES),
     ("apex-tests", "plan", &CLASSES),
+    // The oldest kernel that the probes are made for.
+    ("apex-tests", "probe_full", ROOT),
+    ("apex-tests", "probe_network", ROOT),
+    ("apex-tests", "probe_process", ROOT),
     ("apex-tests", "prove", &CLASSES),
     ("apex-tests", "tty", ROOT),
     ("apex-tests", "unconfined", ROOT),

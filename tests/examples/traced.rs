@@ -110,7 +110,7 @@ fn freeze_while(file: &Path, running: &ptrace::Running, ended: &std::sync::atomi
 }
 
 fn run(words: &[OsString], args: Vec<OsString>) -> Result<u8> {
-    let options = apex_run::options::parse(args.into_iter())?;
+    let options = apex_run::options::parse(args)?;
     let streams = Streams::settle(&options.fds)?;
     let scope = scope(&words[1])?;
     let mut tracer = scope.map(|scope| start_tracer(words, scope)).transpose()?;

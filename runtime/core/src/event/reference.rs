@@ -30,7 +30,6 @@ struct Field<'s> {
 
 /// One variant of [`What`], or one structure.
 struct Shape<'s> {
-    name: &'s str,
     words: String,
     fields: Vec<Field<'s>>,
 }
@@ -49,14 +48,13 @@ fn shapes<'s>(source: &'s str, head: &str) -> Vec<Shape<'s>> {
         } else if let Some((name, _)) =
             text.trim_start_matches("pub ").split_once(": ").filter(|_| !text.starts_with('#'))
         {
-            let field = Field { name, words: words.drain(..).collect::<Vec<_>>().join(" ") };
+            let field = Field { name, words: std::mem::take(&mut words).join(" ") };
             match shapes.last_mut().filter(|_| indent == 8) {
                 Some(shape) => shape.fields.push(field),
-                None => shapes.push(Shape { name: "", words: String::new(), fields: vec![field] }),
+                None => shapes.push(Shape { words: String::new(), fields: vec![field] }),
             }
         } else if indent == 4 && text.starts_with(|c: char| c.is_ascii_uppercase()) {
-            let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-            shapes.push(Shape { name, words: words.drain(..).collect::<Vec<_>>().join(" "), fields: Vec::new() });
+            shapes.push(Shape { words: std::mem::take(&mut words).join(" "), fields: Vec::new() });
         }
     }
     shapes

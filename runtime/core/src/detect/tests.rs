@@ -70,3 +70,41 @@ fn a_rule_is_told_once_in_a_while_and_counts_on() {
     let found = case::findings(Rules::built_in(), None, &events);
     assert_eq!(found.iter().map(|finding| finding.count).collect::<Vec<_>>(), [1, 3]);
 }
+
+/// Records of real runs of the corpus, shortened: under `hostile` the rule that must fire is the name of the file, under `honest` nothing of
+/// severity high or above may.
+fn streams(kind: &str) -> Vec<(String, Vec<crate::event::Event>)> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/streams/").to_owned() + kind;
+    let files =
+        std::fs::read_dir(directory).expect("the records are there").map(|entry| entry.expect("readable").path());
+    let read = |path: std::path::PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("a text");
+        let events = text.lines().map(|line| serde_json::from_str(line).expect("an event")).collect();
+        (path.file_stem().expect("it has a name").to_string_lossy().into_owned(), events)
+    };
+    files.map(read).collect()
+}
+
+#[test]
+fn recorded_runs_are_judged_as_they_were() {
+    let (hostile, honest) = (streams("hostile"), streams("honest"));
+    assert!(hostile.len() >= 10 && honest.len() >= 5, "{} and {} records", hostile.len(), honest.len());
+    for (rule, events) in hostile {
+        let found = case::fired(&case::findings(Rules::built_in(), None, &events), Severity::High);
+        assert!(found.contains(&rule), "{rule}: {found:?}");
+    }
+    for (name, events) in honest {
+        let found = case::fired(&case::findings(Rules::built_in(), None, &events), Severity::High);
+        assert!(found.is_empty(), "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn a_stream_cut_short_or_out_of_order_breaks_nothing() {
+    for (_, mut events) in streams("hostile") {
+        events.reverse();
+        case::findings(Rules::built_in(), None, &events);
+        let halves: Vec<_> = events.iter().step_by(2).cloned().collect();
+        case::findings(Rules::built_in(), Some("python"), &halves);
+    }
+}

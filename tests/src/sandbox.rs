@@ -230,9 +230,18 @@ impl Sandbox {
     /// A sandbox in which attempts are made one by one.
     #[track_caller]
     pub fn session(&self) -> Session {
+        Session::start(self.server(), self.clone())
+    }
+
+    /// The same, where Apex may also refuse to start it: then its words.
+    pub fn session_or_refusal(&self) -> Result<Session, String> {
+        Session::start_or_refusal(self.server(), self.clone())
+    }
+
+    fn server(&self) -> Child {
         let mut command = self.command(&[Abi::X64.program(), "serve"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Session::start(spawn(&mut command), self.clone())
+        spawn(&mut command)
     }
 
     /// Starts `inside`; the caller talks to it line by line.

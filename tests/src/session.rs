@@ -43,6 +43,16 @@ impl Session {
         session
     }
 
+    /// The same, where Apex may also refuse to start it: then its words.
+    pub fn start_or_refusal(child: Child, sandbox: Sandbox) -> Result<Self, String> {
+        let session = Session::over(child, sandbox);
+        match session.lines.recv_timeout(PATIENCE) {
+            Ok(line) if line == "ready ok" => Ok(session),
+            Ok(line) => Err(line),
+            Err(_) => Err(session.wait_for_end().expect_code(crate::APEX_FAILED).err()),
+        }
+    }
+
     /// The next line of standard output.
     #[track_caller]
     pub fn line(&mut self) -> String {

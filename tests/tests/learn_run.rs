@@ -129,6 +129,37 @@ fn node() {
     expect_refused(&lesson, &text, &["node", "-e", &read("other.txt")], &["other.txt", "it exists outside"]);
 }
 
+/// A server and its client in one sandbox: it listens on the sandbox's own loopback.
+const SERVE: &str = "/usr/sbin/nginx -p run/ -c ../nginx.conf & server=$!; got=1
+for turn in $(seq 60); do
+    sleep 0.05; code=$(curl -s -o /tmp/page -w '%{http_code}' \"http://127.0.0.1:8099/$1\")
+    case $code in 200) cat /tmp/page; got=0; break;; 4*) break;; esac
+done
+kill -QUIT \"$server\"; wait \"$server\"; exit $got";
+const NGINX: &str = "daemon off; error_log stderr; pid nginx.pid; events { worker_connections 16; }
+http {
+    access_log off; root ../www; server { listen 127.0.0.1:8099; }
+    client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
+}
+";
+
+#[test]
+fn nginx() {
+    let lesson = Lesson::new("shell");
+    lesson.work.file("nginx.conf", NGINX);
+    lesson.work.dir("run");
+    lesson.work.file("www/index.html", "a page");
+    lesson.work.file("www/other.html", "another");
+    lesson.work.file("serve.sh", SERVE);
+    let text = lesson.learn(&["/bin/sh", "serve.sh", "index.html"]);
+    for line in ["\"${CWD}/www/index.html\"", "\"${CWD}/run\"", "\"sockets\""] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let output = lesson.again(&["/bin/sh", "serve.sh", "index.html"]).expect_code(0);
+    assert_eq!(output.out(), "a page", "{text}");
+    expect_refused(&lesson, &text, &["/bin/sh", "serve.sh", "other.html"], &["www/other.html", "it exists outside"]);
+}
+
 #[test]
 fn secrets_stay_denied_and_are_told() {
     let lesson = Lesson::new("shell");

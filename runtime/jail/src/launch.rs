@@ -101,6 +101,8 @@ pub enum Ending {
     OutOfMemory,
     /// Whoever watched it asked for its end.
     Caught,
+    /// Its init was ended by this signal, from inside or by somebody outside, and the command with it.
+    Vanished(i32),
 }
 
 /// What is known after the end.

@@ -161,7 +161,7 @@ fn cut_short(ending: Ending) -> Option<String> {
     match ending {
         Ending::Code(0) => None,
         Ending::Code(code) => Some(format!("the sandbox ended with {code}")),
-        Ending::Signal(signal) => Some(format!("signal {signal} ended the sandbox")),
+        Ending::Signal(signal) | Ending::Vanished(signal) => Some(format!("signal {signal} ended the sandbox")),
         Ending::TimedOut => Some("the wall-time limit ended the sandbox; give it more with --time".to_owned()),
         Ending::Caught => Some("it was ended from outside".to_owned()),
         Ending::OutOfMemory => Some("the memory limit ended the sandbox; give it more with --memory".to_owned()),

@@ -181,7 +181,7 @@ pub fn to_the_end(
             Event::Caught => break Err(Ending::Caught),
             Event::Ended(signal) => break Err(Ending::Signal(signal)),
             Event::Unmasked(path) => return Err(JailError::Unmasked(path)),
-            Event::Gone => break Ok(vanished(running)?),
+            Event::Gone => break Err(vanished(running)?),
             Event::Report(Report::Failed(failure), _) => return Err(JailError::from_failure(failure, running.plan)),
             Event::Report(Report::Terminal, master) => {
                 running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;
@@ -310,9 +310,9 @@ fn pass_on(running: &mut Running<'_>, number: i32) -> Result<(), Errno> {
 }
 
 /// The init is gone without a word: somebody killed it, the kernel for memory or a person.
-fn vanished(running: &mut Running<'_>) -> Result<Ended, JailError> {
+fn vanished(running: &mut Running<'_>) -> Result<Ending, JailError> {
     match running.reap() {
-        Ok(Some(Ended::Signal(number))) => Ok(Ended::Signal(number)),
+        Ok(Some(Ended::Signal(number))) => Ok(Ending::Vanished(number)),
         Ok(_) => Err(running.failed(Step::Handshake)(Errno::EPIPE)),
         Err(errno) => Err(running.failed(Step::Supervise)(errno)),
     }
@@ -340,6 +340,7 @@ fn finish(running: &mut Running<'_>, ended: Result<Ended, Ending>) -> Result<Out
     }
     let was_oom = usage.as_ref().is_some_and(|usage| usage.oom_kills.unwrap_or(0) > 0);
     let ending = match ended {
+        Err(Ending::Vanished(nix::libc::SIGKILL)) if was_oom => Ending::OutOfMemory,
         Err(ending) => ending,
         Ok(Ended::Signal(nix::libc::SIGKILL)) if was_oom => Ending::OutOfMemory,
         Ok(Ended::Signal(number)) => Ending::Signal(number),

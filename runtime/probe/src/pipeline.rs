@@ -141,7 +141,8 @@ impl Pipeline {
         let end = End { events: self.recorded + 1, lost: self.lost.clone(), findings: self.found };
         let end = self.own(What::End(Box::new(end)));
         self.record(&end);
-        if let Some(words) = self.engines.forgotten() {
+        // For who asked for an account: a busy run forgets as it should, and a line about that at each end would be noise.
+        if let Some(words) = self.engines.forgotten().filter(|_| self.summary.is_some()) {
             tell(&words);
         }
         let mut dropped = 0;

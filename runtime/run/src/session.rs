@@ -154,6 +154,12 @@ fn finish(plan: &Plan, outcome: &Outcome, caught: Option<&str>) -> u8 {
     match outcome.ending {
         Ending::Code(value) => number(value),
         Ending::Signal(signal) => number(code::SIGNAL + signal),
+        Ending::Vanished(signal) => {
+            tell(format!(
+                "the sandbox was ended because its init was, by signal {signal}: from outside, or by a limit that a program inside set for it"
+            ));
+            number(code::SIGNAL + signal)
+        }
         Ending::TimedOut => {
             let limit = plan.wall_time_ms.unwrap_or_default();
             tell(format!("the command was ended at its wall-time limit of {limit} ms; give it more with --time"));

@@ -218,7 +218,7 @@ const MODE_2: Cases = &[&[clear(2, SET_ID)]];
 const OPEN: Cases = &[&[clear(2, SET_ID)], &[clear(1, MAKES_FILE)]];
 const OPENAT: Cases = &[&[clear(3, SET_ID)], &[clear(2, MAKES_FILE)]];
 
-/// AF_UNIX; AF_INET and AF_INET6 for TCP, UDP and echo requests, since other protocols (SCTP, DCCP) are as little tested as rare families and
+/// AF_UNIX; AF_INET and AF_INET6 for TCP, UDP, UDP-Lite (the same code) and echo requests, since other protocols (SCTP, DCCP) are as little tested as rare families and
 /// the kernel loads their modules for whoever asks; AF_NETLINK for routing alone, since getaddrinfo and if_nameindex of glibc ask it for the interfaces.
 const COMMON_FAMILIES: Cases = &[
     &[is(0, 1)],
@@ -226,6 +226,7 @@ const COMMON_FAMILIES: Cases = &[
     &[INET, STREAM, is(2, 6)],
     &[INET, DATAGRAM, is(2, 0)],
     &[INET, DATAGRAM, is(2, 17)],
+    &[INET, DATAGRAM, is(2, 136)],
     &[INET, DATAGRAM, is(2, 1)],
     &[INET, DATAGRAM, is(2, 58)],
     &[is(0, 16), is(2, 0)],

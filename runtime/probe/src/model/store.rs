@@ -104,7 +104,7 @@ impl Store {
     pub fn names(&self) -> anyhow::Result<Vec<String>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
             Err(error) => return Err(error).with_context(|| format!("cannot list {}", escape::path(&self.dir))),
         };
         let mut names = Vec::new();
@@ -127,7 +127,7 @@ impl Store {
     pub fn remove(&self, name: &str) -> anyhow::Result<bool> {
         match fs::remove_file(self.path(name)) {
             Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(error).with_context(|| format!("cannot remove the model {name}")),
         }
     }
@@ -160,7 +160,7 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Model>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = match options.read(true).custom_flags(flags.bits()).open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot read the model {told}")),
     };
     let facts = file.metadata().with_context(|| format!("cannot read the model {told}"))?;
@@ -175,6 +175,11 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Model>> {
     file.take(FILE_BYTES_MAX).read_to_string(&mut text).with_context(|| format!("cannot read the model {told}"))?;
     let model = parse(&text).with_context(|| format!("the model {told} is refused"))?;
     Ok(Some(model))
+}
+
+/// Also where a name on the way is a file: a running sandbox may hold it against what it denies.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// A model from its text, whole and unchanged.

@@ -109,11 +109,7 @@ pub fn run(bench: &Bench, rounds: usize) -> Result<Value> {
     let flood = Flood::measure(bench)?;
     flood.print();
     let targets = targets(&[
-        Target {
-            what: "(a) redis on the host, unwatched to watched",
-            value: Some(host.slowdown()),
-            at_most: 1.0 / 0.99,
-        },
+        Target { what: "(a) redis on the host, unwatched to watched", value: Some(host.slowdown()), at_most: 1.0101 },
         Target { what: "(b) compute at default", value: Some(compute.slowdown()), at_most: 1.01 },
         Target { what: "(b) redis at default", value: Some(redis.slowdown()), at_most: 1.03 },
         Target { what: "(b) exec loop at default", value: Some(execs.slowdown()), at_most: 1.10 },
@@ -304,6 +300,7 @@ impl Flood {
         let mut child = command.spawn().context("cannot run apex-run")?;
         let stderr = BufReader::new(child.stderr.take().context("apex-run has no standard error")?);
         let mut recorded = 0_u64;
+        let mut dropped = 0.0;
         let mut end = Value::Null;
         for line in stderr.split(b'\n') {
             let line = line.context("cannot read the events")?;
@@ -311,17 +308,21 @@ impl Flood {
                 recorded += 1;
             } else if line.windows(END.len()).any(|window| window == END) {
                 end = serde_json::from_slice(&line).context("the last event is not JSON")?;
+            } else if line.windows(DROPPED.len()).any(|window| window == DROPPED) {
+                // What the sink could not write is told in words behind the end of the record: "apex-probe: N of M lines did not get to ...".
+                let text = String::from_utf8_lossy(&line);
+                dropped += number(text.split_whitespace().nth(1).unwrap_or_default(), "apex-probe")?;
             }
         }
         let output = child.wait_with_output().context("cannot wait for apex-run")?;
         ensure!(output.status.success(), "the flood failed: {}", output.status);
         ensure!(!end.is_null(), "the record of the flood has no end");
         let by_reason = end["lost"].clone();
-        let lost = by_reason.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_f64()).sum();
+        let lost: f64 = by_reason.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_f64()).sum();
         Ok(Flood {
             attempted: number(&String::from_utf8_lossy(&output.stdout), "flood")?,
             recorded: recorded as f64,
-            lost,
+            lost: lost + dropped,
             seconds: number(FLOOD_SECONDS, "the flood")?,
             by_reason,
         })
@@ -350,5 +351,7 @@ impl Flood {
 
 /// How an event of the flood shows in its line.
 const SIGNAL: &[u8] = b"\"event\":\"signal\"";
+/// How a sink that could not write all shows.
+const DROPPED: &[u8] = b" lines did not get to ";
 /// How the end of the record does.
 const END: &[u8] = b"\"event\":\"end\"";

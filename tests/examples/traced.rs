@@ -125,7 +125,7 @@ fn run(words: &[OsString], args: Vec<OsString>) -> Result<u8> {
     }
     Ok(match outcome.ending {
         Ending::Code(code) => u8::try_from(code & 0xff)?,
-        Ending::Signal(signal) => u8::try_from(128 + signal)?,
+        Ending::Signal(signal) | Ending::Vanished(signal) => u8::try_from(128 + signal)?,
         Ending::TimedOut | Ending::Caught => 124,
         Ending::OutOfMemory => 137,
     })

@@ -120,6 +120,22 @@ pub struct Account {
     pub ending: Option<String>,
     /// Events that the account rests on.
     pub events: u64,
+    /// What the kernel's probes cost, where it measured that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeCost>,
+}
+
+/// What one probe cost, whichever process of the host met it (`bpf_prog_info` of bpf(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProbeCost {
+    /// Name of the program.
+    pub name: String,
+    /// Its family.
+    pub family: Family,
+    /// How often it ran.
+    pub run_count: u64,
+    /// Nanoseconds of CPU in all.
+    pub run_time_ns: u64,
 }
 
 /// The account in the making.
@@ -176,6 +192,11 @@ impl Summary {
                 self.unusual(what);
             }
         }
+    }
+
+    /// Takes what the probes cost.
+    pub fn cost(&mut self, probes: Vec<ProbeCost>) {
+        self.account.probes = probes;
     }
 
     /// Takes a finding.

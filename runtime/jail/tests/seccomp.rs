@@ -298,11 +298,11 @@ fn the_kernel_refuses_what_the_table_refuses() {
         (native("socket", &[38, 5, 0]), EAFNOSUPPORT),
         (native("socket", &[HIGH | 38, 5, 0]), EAFNOSUPPORT),
         (native("socket", &[16, 3, 9]), EAFNOSUPPORT),
-        // SCTP by name and as the only sequenced packets of the family, DCCP, UDP-Lite in IPv6.
+        // SCTP by name and as the only sequenced packets of the family, DCCP, raw packets.
         (native("socket", &[2, 1, 132]), EAFNOSUPPORT),
         (native("socket", &[2, 5, 0]), EAFNOSUPPORT),
         (native("socket", &[2, 6, 33]), EAFNOSUPPORT),
-        (native("socket", &[10, 2, 136]), EAFNOSUPPORT),
+        (native("socket", &[10, 3, 255]), EAFNOSUPPORT),
         (native("socket", &[HIGH | 1, 0xffff, 0]), -22),
         (native("ioctl", &[NOBODY_FD, 0x5412, 0]), EPERM),
         (native("ioctl", &[NOBODY_FD, HIGH | 0x5412, 0]), EPERM),

@@ -10,7 +10,7 @@ use apex_core::escape;
 use apex_core::event::{End, Event, Loss, Start, What};
 use apex_core::finding::{Detector, Finding};
 use apex_core::ocsf::Context;
-use apex_core::summary::Summary;
+use apex_core::summary::{ProbeCost, Summary};
 use apex_core::watch::{Begin, Family, FromProbe, Reaction, Source};
 use apex_sys::clock;
 
@@ -206,6 +206,13 @@ impl Pipeline {
             wish = self.found(&finding).or(wish);
         }
         wish
+    }
+
+    /// Takes what the probes have cost, for the account.
+    pub fn cost(&mut self, probes: Vec<ProbeCost>) {
+        if let Some((summary, _)) = &mut self.summary {
+            summary.cost(probes);
+        }
     }
 
     fn found(&mut self, finding: &Finding) -> Option<(Reaction, String)> {

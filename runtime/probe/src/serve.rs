@@ -206,6 +206,7 @@ impl Service {
     /// Beside the loop, which reads what the sources still send.
     fn stop(&mut self) {
         if let Some(running) = self.running.take() {
+            self.pipeline.cost(running.costs());
             thread::spawn(move || running.stop());
         }
     }

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::SyncSender;
 
 use apex_core::seccomp::trace::Scope;
+use apex_core::summary::ProbeCost;
 use apex_core::watch::{Family, Level, Source};
 
 use crate::bpf::{self, Probes};
@@ -123,6 +124,20 @@ impl Running {
             Running::Probes(probes) => probes.tighten().map_err(|error| words(&error)),
             Running::Ptrace(_) | Running::Nothing => Ok(()),
         }
+    }
+
+    /// What each probe that ran has cost, as far as the kernel measures it.
+    pub fn costs(&self) -> Vec<ProbeCost> {
+        let Running::Probes(probes) = self else { return Vec::new() };
+        // Figures for people: that they cannot be had takes nothing from the record.
+        let stats = probes.stats().unwrap_or_default().into_iter().filter(|program| program.run_count > 0);
+        let cost = |program: bpf::ProgramStats| ProbeCost {
+            name: program.name.to_owned(),
+            family: program.family,
+            run_count: program.run_count,
+            run_time_ns: program.run_time_ns,
+        };
+        stats.map(cost).collect()
     }
 
     /// Detaches. What was seen before is sent first, so the channel must be read meanwhile.

@@ -132,3 +132,12 @@ fn families_that_are_not_watched_are_told() {
     summary.observe(&event(0, What::Start(Box::new(start)), None));
     assert!(summary.account().text().contains("not watched: file: no probes here"));
 }
+
+#[test]
+fn what_probes_cost_is_told_for_each() {
+    let mut summary = Summary::default();
+    assert!(!summary.account().text().contains("cost of the probes"), "nothing was measured");
+    let cost = ProbeCost { name: "on_exec".to_owned(), family: Family::Process, run_count: 4, run_time_ns: 2000 };
+    summary.cost(vec![cost]);
+    assert!(summary.account().text().ends_with("  cost of the probes\n    on_exec (process): 4 runs, 500 ns each\n"));
+}

@@ -35,6 +35,7 @@ impl Account {
         list(&mut out, "unusual", &self.unusual);
         self.findings(&mut out);
         self.gaps(&mut out);
+        self.costs(&mut out);
         out
     }
 
@@ -87,6 +88,17 @@ impl Account {
         }
         for (why, count) in &self.lost {
             push(out, 1, &format!("lost: {count} events ({})", why.words()));
+        }
+    }
+
+    /// What watching cost.
+    fn costs(&self, out: &mut String) {
+        if !self.probes.is_empty() {
+            out.push_str("  cost of the probes\n");
+        }
+        for probe in &self.probes {
+            let each_ns = probe.run_time_ns / probe.run_count.max(1);
+            push(out, 2, &format!("{} ({}): {} runs, {each_ns} ns each", probe.name, probe.family.name(), probe.run_count));
         }
     }
 }

@@ -53,6 +53,8 @@ fn the_host_changes_only_when_somebody_applies_it() {
     let overlay = Overlay::run(tree(), CHANGES);
     assert_eq!(overlay.work.read("changed"), "old");
     assert_eq!(overlay.work.read("dir/inner"), "old");
+    let work = overlay.kept.at("o/0/work");
+    assert!(!Path::new(&work).exists(), "what the kernel needed is gone, so the owner can remove the rest");
     let (code, diff) = overlay.verb(&["diff"]);
     assert_eq!(code, 0);
     let work = overlay.work.text();

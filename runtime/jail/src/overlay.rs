@@ -7,7 +7,7 @@ mod apply;
 mod look;
 
 use std::ffi::CString;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -94,6 +94,16 @@ pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<M
     let denied = policy.filesystem.deny.iter().map(|grant| grant.path.clone()).collect();
     let started = Moment { s: about.ctime(), ns: about.ctime_nsec() };
     Ok(Some(Manifest { version: VERSION, started, layers, denied, changes: None, more: 0 }))
+}
+
+/// Removes what the kernel needed beside each layer while it was in use: its inner directory has mode 0, which would stop an `rm -r` of its owner.
+/// What cannot be removed stays: it is no part of what was written.
+pub fn clear_work(dir: &Path, layers: usize) {
+    for number in 0..layers {
+        let work = dir.join(number.to_string()).join("work");
+        let _ = std::fs::set_permissions(work.join("work"), Permissions::from_mode(0o700));
+        let _ = std::fs::remove_dir_all(work);
+    }
 }
 
 fn layer(mount: &Mount) -> Option<Layer> {

@@ -98,7 +98,11 @@ impl Account {
         }
         for probe in &self.probes {
             let each_ns = probe.run_time_ns / probe.run_count.max(1);
-            push(out, 2, &format!("{} ({}): {} runs, {each_ns} ns each", probe.name, probe.family.name(), probe.run_count));
+            push(
+                out,
+                2,
+                &format!("{} ({}): {} runs, {each_ns} ns each", probe.name, probe.family.name(), probe.run_count),
+            );
         }
     }
 }

@@ -37,6 +37,7 @@ impl Kept {
     /// Looks the layers through, so that a commit knows what the host was like.
     pub fn end(mut self) -> Result<()> {
         overlay::look(&self.dir, &mut self.manifest)?;
+        overlay::clear_work(&self.dir, self.manifest.layers.len());
         self.write()?;
         let (count, dir) = (self.manifest.changes.as_ref().map_or(0, Vec::len), escape::path(&self.dir));
         let _ = writeln!(

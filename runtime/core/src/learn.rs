@@ -10,7 +10,7 @@ mod setting;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 pub use needs::{Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN};
 pub use setting::{Given, Granted, Piece, Place, Setting, Top};
@@ -18,6 +18,7 @@ pub use text::{LearnError, Previous};
 
 use crate::event::{Errno, Event, What};
 use crate::observe::is_own_process;
+use crate::policy::normalise;
 use crate::refusal::Access;
 use crate::seccomp::{Abi, groups};
 
@@ -425,20 +426,7 @@ fn governor(what: &What) -> Option<(&'static str, &str)> {
 /// Absolute, without `.` and `..`, and with a name that a policy can hold.
 pub(crate) fn plain(path: &str) -> Option<PathBuf> {
     let path = Path::new(path);
-    if !path.is_absolute() {
-        return None;
-    }
-    let mut out = PathBuf::from("/");
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => out.push(name),
-            Component::ParentDir => {
-                out.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    Some(out)
+    path.is_absolute().then(|| normalise(path))
 }
 
 /// What the kernel and the sandbox itself provide: no grant is about it.

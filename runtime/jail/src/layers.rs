@@ -117,7 +117,8 @@ fn attributes(exec: bool) -> u64 {
     attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC }
 }
 
-fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+/// The rest of a file into another.
+pub(crate) fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut bytes = vec![0; CHUNK];
     loop {
         let count = fs::read(from, &mut bytes)?;

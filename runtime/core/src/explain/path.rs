@@ -6,7 +6,7 @@ use super::{Answer, deliberate, sensitive, snippet};
 use crate::amount::size;
 use crate::layer::Layer;
 use crate::plan::{BindAccess, LandlockRule, Mount, Plan};
-use crate::policy::{Grant, Origin, Policy};
+use crate::policy::{Grant, Origin, Policy, normalise};
 use crate::refusal::Access;
 
 /// A refused path, as the jail saw it.
@@ -19,7 +19,7 @@ pub(super) struct Seen<'s> {
 }
 
 pub(super) fn explain(seen: &Seen<'_>, plan: &Plan, policy: &Policy) -> Answer {
-    let path = normalize(seen.path);
+    let path = normalise(seen.path);
     let answer = explain_normal(&path, seen, plan, policy);
     let answer = guard(answer, &path);
     if seen.path.components().any(|part| part == Component::ParentDir) && answer.change.is_some() {
@@ -30,7 +30,7 @@ pub(super) fn explain(seen: &Seen<'_>, plan: &Plan, policy: &Policy) -> Answer {
 
 /// A socket with a path.
 pub(super) fn explain_socket(path: &Path, plan: &Plan) -> Answer {
-    let path = normalize(path);
+    let path = normalise(path);
     let answer = match covering(&path, plan) {
         Some(Cover::Bind { origin, .. }) => {
             Answer::new(None, "a rule grants its place: nobody listens there, or its own permissions refuse")
@@ -308,21 +308,6 @@ fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%,".contains(c);
     if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
-/// Resolves `.` and `..` by name. Links are not followed: this is for words to people, never for a decision.
-fn normalize(path: &Path) -> PathBuf {
-    let mut out = PathBuf::from("/");
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => out.push(name),
-            Component::ParentDir => {
-                out.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    out
 }
 
 fn is_system(path: &Path) -> bool {

@@ -6,10 +6,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::call::{Target, needs_how, targets};
 use crate::event::{Address, TEXT_BYTES_MAX, What};
+use crate::policy::normalise;
 use crate::refusal::Access;
 use crate::seccomp::Abi;
 use crate::seccomp::trace::{CHOSEN, NEW_NAMESPACES};
@@ -327,29 +328,14 @@ fn path(caller: &mut dyn Caller, dirfd: Option<i32>, address: u64) -> Result<Str
     let text = caller.text(address).ok_or(Unreadable)?;
     let named = Path::new(OsStr::from_bytes(&text));
     if named.is_absolute() {
-        return Ok(cut(&plain(named)));
+        return Ok(cut(&normalise(named)));
     }
     let base = caller.file(dirfd);
     Ok(match base {
         Some(base) if text.is_empty() => cut(&base),
-        Some(base) => cut(&plain(&base.join(named))),
+        Some(base) => cut(&normalise(&Path::new("/").join(base).join(named))),
         None => words(&text),
     })
-}
-
-/// Without `.` and `..`. No link is looked at: where the kernel went is told by what it opened.
-fn plain(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::from("/");
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => plain.push(name),
-            Component::ParentDir => {
-                plain.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    plain
 }
 
 fn opened(caller: &mut dyn Caller, fd: u64) -> Result<String, Unreadable> {

@@ -8,7 +8,7 @@ use super::mounts::Mounts;
 use super::{PlanError, shown};
 use crate::host::{Host, PathFact};
 use crate::plan::{CommandPlan, Request};
-use crate::policy::Environment;
+use crate::policy::{Environment, normalise};
 
 /// Where programs are looked for when the environment says nothing (execvp(3)).
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -94,13 +94,5 @@ fn variable(env: &[OsString], name: &str) -> Option<String> {
 
 /// Absolute and without `.` and `..`, by the letters alone: the sandbox has no view in which to follow links.
 fn absolute(path: &Path, host: &dyn Host) -> PathBuf {
-    let mut clean = PathBuf::from("/");
-    for part in host.cwd().join(path).components() {
-        match part {
-            std::path::Component::Normal(name) => clean.push(name),
-            std::path::Component::ParentDir => drop(clean.pop()),
-            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => {}
-        }
-    }
-    clean
+    normalise(&host.cwd().join(path))
 }

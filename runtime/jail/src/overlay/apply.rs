@@ -15,8 +15,8 @@ use nix::unistd::{Gid, Uid, fchown, fsync};
 
 use super::look::{kind_of, link, stamp_at, stat};
 use super::{BENEATH, below, open_dir};
+use crate::layers::copy_all;
 
-const CHUNK: usize = 64 << 10;
 const PERMISSIONS: u32 = 0o777;
 /// Names that are tried for the file that takes a place at the end.
 const NAMES_MAX: u32 = 100;
@@ -225,19 +225,4 @@ fn holder(dir: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, PathBuf), Errno>
     let parent = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().map(PathBuf::from).ok_or(Errno::EINVAL)?;
     Ok((fs::open(dir, &below(parent)?, nix::libc::O_PATH | nix::libc::O_DIRECTORY, BENEATH)?, name))
-}
-
-fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-    let mut bytes = vec![0; CHUNK];
-    loop {
-        let count = fs::read(from, &mut bytes)?;
-        if count == 0 {
-            return Ok(());
-        }
-        let mut rest = &bytes[..count];
-        while !rest.is_empty() {
-            let written = fs::write(to, rest)?;
-            rest = &rest[written..];
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! One line of JSON, safe to show in a terminal.
 //!
 //! serde_json writes C0 as escapes; DEL, C1 and the characters that change direction or hide would pass. Inside JSON text they can only
-//! stand in a string, so each may be written as `\uXXXX` wherever it is found: the document means the same.
+//! stand in a string, so each may be escaped by its number wherever it is found: the document means the same.
 
 use std::fmt::Write as _;
 

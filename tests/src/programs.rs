@@ -328,8 +328,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Where the runner says that this package stands: not where it was built, since a plain user gets a copy that he may read.
-fn fixtures() -> Result<PathBuf> {
+/// The directory `tests/fixtures`, where the runner says that this package stands: not where it was built, since a plain user gets a copy that
+/// he may read.
+pub fn fixtures() -> Result<PathBuf> {
     let package =
         std::env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set; start the tests with cargo")?;
     Ok(Path::new(&package).join("fixtures"))

@@ -111,6 +111,20 @@ fn a_crippled_init_ends_cleanly() {
     }
 }
 
+/// Where the caller ignores SIGCHLD, the kernel would reap the command unseen, and everybody would wait for ever.
+#[test]
+fn a_caller_that_ignores_the_end_of_children() {
+    if let Some(reason) = apex_tests::programs::missing_program(&["python3"]) {
+        apex_tests::skip!("{reason}");
+    }
+    // A shell resets it for its children.
+    let ignore =
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])";
+    let prelude = format!("set -- /usr/bin/python3 -c '{ignore}' \"$@\";");
+    let output = Sandbox::new().prelude(&prelude).run(&["/bin/sh", "-c", "/bin/true; exit 7"]).expect_code(7);
+    assert_eq!(output.err(), "");
+}
+
 /// Orphans are reaped by the init: three times as many as the limit of tasks come and go.
 #[test]
 fn orphans_are_reaped() {

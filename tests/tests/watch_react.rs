@@ -105,6 +105,16 @@ fn a_frozen_sandbox_can_be_ended() {
 }
 
 #[test]
+fn tightening_never_gives_more_than_the_plan() {
+    let Some(sandbox) = watched("tighten") else { apex_tests::skip!("the program python3 is not installed") };
+    if !as_root() {
+        apex_tests::skip!("only root has a cgroup to tighten here");
+    }
+    let output = sandbox.args(["--cpu", "5"]).run(&RUN).expect_code(0);
+    assert!(output.err().contains("CPU cut to 5% of one core"), "{}", output.err());
+}
+
+#[test]
 fn a_tightened_sandbox_gets_no_more() {
     let Some(sandbox) = watched("tighten") else { apex_tests::skip!("the program python3 is not installed") };
     let output = sandbox.run(&RUN).expect_code(0);

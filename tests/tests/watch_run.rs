@@ -134,6 +134,26 @@ fn a_prober_that_is_none_stops_the_start() {
     expect_nothing_left(&sandbox, &output);
 }
 
+/// It lives on, so its end tells nothing: the sandbox must not wait for that end.
+#[test]
+fn nothing_goes_on_when_its_prober_lets_go_of_its_socket() {
+    if let Some(reason) = apex_tests::programs::missing_program(&["gcc"]) {
+        apex_tests::skip!("{reason}");
+    }
+    let dir = TempDir::new();
+    let (prober, source) =
+        (dir.at("prober"), apex_tests::programs::fixtures().expect("it is there").join("mute_prober.c"));
+    let compiled = std::process::Command::new("gcc").args(["-O1", "-static", "-o", &prober]).arg(source).status();
+    assert!(compiled.expect("gcc runs").success());
+    let sandbox = Sandbox::new().arg("--watch").caller_env("APEX_PROBE", &prober);
+    let output = sandbox.run(&["/bin/sh", "-c", "while :; do echo tick; sleep 0.1; done"]);
+    let output = output.expect_refusal(&["the prober closed its socket", "unwatched"]);
+    // A second watched, at most another until it is ended; it would be six and more if somebody waited for the prober.
+    let ticks = output.out().lines().count();
+    assert!((1..=30).contains(&ticks), "{ticks} ticks");
+    expect_nothing_left(&sandbox, &output);
+}
+
 #[test]
 fn a_record_that_cannot_be_written_stops_the_start() {
     let sandbox = Sandbox::new().args(["--events", "/proc/none/events"]);

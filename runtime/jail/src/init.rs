@@ -84,7 +84,9 @@ impl Init<'_, '_> {
     fn await_attached(&self) -> Result<(Option<Scope>, Vec<OwnedFd>), Failure> {
         let failed = Failure::at(Step::Handshake, 0);
         match self.socket.next_order_with().map_err(&failed)? {
-            Some((Order::Attached { trace }, doors)) => Ok((trace, doors)),
+            Some((Order::Attached { trace, doors: count }, doors)) if doors.len() == usize::from(count) => {
+                Ok((trace, doors))
+            }
             Some(_) => Err(failed(Errno::EBADMSG)),
             None => Err(failed(Errno::EPIPE)),
         }

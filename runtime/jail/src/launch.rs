@@ -226,7 +226,8 @@ fn attach(plan: &Plan, site: Option<&Site>, ahead: Option<Ahead>, running: &mut 
     running.check_guard()?;
     let trace = watch::prepare(running)?;
     let lent: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
-    let ordered = running.socket.order_with(Order::Attached { trace }, &lent);
+    let count = u8::try_from(lent.len()).expect("there are three controllers");
+    let ordered = running.socket.order_with(Order::Attached { trace, doors: count }, &lent);
     // As with the trees.
     doors.into_iter().for_each(std::mem::forget);
     ordered.map_err(Failure::at(Step::Handshake, 0)).map_err(explain)

@@ -18,6 +18,8 @@ pub enum Order {
     Attached {
         /// What the command is to stop at for a tracer, where there is one.
         trace: Option<Scope>,
+        /// How many files come along: with one of them missing the sandbox would stand outside of a limit.
+        doors: u8,
     },
     /// The receipt is read: go on.
     Go,
@@ -116,7 +118,7 @@ fn decode_scope(word: i32) -> Result<Option<Scope>, Errno> {
 fn encode_order(order: Order) -> [u8; SIZE] {
     match order {
         Order::Mapped => pack(1, 0, [0; 3]),
-        Order::Attached { trace } => pack(2, 0, [encode_scope(trace), 0, 0]),
+        Order::Attached { trace, doors } => pack(2, 0, [encode_scope(trace), doors.into(), 0]),
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
         Order::SignalAll(signal) => pack(5, 0, [signal, 0, 0]),
@@ -167,7 +169,10 @@ impl End {
         }
         let order = match unpack(&bytes) {
             (1, ..) => Order::Mapped,
-            (2, _, [scope, ..]) => Order::Attached { trace: decode_scope(scope)? },
+            (2, _, [scope, doors, _]) => {
+                let doors = u8::try_from(doors).map_err(|_| Errno::EBADMSG)?;
+                Order::Attached { trace: decode_scope(scope)?, doors }
+            }
             (3, ..) => Order::Go,
             (4, _, [signal, ..]) => Order::Signal(signal),
             (5, _, [signal, ..]) => Order::SignalAll(signal),
@@ -229,6 +234,11 @@ impl End {
             (5, _, [signal, ..]) => Report::Ended(Ended::Signal(signal)),
             _ => return Err(Errno::EBADMSG),
         };
-        Ok(Some((report, fds.into_iter().next())))
+        let fd = fds.into_iter().next();
+        // A terminal without its master would be one that nobody serves.
+        if matches!(report, Report::Terminal) != fd.is_some() {
+            return Err(Errno::EBADMSG);
+        }
+        Ok(Some((report, fd)))
     }
 }

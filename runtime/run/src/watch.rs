@@ -35,6 +35,8 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 const DONE_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take to end after its last word.
 const END_WITHIN: Duration = Duration::from_secs(5);
+/// For what it may still have said or how it ended, before the sandbox is ended too.
+const WORDS_WITHIN: Duration = Duration::from_millis(500);
 /// As signal(7) numbers it.
 const SIGKILL: i32 = 9;
 /// What a record keeps of the command line, in bytes: a packet holds it with every byte escaped.
@@ -110,7 +112,7 @@ impl Prober {
         loop {
             match self.receive(deadline)? {
                 FromProbe::Done { .. } => break,
-                FromProbe::Failed { words } => return Err(words),
+                FromProbe::Failed { words } => return Err(escape::text(&words).into_owned()),
                 // Asked for while the end was already on its way.
                 FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching => {}
             }
@@ -143,6 +145,8 @@ impl Prober {
         match net::receive(socket, &mut bytes) {
             Ok((0, _)) | Err(_) => Err(self.death()),
             Ok((count, _)) => serde_json::from_slice(&bytes[..count]).map_err(|error| {
+                let error = error.to_string();
+                let error = escape::text(&error);
                 format!("the prober said what apex-run does not understand ({error}); are both of one version?")
             }),
         }
@@ -162,7 +166,12 @@ impl Prober {
         if let Some(words) = self.last_words() {
             return words;
         }
-        match self.reap(END_WITHIN) {
+        // Nobody waits here for one that lives and has only let go of its socket: the sandbox would run on meanwhile.
+        let has_ended = self
+            .alive
+            .as_ref()
+            .is_some_and(|alive| wait_for(alive.pidfd.as_fd(), false, Instant::now() + WORDS_WITHIN).is_ok());
+        match has_ended.then(|| self.reap(Duration::ZERO)).flatten() {
             Some(Ended::Signal(number)) => format!("the prober was ended by signal {number}"),
             Some(Ended::Code(code)) => format!("the prober ended with code {code} before the sandbox did"),
             None => "the prober closed its socket".to_owned(),
@@ -172,10 +181,12 @@ impl Prober {
     fn last_words(&self) -> Option<String> {
         let socket = self.alive.as_ref()?.socket.as_fd();
         let mut bytes = vec![0; PACKET_BYTES_MAX];
-        // It is closed at the other end, so this does not wait.
-        while let Ok((count @ 1.., _)) = net::receive(socket, &mut bytes) {
+        let deadline = Instant::now() + WORDS_WITHIN;
+        while wait_for(socket, false, deadline).is_ok()
+            && let Ok((count @ 1.., _)) = net::receive(socket, &mut bytes)
+        {
             if let Ok(FromProbe::Failed { words }) = serde_json::from_slice(&bytes[..count]) {
-                return Some(words);
+                return Some(escape::text(&words).into_owned());
             }
         }
         None
@@ -306,7 +317,12 @@ fn become_prober(program: &OwnedFd, socket: &OwnedFd) -> Errno {
         // A copy that the socket does not overwrite: with one at 3, the next has another number.
         let first = program.try_clone().map_err(|_| Errno::EMFILE)?;
         let program = match first.as_raw_fd() {
-            SOCKET_FD => first.try_clone().map_err(|_| Errno::EMFILE)?,
+            SOCKET_FD => {
+                let second = first.try_clone().map_err(|_| Errno::EMFILE)?;
+                // The number is the socket's from here on: closing it would close that.
+                std::mem::forget(first);
+                second
+            }
             _ => first,
         };
         let null = fs::open(fs::cwd(), c"/dev/null", 2, 0)?;
@@ -404,8 +420,11 @@ fn slow(within: Duration) -> String {
 
 fn out_of_turn(said: FromProbe) -> String {
     match said {
-        FromProbe::Failed { words } => words,
-        other => format!("the prober said {other:?} out of turn; are apex-run and apex-probe of one version?"),
+        FromProbe::Failed { words } => escape::text(&words).into_owned(),
+        other => {
+            let said = format!("{other:?}");
+            format!("the prober said {} out of turn; are apex-run and apex-probe of one version?", escape::text(&said))
+        }
     }
 }
 

@@ -118,10 +118,14 @@ fn sleep_while(state: &AtomicI32, value: i32) -> Result<(), Errno> {
 extern "C" fn hold(argument: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `Holder::start` passes a pointer that stays valid until this process has ended.
     let shared = unsafe { &*argument.cast::<Shared>() };
+    // What is sent to the caller's group is for the caller, who waits for us: first of all.
+    let every_signal = u64::MAX;
+    // SAFETY: `every_signal` is a signal set of the size that is told, and outlives the call.
+    unsafe { raw(libc::SYS_rt_sigprocmask, [libc::SIG_BLOCK as usize, &raw const every_signal as usize, 0, 8]) };
     // SAFETY: integers only.
     let parent = unsafe {
-        raw(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0]);
-        raw(libc::SYS_getppid, [0; 3])
+        raw(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0]);
+        raw(libc::SYS_getppid, [0; 4])
     };
     if parent != shared.parent as isize {
         return 0;
@@ -131,33 +135,34 @@ extern "C" fn hold(argument: *mut libc::c_void) -> libc::c_int {
         let state = if errno == 0 { DONE } else { FAILED - errno };
         if shared.state.swap(state, Ordering::AcqRel) == AWAITED {
             // SAFETY: the word outlives the call.
-            unsafe { raw(libc::SYS_futex, [shared.state.as_ptr() as usize, libc::FUTEX_WAKE as usize, 1]) };
+            unsafe { raw(libc::SYS_futex, [shared.state.as_ptr() as usize, libc::FUTEX_WAKE as usize, 1, 0]) };
         }
     }
     loop {
         // With a short list of arguments: pause(2) is not on every architecture.
         // SAFETY: no descriptors and no timeout: sleeps until a signal.
-        unsafe { raw(libc::SYS_ppoll, [0; 3]) };
+        unsafe { raw(libc::SYS_ppoll, [0; 4]) };
     }
 }
 
 /// A network namespace of its own, loopback up (netdevice(7)). Gives the errno, 0 for none.
 fn make_network() -> i32 {
     // SAFETY: integers only.
-    let unshared = unsafe { raw(libc::SYS_unshare, [libc::CLONE_NEWNET as usize, 0, 0]) };
+    let unshared = unsafe { raw(libc::SYS_unshare, [libc::CLONE_NEWNET as usize, 0, 0, 0]) };
     if unshared < 0 {
         return -unshared as i32;
     }
     // SAFETY: integers only. The descriptor is this process's own and ends with it.
-    let socket =
-        unsafe { raw(libc::SYS_socket, [libc::AF_INET as usize, (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize, 0]) };
+    let socket = unsafe {
+        raw(libc::SYS_socket, [libc::AF_INET as usize, (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize, 0, 0])
+    };
     if socket < 0 {
         return -socket as i32;
     }
     let request = crate::net::loopback_request();
     // SAFETY: `request` is a valid ifreq and outlives the call.
     let raised =
-        unsafe { raw(libc::SYS_ioctl, [socket as usize, libc::SIOCSIFFLAGS as usize, &raw const request as usize]) };
+        unsafe { raw(libc::SYS_ioctl, [socket as usize, libc::SIOCSIFFLAGS as usize, &raw const request as usize, 0]) };
     if raised < 0 { -raised as i32 } else { 0 }
 }
 
@@ -166,14 +171,14 @@ fn make_network() -> i32 {
 /// # Safety
 /// As for the call itself.
 #[cfg(target_arch = "x86_64")]
-unsafe fn raw(number: libc::c_long, arguments: [usize; 3]) -> isize {
+unsafe fn raw(number: libc::c_long, arguments: [usize; 4]) -> isize {
     let result;
-    // SAFETY: the instruction changes the named registers only; r10 and r8, the fourth and fifth argument, are zero.
+    // SAFETY: the instruction changes the named registers only; r8, the fifth argument, is zero.
     unsafe {
         std::arch::asm!(
             "syscall",
             inlateout("rax") number as isize => result,
-            in("rdi") arguments[0], in("rsi") arguments[1], in("rdx") arguments[2], in("r10") 0, in("r8") 0,
+            in("rdi") arguments[0], in("rsi") arguments[1], in("rdx") arguments[2], in("r10") arguments[3], in("r8") 0,
             lateout("rcx") _, lateout("r11") _,
             options(nostack)
         );
@@ -186,15 +191,15 @@ unsafe fn raw(number: libc::c_long, arguments: [usize; 3]) -> isize {
 /// # Safety
 /// As for the call itself.
 #[cfg(target_arch = "aarch64")]
-unsafe fn raw(number: libc::c_long, arguments: [usize; 3]) -> isize {
+unsafe fn raw(number: libc::c_long, arguments: [usize; 4]) -> isize {
     let result;
-    // SAFETY: the instruction changes the named registers only; x3 and x4, the fourth and fifth argument, are zero.
+    // SAFETY: the instruction changes the named registers only; x4, the fifth argument, is zero.
     unsafe {
         std::arch::asm!(
             "svc 0",
             in("x8") number,
             inlateout("x0") arguments[0] as isize => result,
-            in("x1") arguments[1], in("x2") arguments[2], in("x3") 0, in("x4") 0,
+            in("x1") arguments[1], in("x2") arguments[2], in("x3") arguments[3], in("x4") 0,
             options(nostack)
         );
     }

@@ -103,6 +103,9 @@ fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], flags
 }
 
 /// Receives a message and the descriptors that came with it, at most [`FDS_MAX`] (recvmsg(2)). Zero bytes mean that the peer is gone.
+///
+/// # Errors
+/// `EMSGSIZE` when a part did not get through: bytes beyond the room for them, or descriptors that could not be installed.
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut control = Control([0; 32]);
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -130,6 +133,9 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
             let received = (size / size_of::<RawFd>()).min(FDS_MAX);
             fds.extend((0..received).map(|at| OwnedFd::from_raw_fd(data.add(at).read_unaligned())));
         }
+    }
+    if header.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) != 0 {
+        return Err(Errno::EMSGSIZE);
     }
     Ok((count as usize, fds))
 }

@@ -97,6 +97,18 @@ pub fn poll(interests: &mut [Interest<'_>], timeout_ms: Option<u64>) -> Result<b
 
 extern "C" fn nothing(_: libc::c_int) {}
 
+/// The signal that tells of a child's end.
+pub const SIGCHLD: i32 = libc::SIGCHLD;
+
+/// Gives a signal its default action (sigaction(2)).
+pub fn by_default(signal: i32) -> Result<(), Errno> {
+    // SAFETY: sigaction is plain data; all zeroes is SIG_DFL without flags.
+    unsafe {
+        let action: libc::sigaction = std::mem::zeroed();
+        check(libc::sigaction(signal, &raw const action, std::ptr::null_mut()).into()).map(drop)
+    }
+}
+
 /// Makes a signal end a blocked system call with EINTR and do nothing else (sigaction(2), without `SA_RESTART`).
 pub fn interrupts_calls(signal: i32) -> Result<(), Errno> {
     // SAFETY: sigaction is plain data; the handler touches nothing, so it may run at any instruction.

@@ -252,10 +252,11 @@ impl Cgroup {
 
     /// Cuts the limits down to what is used: no task more than there are now, and little CPU. Returns what was cut, in words.
     pub fn tighten(&self) -> Result<String, CgroupError> {
+        let tight = Tight::below(&self.plan);
         match &self.kind {
-            Kind::V1(groups) => v1::tighten(groups),
-            Kind::V2(group) => v2::tighten(&group.dir),
-            Kind::Scope(scope) => scope.tighten(),
+            Kind::V1(groups) => v1::tighten(groups, &tight),
+            Kind::V2(group) => v2::tighten(&group.dir, &tight),
+            Kind::Scope(scope) => scope.tighten(&tight),
         }
     }
 
@@ -278,20 +279,38 @@ impl Cgroup {
     }
 }
 
-/// What a tightened sandbox may have of one core.
-const TIGHT_CPU_PERCENT: u64 = 10;
+/// What a tightened sandbox may have at most, and never more than its plan gave it.
+struct Tight {
+    cpu_percent: u64,
+    tasks: u64,
+}
 
-/// What [`Cgroup::tighten`] says.
-fn cut(tasks: Option<u64>, cpu: bool) -> String {
-    let tasks = tasks.map(|tasks| format!("tasks cut to the {tasks} that there are"));
-    let cpu = cpu.then(|| format!("CPU cut to {TIGHT_CPU_PERCENT}% of one core"));
-    let words: Vec<String> = tasks.into_iter().chain(cpu).collect();
-    if words.is_empty() {
-        "its cgroup limits neither tasks nor CPU, so these stay".to_owned()
-    } else {
-        words.join(", ")
+impl Tight {
+    fn below(plan: &CgroupPlan) -> Tight {
+        let planned = plan.cpu_percent.map_or(u64::MAX, u64::from);
+        Tight { cpu_percent: planned.min(TIGHT_CPU_PERCENT), tasks: plan.tasks.unwrap_or(u64::MAX) }
+    }
+
+    /// Microseconds of CPU in one period.
+    fn quota_us(&self, period_us: u64) -> u64 {
+        self.cpu_percent * period_us / 100
+    }
+
+    /// What [`Cgroup::tighten`] says.
+    fn words(&self, tasks: Option<u64>, cpu: bool) -> String {
+        let tasks = tasks.map(|tasks| format!("tasks cut to the {tasks} that there are"));
+        let cpu = cpu.then(|| format!("CPU cut to {}% of one core", self.cpu_percent));
+        let words: Vec<String> = tasks.into_iter().chain(cpu).collect();
+        if words.is_empty() {
+            "its cgroup limits neither tasks nor CPU, so these stay".to_owned()
+        } else {
+            words.join(", ")
+        }
     }
 }
+
+/// Percent of one core.
+const TIGHT_CPU_PERCENT: u64 = 10;
 
 /// Random names do not collide by chance; a second and third miss mean that something is wrong.
 const NAME_ATTEMPTS_MAX: u32 = 8;

@@ -18,7 +18,7 @@ use zbus::zvariant::Value;
 use super::dir::Dir;
 use super::effective::{self, Effective, Outcome};
 use super::error::CgroupError;
-use super::v2;
+use super::{Tight, v2};
 
 const MANAGER: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -103,8 +103,8 @@ impl Scope {
         v2::freeze(&self.placed()?.0, frozen)
     }
 
-    pub(super) fn tighten(&self) -> Result<String, CgroupError> {
-        v2::tighten(&self.placed()?.0)
+    pub(super) fn tighten(&self, tight: &Tight) -> Result<String, CgroupError> {
+        v2::tighten(&self.placed()?.0, tight)
     }
 
     pub(super) fn kill_all(&self) -> Result<(), CgroupError> {

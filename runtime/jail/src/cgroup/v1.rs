@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use super::dir::{self, Dir};
 use super::effective::{self, Effective, EffectiveLimit, Keyed, Outcome};
 use super::error::CgroupError;
-use super::{Controller, require};
+use super::{Controller, Tight, require};
 
 /// Microseconds over which a CPU quota is counted, the kernel's default.
 pub(super) const PERIOD_US: u64 = 100_000;
@@ -256,21 +256,20 @@ pub(super) fn outcome(groups: &[Group]) -> Result<Outcome, CgroupError> {
 }
 
 /// See [`super::Cgroup::tighten`].
-pub(super) fn tighten(groups: &[Group]) -> Result<String, CgroupError> {
+pub(super) fn tighten(groups: &[Group], tight: &Tight) -> Result<String, CgroupError> {
     let (mut tasks, mut has_cpu) = (None, false);
     for group in groups {
         if group.holds(Controller::Pids) {
-            let present = group.number("pids.current")?;
+            let present = group.number("pids.current")?.min(tight.tasks);
             group.dir.limit("pids.max", &present.to_string())?;
             tasks = Some(present);
         }
         if group.holds(Controller::Cpu) {
-            let quota_us = super::TIGHT_CPU_PERCENT * PERIOD_US / 100;
-            group.dir.limit("cpu.cfs_quota_us", &quota_us.to_string())?;
+            group.dir.limit("cpu.cfs_quota_us", &tight.quota_us(PERIOD_US).to_string())?;
             has_cpu = true;
         }
     }
-    Ok(super::cut(tasks, has_cpu))
+    Ok(tight.words(tasks, has_cpu))
 }
 
 /// SIGKILL until nobody is left. New forks are stopped first where `pids` is ours, so that one round is enough.

@@ -16,7 +16,7 @@ use super::dir::{self, Dir, read_control};
 use super::effective::{self, Effective, EffectiveLimit, Keyed, Outcome};
 use super::error::CgroupError;
 use super::v1::{PERIOD_US, kill_rounds};
-use super::{Controller, require};
+use super::{Controller, Tight, require};
 
 /// Levels that are looked at, from our own upwards.
 const LEVELS_MAX: usize = 16;
@@ -347,18 +347,18 @@ pub(super) fn freeze(dir: &Dir, frozen: bool) -> Result<(), CgroupError> {
 }
 
 /// See [`super::Cgroup::tighten`].
-pub(super) fn tighten(dir: &Dir) -> Result<String, CgroupError> {
+pub(super) fn tighten(dir: &Dir, tight: &Tight) -> Result<String, CgroupError> {
     let mut tasks = None;
     if dir.has("pids.current") {
-        let present = effective::number(dir, "pids.current")?;
+        let present = effective::number(dir, "pids.current")?.min(tight.tasks);
         dir.limit("pids.max", &present.to_string())?;
         tasks = Some(present);
     }
     let has_cpu = dir.has("cpu.max");
     if has_cpu {
-        dir.limit("cpu.max", &format!("{} {PERIOD_US}", super::TIGHT_CPU_PERCENT * PERIOD_US / 100))?;
+        dir.limit("cpu.max", &format!("{} {PERIOD_US}", tight.quota_us(PERIOD_US)))?;
     }
-    Ok(super::cut(tasks, has_cpu))
+    Ok(tight.words(tasks, has_cpu))
 }
 
 /// One write kills all, atomically against forks.

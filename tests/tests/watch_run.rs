@@ -138,7 +138,7 @@ fn a_prober_that_is_none_stops_the_start() {
 #[test]
 fn nothing_goes_on_when_its_prober_lets_go_of_its_socket() {
     if let Some(reason) = apex_tests::programs::missing_program(&["gcc"]) {
-        apex_tests::skip!("{reason}");
+        apex_tests::skip!(reason);
     }
     let dir = TempDir::new();
     let (prober, source) =

@@ -115,7 +115,7 @@ fn a_crippled_init_ends_cleanly() {
 #[test]
 fn a_caller_that_ignores_the_end_of_children() {
     if let Some(reason) = apex_tests::programs::missing_program(&["python3"]) {
-        apex_tests::skip!("{reason}");
+        apex_tests::skip!(reason);
     }
     // A shell resets it for its children.
     let ignore =

@@ -119,6 +119,17 @@ fn watching_passes_signals_and_streams_as_ever() {
 }
 
 #[test]
+fn the_standard_streams_are_sinks() {
+    let event = |line: &str| serde_json::from_str::<Event>(line).is_ok();
+    let output = Sandbox::new().args(["--events", "-"]).run(&["/bin/echo", "out"]).expect_code(0);
+    let (events, own): (Vec<_>, Vec<_>) = output.out().lines().map(str::to_owned).partition(|line| event(line));
+    assert_eq!((own, output.err().lines().any(event)), (vec!["out".to_owned()], false), "{}", output.out());
+    assert!(events.len() >= 3, "{events:?}");
+    let output = Sandbox::new().args(["--events", "stderr"]).run(&["/bin/echo", "out"]).expect_code(0);
+    assert_eq!((output.out().as_str(), output.err().lines().any(event)), ("out\n", true), "{}", output.err());
+}
+
+#[test]
 fn a_missing_prober_stops_the_start() {
     let output =
         Sandbox::new().arg("--watch").caller_env("APEX_PROBE", "/nowhere/apex-probe").run(&["/bin/echo", "ran"]);

@@ -60,7 +60,7 @@ complete -c apex-run -n '__apex_run_options' -l prove -d 'attempt the forbidden 
 complete -c apex-run -n '__apex_run_options' -l doctor -d 'tell which layers this host and user can have; needs no command'
 complete -c apex-run -n '__apex_run_options' -l json -d 'JSON instead of text for each of these'
 complete -c apex-run -n '__apex_run_options' -l watch -f -a 'off default full' -d 'watch what the command does: default has no hook on every system call, full has all; the next five imply default'
-complete -c apex-run -n '__apex_run_options' -l events -r -F -d 'write each event as a line of JSON to a file, - (standard error), journald, syslog or an https:// address'
+complete -c apex-run -n '__apex_run_options' -l events -r -F -d 'write each event as a line of JSON to a file, - (standard output), stderr, journald, syslog or an https:// address'
 complete -c apex-run -n '__apex_run_options' -l findings -r -F -d 'write each finding there too, beside its line on standard error'
 complete -c apex-run -n '__apex_run_options' -l on-finding -x -a 'warn freeze kill tighten' -d 'on a finding of severity high or above: warn (default), freeze, kill, or tighten network and resources'
 complete -c apex-run -n '__apex_run_options' -l baseline -x -a 'alert learn off' -d 'alert of a run that does what no earlier one of its policy did (default where that was learned), learn from it, or off'

@@ -158,7 +158,9 @@ pub enum Baseline {
 pub enum Sink {
     /// A file, appended to; made with mode 0600 when it is not there.
     File(String),
-    /// Standard error (standard output is the command's).
+    /// Standard output, between what the command writes there.
+    Stdout,
+    /// Standard error.
     Stderr,
     /// systemd-journald.
     Journald,

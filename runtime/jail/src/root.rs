@@ -5,11 +5,10 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use apex_core::plan::{BindAccess, Kind, Mount, Plan};
-use apex_core::policy::ProcView;
+use apex_core::policy::{ProcView, is_within};
 use apex_sys::mount::{self, attr};
 use apex_sys::{Errno, fs, process};
 
@@ -453,13 +452,6 @@ pub(crate) fn leave(fd: OwnedFd) {
     std::mem::forget(fd);
 }
 
-/// Whether `path` is `dir` or below it. On the bytes: paths of a plan are absolute and in their shortest form, and taking them apart into components costs a
-/// start more than all of its symbolic links.
-fn is_within(path: &Path, dir: &Path) -> bool {
-    let (path, dir) = (path.as_os_str().as_bytes(), dir.as_os_str().as_bytes());
-    dir == b"/" || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-}
-
 fn existing_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::EEXIST) => Ok(()),
@@ -496,24 +488,4 @@ pub(crate) fn private_tmpfs(size_bytes: u64, attributes: u64) -> Result<OwnedFd,
 
 fn number(value: u64) -> CString {
     CString::new(value.to_string()).expect("digits hold no NUL")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn within_is_by_whole_names() {
-        let check = |path: &str, dir: &str, expected: bool| {
-            assert_eq!(is_within(Path::new(path), Path::new(dir)), expected, "{path} {dir}");
-            assert_eq!(Path::new(path).starts_with(dir), expected, "{path} {dir}");
-        };
-        check("/usr/bin", "/", true);
-        check("/", "/", true);
-        check("/usr", "/usr", true);
-        check("/usr/bin", "/usr", true);
-        check("/usrlocal", "/usr", false);
-        check("/us", "/usr", false);
-        check("/", "/usr", false);
-    }
 }

@@ -455,7 +455,8 @@ fn text(row: &'static Row, value: OsString) -> Result<String, OptionError> {
 fn sink(row: &'static Row, value: OsString) -> Result<watch::Sink, OptionError> {
     let text = text(row, value)?;
     match text.as_str() {
-        "-" => Ok(watch::Sink::Stderr),
+        "-" => Ok(watch::Sink::Stdout),
+        "stderr" => Ok(watch::Sink::Stderr),
         "journald" => Ok(watch::Sink::Journald),
         "syslog" => Ok(watch::Sink::Syslog),
         _ if text.starts_with("https://") || text.starts_with("http://") => Ok(watch::Sink::Webhook(text)),
@@ -463,7 +464,7 @@ fn sink(row: &'static Row, value: OsString) -> Result<watch::Sink, OptionError> 
             row,
             OsStr::new(&text),
             "is an address that nothing can be sent to",
-            "give a file, -, journald, syslog or an https:// address",
+            "give a file, -, stderr, journald, syslog or an https:// address",
         )),
         _ => Ok(watch::Sink::File(text)),
     }

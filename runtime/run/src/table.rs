@@ -359,7 +359,7 @@ pub static TABLE: &[Row] = &[
         Section::Watching,
         "events",
         takes(Value::Events, "SINK", Hint::Path),
-        "write each event as a line of JSON to a file, - (standard error), journald, syslog or an https:// address",
+        "write each event as a line of JSON to a file, - (standard output), stderr, journald, syslog or an https:// address",
     )
     .repeatable(),
     row(

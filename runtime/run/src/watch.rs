@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use apex_core::event::{ARGS_MAX, Start, TEXT_BYTES_MAX, VERSION};
 use apex_core::plan::Plan;
 use apex_core::seccomp::trace::Scope;
-use apex_core::watch::{Begin, FromProbe, Learn, PACKET_BYTES_MAX, Reaction, SOCKET_FD, ToProbe};
+use apex_core::watch::{Begin, FromProbe, Learn, PACKET_BYTES_MAX, Reaction, SOCKET_FD, Sink, ToProbe};
 use apex_jail::watch::{Act, Needs, Standing, Told, Watcher};
 use apex_run::escape;
 use apex_run::options::Options;
@@ -217,7 +217,9 @@ impl Watcher for Prober {
         let (outer, inner) = net::pair().map_err(failed)?;
         match process::clone_into(0, None).map_err(failed)? {
             Side::Child => {
-                let errno = become_prober(&self.program, &inner);
+                let begin = &self.begin;
+                let writes_out = begin.events.iter().chain(&begin.findings).any(|sink| *sink == Sink::Stdout);
+                let errno = become_prober(&self.program, &inner, writes_out);
                 let _ = writeln!(std::io::stderr(), "apex-run: executing the prober: {}", errno.desc());
                 process::exit_now(125)
             }
@@ -309,9 +311,9 @@ impl Watcher for Prober {
     }
 }
 
-/// In the child: the socket as descriptor 3, nothing of the caller's but standard error, a session of its own, so that what a terminal
-/// sends does not reach it. Returns why it did not work.
-fn become_prober(program: &OwnedFd, socket: &OwnedFd) -> Errno {
+/// In the child: the socket as descriptor 3, nothing of the caller's but standard error and, for a sink there, standard output, a session of its
+/// own, so that what a terminal sends does not reach it. Returns why it did not work.
+fn become_prober(program: &OwnedFd, socket: &OwnedFd, writes_out: bool) -> Errno {
     let arrange = || -> Result<OwnedFd, Errno> {
         process::new_session()?;
         // A copy that the socket does not overwrite: with one at 3, the next has another number.
@@ -327,7 +329,10 @@ fn become_prober(program: &OwnedFd, socket: &OwnedFd) -> Errno {
         };
         let null = fs::open(fs::cwd(), c"/dev/null", 2, 0)?;
         fs::place(null.as_fd(), 0)?;
-        fs::place(null.as_fd(), 1)?;
+        if !writes_out {
+            // Whoever waits for the end of the command's output waits for the command alone.
+            fs::place(null.as_fd(), 1)?;
+        }
         fs::place(socket.as_fd(), SOCKET_FD)?;
         process::close_from(SOCKET_FD.unsigned_abs(), u32::MAX, true)?;
         fs::set_inherited(SOCKET_FD, true)?;

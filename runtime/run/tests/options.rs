@@ -225,12 +225,26 @@ fn what_needs_watching_implies_it() {
 
 #[test]
 fn sinks_are_told_apart() {
-    let options = parse(["--events", "f", "--events", "-", "--events", "journald", "--findings", "https://h/p", "ls"]);
+    let options = parse([
+        "--events",
+        "f",
+        "--events",
+        "-",
+        "--events",
+        "stderr",
+        "--events",
+        "journald",
+        "--findings",
+        "https://h/p",
+        "ls",
+    ]);
     let options = options.expect("a good command line");
-    assert_eq!(options.events, [watch::Sink::File("f".to_owned()), watch::Sink::Stderr, watch::Sink::Journald]);
+    let streams = [watch::Sink::Stdout, watch::Sink::Stderr];
+    assert_eq!(options.events[1..3], streams);
+    assert_eq!((&options.events[0], &options.events[3]), (&watch::Sink::File("f".to_owned()), &watch::Sink::Journald));
     assert_eq!(options.findings, [watch::Sink::Webhook("https://h/p".to_owned())]);
     check_error(
         &["--events", "ftp://x", "ls"],
-        "--events got `ftp://x`, which is an address that nothing can be sent to; give a file, -, journald, syslog or an https:// address",
+        "--events got `ftp://x`, which is an address that nothing can be sent to; give a file, -, stderr, journald, syslog or an https:// address",
     );
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use crate::host::{CgroupSupport, Host};
 use crate::layer::{Layer, Requirement};
 use crate::plan::{CgroupPlan, IdentityPlan, LandlockPlan, OverlayPlan, Plan, Request, Rlimit};
-use crate::policy::{Mode, Network, Origin, Policy, Resources, Tty};
+use crate::policy::{Mode, Network, Origin, Policy, Resources, Tty, is_within};
 use crate::seccomp::{self, Notify};
 use crate::watch::Level;
 
@@ -284,7 +284,7 @@ pub fn mount_dest(mount: &crate::plan::Mount) -> &std::path::Path {
 
 /// Whether `inner` is `outer` or lies below it.
 fn covers(outer: &std::path::Path, inner: &std::path::Path) -> bool {
-    inner.starts_with(outer)
+    is_within(inner, outer)
 }
 
 fn shown(path: &std::path::Path) -> String {
@@ -294,7 +294,7 @@ fn shown(path: &std::path::Path) -> String {
 /// Paths whose content is the same for every user of the host; owners are never translated there.
 fn is_system(path: &std::path::Path) -> bool {
     const SYSTEM: [&str; 9] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt"];
-    SYSTEM.iter().any(|system| path.starts_with(system))
+    SYSTEM.iter().any(|system| is_within(path, std::path::Path::new(system)))
 }
 
 /// Directories that come with every root of the sandbox itself.

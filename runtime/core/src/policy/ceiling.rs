@@ -11,7 +11,7 @@ use super::error::PolicyError;
 use super::file::{CeilingTable, LimitName, Lines};
 use super::flags::OPTIONAL;
 use super::merge::{Access, Draft, Place, Rule};
-use super::path;
+use super::path::{self, is_within};
 use super::{Grant, Mode, Network, Origin, SyscallDefault};
 use crate::layer::{Layer, Requirement};
 
@@ -279,7 +279,7 @@ fn shown(path: &Path) -> String {
 
 /// Why a path is too much: it lies in a forbidden one, or holds one.
 fn limit(path: &Path, forbidden: &Path, verb: &str) -> String {
-    if path.starts_with(forbidden) {
+    if is_within(path, forbidden) {
         format!("nothing of {} can be {verb}", shown(forbidden))
     } else {
         format!("it contains {}, of which nothing can be {verb}", shown(forbidden))
@@ -288,7 +288,7 @@ fn limit(path: &Path, forbidden: &Path, verb: &str) -> String {
 
 /// The forbidden path that `path` is, lies beneath or contains.
 fn overlap<'a>(forbidden: &'a [PathBuf], path: &Path) -> Option<&'a Path> {
-    forbidden.iter().map(PathBuf::as_path).find(|other| path.starts_with(other) || other.starts_with(path))
+    forbidden.iter().map(PathBuf::as_path).find(|other| is_within(path, other) || is_within(other, path))
 }
 
 fn unite<T: PartialEq>(list: &mut Vec<T>, more: Vec<T>) {

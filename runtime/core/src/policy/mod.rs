@@ -34,6 +34,7 @@ pub(crate) use file::Lines;
 pub(crate) use file::{LearnedTable, SeenTable};
 pub use flags::Flags;
 pub use merge::PATH_RULES_MAX;
+pub use path::is_within;
 pub(crate) use path::normalise;
 pub use resolve::{
     DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, modes_allowing, resolve, resolve_for_learning,

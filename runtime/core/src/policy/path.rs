@@ -2,6 +2,7 @@
 //!
 //! Purely lexical: links are the business of the planner and the jail, which open what they use.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 /// What variables and relative paths stand for.
@@ -39,6 +40,13 @@ pub(crate) fn in_file(text: &str, base: Option<&Path>, context: &Context<'_>) ->
 /// The path that a flag names. The shell has expanded variables already; `..` is what people type there, so it is taken lexically.
 pub(crate) fn in_flag(path: &Path, context: &Context<'_>) -> PathBuf {
     normalise(&context.cwd.join(path))
+}
+
+/// Whether `path` is `dir` or below it. On the bytes: paths of policies and plans are absolute and in their shortest form, and taking them apart into components
+/// takes longer than all the rest of a merge.
+pub fn is_within(path: &Path, dir: &Path) -> bool {
+    let (path, dir) = (path.as_os_str().as_bytes(), dir.as_os_str().as_bytes());
+    dir == b"/" || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 /// Resolves `.`, `..` and repeated slashes without looking at the file system.
@@ -154,5 +162,21 @@ mod tests {
         for (text, expected) in [("a", "/job/a"), ("../a", "/a"), ("../../..", "/"), ("/x/", "/x"), ("~", "/job/~")] {
             assert_eq!(in_flag(Path::new(text), &context(None)), PathBuf::from(expected));
         }
+    }
+
+    /// As std compares them, which takes both apart.
+    #[test]
+    fn within_is_by_whole_names() {
+        let check = |path: &str, dir: &str, expected: bool| {
+            assert_eq!(is_within(Path::new(path), Path::new(dir)), expected, "{path} {dir}");
+            assert_eq!(Path::new(path).starts_with(dir), expected, "{path} {dir}");
+        };
+        check("/usr/bin", "/", true);
+        check("/", "/", true);
+        check("/usr", "/usr", true);
+        check("/usr/bin", "/usr", true);
+        check("/usrlocal", "/usr", false);
+        check("/us", "/usr", false);
+        check("/", "/usr", false);
     }
 }

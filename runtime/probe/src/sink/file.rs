@@ -1,8 +1,8 @@
-//! Lines into a file or onto standard error.
+//! Lines into a file or onto a standard stream.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -38,10 +38,9 @@ impl Stream {
         Ok(Stream { file, is_torn: false })
     }
 
-    /// Standard error, by a descriptor of its own.
-    pub fn stderr() -> io::Result<Stream> {
-        let own: OwnedFd = io::stderr().as_fd().try_clone_to_owned()?;
-        Ok(Stream { file: File::from(own), is_torn: false })
+    /// A standard stream, by a descriptor of its own.
+    pub fn inherited(fd: BorrowedFd<'_>) -> io::Result<Stream> {
+        Ok(Stream { file: File::from(fd.try_clone_to_owned()?), is_torn: false })
     }
 
     /// Writes what it can; how much, and why no more.
@@ -55,7 +54,7 @@ impl Stream {
                     stalls = 0;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Standard error may be a terminal or pipe that somebody made non-blocking.
+                // A standard stream may be a terminal or pipe that somebody made non-blocking.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     stalls += 1;
                     if stalls > STALLS_MAX || queue.is_over() {

@@ -1,4 +1,4 @@
-//! Where events and findings go: files, standard error, the journal, syslog, webhooks ([`apex_core::watch::Sink`]).
+//! Where events and findings go: files, standard output and error, the journal, syslog, webhooks ([`apex_core::watch::Sink`]).
 //!
 //! Input: events and findings. Output: one line of JSON each, an event as it is and a finding as an OCSF Detection Finding. Each sink has a
 //! thread and a bounded queue of its own, so none makes the pipeline or another sink wait: a full disk, a dead receiver or a slow network costs
@@ -14,6 +14,7 @@ mod tests;
 mod webhook;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -42,9 +43,14 @@ pub enum SinkError {
         /// Why.
         source: io::Error,
     },
-    /// Standard error.
-    #[error("standard error cannot be written to; name a file instead")]
-    Stderr(#[source] io::Error),
+    /// Standard output or standard error.
+    #[error("{name} cannot be written to; name a file instead")]
+    Stream {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The journal or syslog.
     #[error("cannot reach {what} at {path}; start it, or name another sink")]
     Local {
@@ -200,6 +206,11 @@ impl Running {
     }
 }
 
+fn inherited(name: &'static str, fd: BorrowedFd<'_>) -> Result<(String, Room, Box<dyn Outlet>), SinkError> {
+    let stream = file::Stream::inherited(fd).map_err(|source| SinkError::Stream { name, source })?;
+    Ok((name.to_owned(), Room::STREAM, Box::new(stream)))
+}
+
 fn outlet(sink: &Sink, surroundings: &Surroundings) -> Result<(String, Room, Box<dyn Outlet>), SinkError> {
     Ok(match sink {
         Sink::File(path) => {
@@ -207,10 +218,8 @@ fn outlet(sink: &Sink, surroundings: &Surroundings) -> Result<(String, Room, Box
             let file = file.map_err(|source| SinkError::File { path: path.clone(), source })?;
             (path.clone(), Room::STREAM, Box::new(file))
         }
-        Sink::Stderr => {
-            let stderr = file::Stream::stderr().map_err(SinkError::Stderr)?;
-            ("standard error".to_owned(), Room::STREAM, Box::new(stderr))
-        }
+        Sink::Stdout => inherited("standard output", io::stdout().as_fd())?,
+        Sink::Stderr => inherited("standard error", io::stderr().as_fd())?,
         Sink::Journald => {
             let path = &surroundings.journal;
             let journal = journal::Journal::open(path);

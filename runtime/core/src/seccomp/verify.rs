@@ -62,7 +62,7 @@ pub fn verify(program: &[Insn], table: &Table) -> Result<(), Mismatch> {
     if program.is_empty() || program.len() > bpf::INSNS_MAX {
         return Err(Mismatch::Length(program.len()));
     }
-    let mut walk = Walk { program, table, abi: None, steps: 0, pending: Vec::with_capacity(64) };
+    let mut walk = Walk { program, table, abi: None, steps: 0, pending: Vec::with_capacity(64), latest: None };
     walk.run(None)?;
     for abi in table.abis() {
         walk.run(Some(abi))?;
@@ -117,11 +117,14 @@ struct Walk<'a> {
     abi: Option<Abi>,
     steps: u32,
     pending: Vec<State>,
+    /// The comparisons of the call that was looked at last: the walk stays with a call for many steps, and working them out takes longer than one.
+    latest: Option<(u32, Atoms)>,
 }
 
 impl Walk<'_> {
     fn run(&mut self, abi: Option<Abi>) -> Result<(), Mismatch> {
         self.abi = abi;
+        self.latest = None;
         self.pending.push(State {
             pc: 0,
             accumulator: Accumulator::Unset,
@@ -230,12 +233,12 @@ impl Walk<'_> {
             _ => return Err(unexplained(at, "orders arguments by size")),
         };
         let atoms = self.atoms(state).ok_or(unexplained(at, "looks at an argument that the table does not judge"))?;
-        if let Some(truth) = atoms.truth(atom, state.facts) {
+        let (truth, index) = (atoms.truth(atom, state.facts), atoms.index(atom));
+        if let Some(truth) = truth {
             state.jump(insn, truth == taken_when);
             return Ok(());
         }
-        let index =
-            atoms.index(atom).ok_or(unexplained(at, "compares an argument in a way that the table does not"))?;
+        let index = index.ok_or(unexplained(at, "compares an argument in a way that the table does not"))?;
         let mut other = *state;
         other.facts.learn(index, false);
         other.jump(insn, !taken_when);
@@ -246,17 +249,24 @@ impl Walk<'_> {
     }
 
     /// The comparisons that the table makes for the one call of this state.
-    fn atoms(&self, state: &State) -> Option<Atoms> {
+    fn atoms(&mut self, state: &State) -> Option<&Atoms> {
         match self.abi {
             Some(abi) if state.first == state.last => match self.table.decide(abi, state.first) {
-                Decision::Args(rules) => Atoms::of(rules.cases),
+                Decision::Args(rules) => self.atoms_of(state.first, rules.cases),
                 Decision::Allow | Decision::Errno(_) | Decision::Notify => None,
             },
             _ => None,
         }
     }
 
-    fn leaf(&self, state: &State, found: u32, at: usize) -> Result<(), Mismatch> {
+    fn atoms_of(&mut self, nr: u32, cases: Cases) -> Option<&Atoms> {
+        if self.latest.as_ref().is_none_or(|(latest, _)| *latest != nr) {
+            self.latest = Some((nr, Atoms::of(cases)?));
+        }
+        self.latest.as_ref().map(|(_, atoms)| atoms)
+    }
+
+    fn leaf(&mut self, state: &State, found: u32, at: usize) -> Result<(), Mismatch> {
         let Some(abi) = self.abi else {
             // Numbers mean nothing in an ABI without entries.
             let right = found == Answer::Errno(ENOSYS).action();
@@ -270,7 +280,8 @@ impl Walk<'_> {
                 Decision::Errno(errno) => Some(Answer::Errno(errno)),
                 Decision::Notify => Some(Answer::Notify),
                 Decision::Args(rules) if state.first == state.last => {
-                    let matched = Atoms::of(rules.cases).and_then(|atoms| atoms.any_case(rules.cases, state.facts));
+                    let atoms = self.atoms_of(nr, rules.cases);
+                    let matched = atoms.and_then(|atoms| atoms.any_case(rules.cases, state.facts));
                     matched.map(|matched| if matched { rules.matched } else { rules.otherwise })
                 }
                 Decision::Args(_) => None,

@@ -18,6 +18,7 @@ use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, S
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::SeccompError;
+use super::fold::fold;
 
 /// Marks, as values of SCMP_ACT_TRACE, which no table answers: what the linker replaces.
 const MARK_NOTIFY: u16 = 1;
@@ -97,7 +98,8 @@ fn compile_main(table: &Table, abi: Abi, fallbacks: &mut Vec<Answer>) -> Result<
         };
         filter.add_rule_exact(action, call(nr)).map_err(at("adding a call"))?;
     }
-    export(&filter, abi)
+    let whole = export(&filter, abi)?;
+    Ok(fold(&whole, abi).unwrap_or(whole))
 }
 
 /// The filter of all calls whose arguments decide and whose answer is otherwise `fallback`.

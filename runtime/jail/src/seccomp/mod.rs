@@ -5,6 +5,7 @@
 
 mod cache;
 mod compile;
+mod fold;
 
 use std::os::fd::OwnedFd;
 
@@ -17,7 +18,7 @@ use apex_sys::seccomp::Filter;
 pub use cache::CacheDir;
 
 /// Part of a cached program's name: to be raised when the shape of cached files changes.
-const FORMAT: &str = "apex-seccomp-1";
+const FORMAT: &str = "apex-seccomp-2";
 
 /// A program that means its table.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -62,6 +62,33 @@ macro_rules! denying {
     };
 }
 
+/// It can be read, and that is all: the next run goes by it.
+#[test]
+fn the_policy_that_a_run_goes_by() {
+    each_mode(|mode| {
+        let dir = TempDir::new();
+        dir.dir("conf");
+        dir.file("conf/p.toml", "description = \"mine\"\n");
+        let sandbox = armed!().mode(mode).rw(&dir.text(), "/tmp/data").args(["--policy", &dir.at("conf/p.toml")]);
+        let mut session = sandbox.session();
+        assert_eq!(session.allowed("read /tmp/data/conf/p.toml"), "description = \"mine\"");
+        expect_immovable(&mut session, "/tmp/data/conf/p.toml", "/tmp/data/conf");
+        session.refused("rename /tmp/data/conf /tmp/data/moved");
+        session.allowed("create /tmp/data/other");
+        session.finish().expect_code(0);
+        assert_eq!(dir.read("conf/p.toml"), "description = \"mine\"\n");
+    });
+}
+
+#[test]
+fn a_link_to_a_policy_that_a_run_could_replace() {
+    let (dir, safe) = (TempDir::new(), TempDir::new());
+    safe.file("p.toml", "");
+    symlink(safe.at("p.toml"), dir.at("p.toml")).expect("a link");
+    let sandbox = Sandbox::new().args(["--rw", &dir.text(), "--policy", &dir.at("p.toml")]);
+    sandbox.run(&["/bin/true"]).expect_refusal(&["p.toml", "symbolic link", "at the next run"]);
+}
+
 #[test]
 fn an_existing_file() {
     each_mode(|mode| {

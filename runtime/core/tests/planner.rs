@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use apex_core::host::{CgroupSupport, Host, PathFact};
-use apex_core::plan::{CgroupPlan, Kind, Mount, Plan, Request};
+use apex_core::plan::{BindAccess, CgroupPlan, Kind, Mount, Plan, Request};
 use apex_core::planner::{self, PlanError};
 use apex_core::policy::{Flags, Inputs, Mode, resolve};
 
@@ -33,11 +33,23 @@ impl Invented {
     }
 
     fn plan(&self, mode: Mode, home: &str, flags: Flags, argv: &str, workdir: Option<&str>) -> Result<Plan, PlanError> {
+        self.plan_by(None, mode, (home, flags), argv, workdir)
+    }
+
+    /// By a policy file, which says nothing.
+    fn plan_by(
+        &self,
+        policy: Option<&str>,
+        mode: Mode,
+        (home, flags): (&str, Flags),
+        argv: &str,
+        workdir: Option<&str>,
+    ) -> Result<Plan, PlanError> {
         let groups: Vec<&str> = apex_core::seccomp::groups::iter().map(|group| group.name).collect();
         let inputs = Inputs {
             mode: Some(mode),
             profile: None,
-            policy_file: None,
+            policy_file: policy.map(PathBuf::from),
             flags,
             home: Some(home.into()),
             cwd: self.cwd.clone(),
@@ -46,7 +58,8 @@ impl Invented {
             user_config: None,
             groups: &groups,
         };
-        let policy = resolve(&inputs, &mut |_: &Path| Ok(None)).unwrap();
+        let text = |path: &Path| Ok((Some(path) == policy.map(Path::new)).then(String::new));
+        let policy = resolve(&inputs, &mut { text }).unwrap();
         let request = Request {
             argv: vec![argv.into()],
             workdir: workdir.map(PathBuf::from),
@@ -166,4 +179,60 @@ fn a_file_in_the_way_of_a_denied_name_is_denied_itself() {
 fn loopback_of_an_own_network_is_open() {
     let plan = Invented::new(HOME, &[]).plan(Mode::Isolation, HOME, Flags::default(), "true", None).unwrap();
     assert!(plan.landlock.is_some_and(|landlock| !landlock.tcp_refused));
+}
+
+/// Each bind that stands there because of the policy's own file.
+fn kept(plan: &Plan) -> Vec<(String, bool, BindAccess)> {
+    let bind = |mount: &Mount| match mount {
+        Mount::Bind { source, dest, access, origin, .. } if origin.source == "the policy" => {
+            assert_eq!(source, dest);
+            Some((dest.display().to_string(), mount == plan.mounts.last().unwrap(), *access))
+        }
+        _ => None,
+    };
+    plan.mounts.iter().filter_map(bind).collect()
+}
+
+#[test]
+fn a_policy_is_read_only_where_its_command_may_write() {
+    let policy = "/home/ann/job/conf/apex/p.toml";
+    let host = Invented::new("/home/ann/job", &["/home/ann/job/data", policy]);
+    let check = |flags: Flags, expected: &[(&str, bool, BindAccess)]| {
+        let plan = host.plan_by(Some(policy), Mode::Isolation, (HOME, flags), "true", None).unwrap();
+        let expected: Vec<_> =
+            expected.iter().map(|(path, last, access)| ((*path).to_owned(), *last, *access)).collect();
+        assert_eq!(kept(&plan), expected);
+    };
+    check(
+        rw("/home/ann/job"),
+        &[
+            ("/home/ann/job/conf", false, BindAccess::Write),
+            ("/home/ann/job/conf/apex", false, BindAccess::Write),
+            (policy, true, BindAccess::Read),
+        ],
+    );
+    check(rw(policy), &[(policy, true, BindAccess::Read)]);
+    check(rw("/home/ann/job/data"), &[]);
+    check(ro("/home/ann/job"), &[]);
+}
+
+#[test]
+fn a_policy_behind_a_link_that_its_command_could_replace_is_refused() {
+    let mut host = Invented::new("/home/ann/job", &["/home/ann/job/data", "/home/ann/safe/p.toml"]);
+    host.paths.insert("/home/ann/job/p.toml".into(), PathFact::Symlink("/home/ann/safe/p.toml".into()));
+    let plan = |flags| host.plan_by(Some("/home/ann/job/p.toml"), Mode::Isolation, (HOME, flags), "true", None);
+    let refused = plan(rw("/home/ann/job")).unwrap_err();
+    assert!(refused.to_string().contains("name /home/ann/safe/p.toml itself"), "{refused}");
+    assert_eq!(kept(&plan(rw("/home/ann/job/data")).unwrap()), []);
+}
+
+/// Development shows the whole host, but /tmp is the sandbox's own there.
+#[test]
+fn a_grant_below_a_private_directory_is_not_covered_by_the_root() {
+    let host = Invented::new("/home/ann/job", &["/tmp/job/data", "/home/ann/job/data"]);
+    let count = |path: &str| {
+        let plan = host.plan(Mode::Development, HOME, ro(path), "true", None).unwrap();
+        plan.mounts.iter().filter(|mount| matches!(mount, Mount::Bind { dest, .. } if dest == Path::new(path))).count()
+    };
+    assert_eq!((count("/tmp/job"), count("/home/ann/job")), (1, 0));
 }

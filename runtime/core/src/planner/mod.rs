@@ -35,6 +35,16 @@ pub enum PlanError {
         /// The rule.
         origin: Origin,
     },
+    /// The policy is named by a link that the command could replace.
+    #[error(
+        "{path}: the policy is a symbolic link in a directory where the command may write, and could be another one at the next run; name {real} itself"
+    )]
+    ReplaceablePolicy {
+        /// The link.
+        path: String,
+        /// Where it leads.
+        real: String,
+    },
     /// A granted path must not or cannot be used.
     #[error("{path}: granted by {origin}, but {reason}")]
     RefusedPath {

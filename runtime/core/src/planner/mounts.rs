@@ -11,6 +11,8 @@ use crate::policy::{Filesystem, Grant, Origin, Policy, ProcView};
 /// Collects the mounts of a sandbox.
 pub(super) struct Mounts<'a> {
     filesystem: &'a Filesystem,
+    /// What the policy was made of; what has an absolute path is a file of the host.
+    sources: &'a [String],
     host: &'a dyn Host,
     tmp_size_bytes: u64,
     own_host_ids: bool,
@@ -23,6 +25,7 @@ impl<'a> Mounts<'a> {
     pub(super) fn new(policy: &'a Policy, host: &'a dyn Host, own_host_ids: bool, on_overlay: bool) -> Self {
         Mounts {
             filesystem: &policy.filesystem,
+            sources: &policy.sources,
             host,
             tmp_size_bytes: policy.resources.tmp_size_bytes,
             own_host_ids,
@@ -46,7 +49,56 @@ impl<'a> Mounts<'a> {
             self.list.push(Mount::Tmpfs { dest: tmpfs.dest.clone(), size_bytes, exec, origin: tmpfs.origin.clone() });
         }
         self.split_executable();
+        self.keep_policy()?;
         Ok(self)
+    }
+
+    /// A policy often lies where the command works, and must not be written by what it confines: the next run goes by it. Wherever its file shows in a
+    /// writable bind it gets a read-only one of its own, and the directories on the way become mount points, so that no rename moves it away.
+    fn keep_policy(&mut self) -> Result<(), PlanError> {
+        let (host, sources) = (self.host, self.sources);
+        for file in sources.iter().map(Path::new).filter(|source| source.is_absolute()) {
+            self.refuse_replaceable(file)?;
+            let mut kept: Vec<Mount> = Vec::new();
+            for (inside, outside, holder) in self.appearances(file) {
+                let Mount::Bind { dest, access: BindAccess::Write, exec, idmap, .. } = holder else { continue };
+                let bind = |source: &Path, dest: PathBuf, access, kind| Mount::Bind {
+                    source: source.to_owned(),
+                    dest,
+                    access,
+                    exec: *exec,
+                    kind,
+                    idmap: *idmap,
+                    reason: "what a run goes by is not for its command to write".to_owned(),
+                    origin: Origin::flag("the policy"),
+                };
+                let way = if inside == *dest { Vec::new() } else { ancestors_between(dest, &inside) };
+                let sources = outside.ancestors().skip(1);
+                let pins = way.into_iter().rev().zip(sources);
+                kept.extend(pins.map(|(pin, source)| bind(source, pin, BindAccess::Write, Kind::Dir)));
+                kept.push(bind(&outside, inside, BindAccess::Read, Kind::File));
+            }
+            for bind in &kept {
+                let Mount::Bind { source, .. } = bind else { continue };
+                // The question has the host open it, so that it can be bound.
+                host.path(source, true);
+            }
+            self.list.extend(kept);
+        }
+        Ok(())
+    }
+
+    /// A link cannot be bound, so one that names the policy and that the command could replace would lead the next run elsewhere.
+    fn refuse_replaceable(&self, file: &Path) -> Result<(), PlanError> {
+        let (Some(parent), Some(name)) = (file.parent(), file.file_name()) else { return Ok(()) };
+        if self.host.real(file) == self.host.real(parent).join(name) {
+            return Ok(());
+        }
+        let is_writable = |mount: &Mount| matches!(mount, Mount::Bind { access: BindAccess::Write, .. });
+        if !self.appearances(parent).iter().any(|(.., holder)| is_writable(holder)) {
+            return Ok(());
+        }
+        Err(PlanError::ReplaceablePolicy { path: shown(file), real: shown(&self.host.real(file)) })
     }
 
     /// Adds a grant unless a wider one already gives the same.
@@ -83,7 +135,7 @@ impl<'a> Mounts<'a> {
     fn bind(&mut self, grant: &Grant, access: BindAccess, kind: Kind) {
         let exec = self.may_exec(&grant.dest);
         let wanted = (grant.path.as_path(), grant.dest.as_path(), access, exec);
-        if self.list.iter().any(|mount| gives(mount, wanted)) {
+        if self.list.iter().any(|mount| gives(mount, wanted) && !self.is_buried(dest(mount), &grant.dest)) {
             return;
         }
         self.list.push(Mount::Bind {
@@ -96,6 +148,11 @@ impl<'a> Mounts<'a> {
             reason: grant.reason.clone(),
             origin: grant.origin.clone(),
         });
+    }
+
+    /// Whether a private directory lies between a bind and a place below it, which then does not show.
+    fn is_buried(&self, bind: &Path, place: &Path) -> bool {
+        self.filesystem.tmpfs.iter().any(|tmpfs| covers(bind, &tmpfs.dest) && covers(&tmpfs.dest, place))
     }
 
     /// Grants the command's own file, which no rule covers.

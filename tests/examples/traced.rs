@@ -160,6 +160,16 @@ impl Watcher for Tracer {
     fn acted(&mut self, _: &Act, _: Result<&str, &str>) {}
 
     fn thawed(&mut self) {}
+
+    /// Nothing is found here, so nobody asks for it.
+    fn hold(&mut self, _: bool) -> Result<(), String> {
+        Err("this tracer is held by files".to_owned())
+    }
+
+    fn abandon(&mut self) {
+        // When it has ended by itself already, that is what was wanted.
+        let _ = self.0.kill();
+    }
 }
 
 fn start_tracer(words: &[OsString], scope: Scope) -> Result<Tracer> {

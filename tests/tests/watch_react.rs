@@ -1,5 +1,6 @@
 //! What is done on a finding: each reaction in a real sandbox, with a program that executes a file without a name.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use apex_tests::{MEMORY_OVER, Sandbox, TIME_OVER, TempDir, as_root, each_mode, leaks};
@@ -127,4 +128,74 @@ fn a_tightened_sandbox_gets_no_more() {
         assert!(output.err().contains("did not work"), "{}", output.err());
     }
     leaks::expect_none(sandbox.mark(), output.pid);
+}
+
+/// SIGCONT wakes who is stopped by a signal, whoever sends it: timers of its own, here, and a process for another.
+#[test]
+fn a_frozen_sandbox_does_not_thaw_itself() {
+    const JOB: &str = r#"
+import os, signal, threading, time
+fd = os.memfd_create("x", 0)
+os.write(fd, open("/usr/bin/sleep", "rb").read())
+for _ in range(3):
+    other = os.getpid()
+    if os.fork() == 0:
+        for _ in range(300):
+            time.sleep(0.01)
+            os.kill(other, signal.SIGCONT)
+        os._exit(0)
+signal.signal(signal.SIGALRM, lambda *_: os.kill(0, signal.SIGCONT))
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+print("begun", flush=True)
+child = os.fork()
+if child == 0:
+    os.execv(f"/proc/self/fd/{fd}", ["sleep", "1"])
+for _ in range(50):
+    time.sleep(0.04)
+print("done", flush=True)
+"#;
+    if watched("freeze").is_none() {
+        apex_tests::skip!("the program python3 is not installed");
+    }
+    let sandbox =
+        Sandbox::new().args(["--profile", "python", "--env", &format!("JOB={JOB}"), "--on-finding", "freeze"]);
+    let output = sandbox.args(["--time", "6s"]).run(&RUN).expect_code(TIME_OVER);
+    assert!(output.err().contains("frozen because of"), "{}", output.err());
+    assert!(!output.out().contains("done"), "{}\n{}", output.out(), output.err());
+}
+
+/// It shares standard error with the caller, who reads nothing of it here until the end: neither reaction nor wall time waits for that.
+#[test]
+fn a_sandbox_that_fills_standard_error_is_still_ended() {
+    const FILL: &str = r#"
+import fcntl, os
+flags = fcntl.fcntl(2, fcntl.F_GETFL)
+fcntl.fcntl(2, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+for size in (4096, 1):
+    try:
+        while True:
+            os.write(2, b"x" * size)
+    except BlockingIOError:
+        pass
+fcntl.fcntl(2, fcntl.F_SETFL, flags)
+"#;
+    if watched("kill").is_none() {
+        apex_tests::skip!("the program python3 is not installed");
+    }
+    for (reaction, code) in [("kill", MEMORY_OVER), ("freeze", TIME_OVER), ("tighten", TIME_OVER)] {
+        let job = format!("{FILL}{JOB}time.sleep(60)\n");
+        let args = ["--profile", "python", "--env", &format!("JOB={job}"), "--on-finding", reaction, "--time", "5s"];
+        let sandbox = Sandbox::new().args(args);
+        let mut command = sandbox.command(&RUN);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.expect("apex-run starts");
+        // Longer than the wall time, shorter than what the job would sleep.
+        std::thread::sleep(Duration::from_secs(8));
+        // Launcher and prober may wait for somebody to read; whatever ran inside must not be left.
+        let launcher = format!("process {}:", child.id());
+        let is_inside = |line: &String| !line.starts_with(&launcher) && !line.contains("apex-probe serve");
+        let alive: Vec<_> = leaks::processes(sandbox.mark()).into_iter().filter(is_inside).collect();
+        assert!(alive.is_empty(), "after {reaction}: {alive:#?}");
+        apex_tests::sandbox::collect(child).expect_code(code);
+    }
 }

@@ -248,6 +248,11 @@ pub enum ToProbe {
         /// How many.
         count: u64,
     },
+    /// Stop every process of the sandbox, or let them go on: where it has no cgroup, only its tracer can hold them.
+    Hold {
+        /// Whether they are to stand still.
+        frozen: bool,
+    },
     /// The sandbox is gone: write down what is left and finish.
     Ended,
 }

@@ -271,8 +271,6 @@ impl Init<'_, '_> {
             if interests[1].ready {
                 match self.socket.next_order().map_err(&failed)? {
                     Some(Order::Signal(number)) => pass_on(child, number),
-                    // Everybody of this pid namespace but ourselves (kill(2)); nobody there is no error.
-                    Some(Order::SignalAll(number)) => drop(process::kill(-1, number)),
                     Some(Order::Mapped | Order::Attached { .. } | Order::Go) => {}
                     // The launcher is gone.
                     None => return Ok(()),

@@ -42,6 +42,9 @@ pub const WATCHED: [i32; 11] = [
 /// A sandbox that lived so long is worth some calls to hold less memory: its launcher and its init then give back what they need no more.
 pub const GIVE_BACK_MS: u64 = 1000;
 
+/// How long a killed sandbox waits for a tracer that must reap its processes.
+const END_WITHIN_MS: u64 = 15_000;
+
 /// What a shell exits with when the kernel killed its last command for memory.
 const CODE_OF_SIGKILL: i32 = 128 + nix::libc::SIGKILL;
 
@@ -137,6 +140,13 @@ impl<'a> Running<'a> {
     /// The init is the last process of its pid namespace to be reaped (pid_namespaces(7)).
     fn reap(&mut self) -> Result<Option<Ended>, Errno> {
         self.reaped = true;
+        if let Some(watch) = &mut self.watch {
+            let mut end = [Interest { fd: self.pidfd.as_fd(), write: false, ready: false }];
+            // A tracer that somebody stopped, or that hangs, reaps nobody, and the init waits for all. With the tracer gone the kernel does it.
+            if !signal::poll(&mut end, Some(END_WITHIN_MS))? {
+                watch.watcher.abandon();
+            }
+        }
         process::wait(self.init, 0).map(|ended| ended.map(|(_, ended)| ended))
     }
 

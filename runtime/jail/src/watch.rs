@@ -15,7 +15,6 @@ use apex_sys::process::Pid;
 use crate::cgroup::{Beside, Cgroup, CgroupError};
 use crate::launch::JailError;
 use crate::supervise::Running;
-use crate::wire::Order;
 
 /// What a watcher needs of the sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +84,10 @@ pub trait Watcher {
     fn acted(&mut self, act: &Act, outcome: Result<&str, &str>);
     /// A frozen sandbox goes on.
     fn thawed(&mut self);
+    /// Has every process of a traced sandbox stand still, or go on.
+    fn hold(&mut self, frozen: bool) -> Result<(), String>;
+    /// Ends the watcher at once: a tracer that reaps nobody keeps a killed sandbox from its end.
+    fn abandon(&mut self);
 }
 
 /// The watch over one sandbox.
@@ -189,8 +192,7 @@ pub(crate) fn thaw(running: &mut Running<'_>) -> Result<(), JailError> {
     Ok(())
 }
 
-/// By the cgroup where there is one, which nobody inside escapes or notices; else by signals through the init, which reach every
-/// process of its pid namespace at once.
+/// By the cgroup where there is one, else by the tracer: nobody inside escapes or notices either. SIGSTOP is no way: any SIGCONT from inside would undo it.
 fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<(), String> {
     let Some(watch) = &mut running.watch else { return Ok(()) };
     let by_cgroup = match (&watch.beside, &running.cgroup) {
@@ -201,10 +203,10 @@ fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<(), String> {
         },
         (None, None) => None,
     };
-    let signal = if frozen { nix::libc::SIGSTOP } else { nix::libc::SIGCONT };
     match by_cgroup {
         Some(done) => done.map_err(|error| error.to_string())?,
-        None => running.socket.order(Order::SignalAll(signal)).map_err(|errno| errno.desc().to_owned())?,
+        None if watch.traced => watch.watcher.hold(frozen)?,
+        None => return Err("it has no cgroup with a freezer, and nobody traces it".to_owned()),
     }
     watch.frozen = frozen;
     Ok(())

@@ -25,8 +25,6 @@ pub enum Order {
     Go,
     /// Pass this signal to the command.
     Signal(i32),
-    /// Send this signal to every process but the init.
-    SignalAll(i32),
 }
 
 /// From the init, or from the command's process before exec, to the launcher.
@@ -121,7 +119,6 @@ fn encode_order(order: Order) -> [u8; SIZE] {
         Order::Attached { trace, doors } => pack(2, 0, [encode_scope(trace), doors.into(), 0]),
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
-        Order::SignalAll(signal) => pack(5, 0, [signal, 0, 0]),
     }
 }
 
@@ -175,7 +172,6 @@ impl End {
             }
             (3, ..) => Order::Go,
             (4, _, [signal, ..]) => Order::Signal(signal),
-            (5, _, [signal, ..]) => Order::SignalAll(signal),
             _ => return Err(Errno::EBADMSG),
         };
         Ok(Some((order, fds)))

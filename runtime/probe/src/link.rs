@@ -63,6 +63,7 @@ pub fn name_of(said: &ToProbe) -> &'static str {
         ToProbe::Sandbox { .. } => "`sandbox`",
         ToProbe::Refused { .. } => "`refused`",
         ToProbe::Lost { .. } => "`lost`",
+        ToProbe::Hold { .. } => "`hold`",
         ToProbe::Ended => "`ended`",
     }
 }

@@ -16,7 +16,7 @@ use apex_sys::clock;
 
 use crate::engines::Engines;
 use crate::lesson::Lesson;
-use crate::sink::{SinkError, Sinks};
+use crate::sink::{self, SinkError, Sinks};
 
 /// Refusals that one sandbox may have recorded in a second, and at once.
 const REFUSALS_A_SECOND: u64 = 2000;
@@ -27,6 +27,8 @@ const FREEZE_AGAIN_NS: u64 = 10_000_000_000;
 pub struct Pipeline {
     head: Start,
     sandbox: u64,
+    /// Standard error, for people.
+    words: Sinks,
     events: Sinks,
     findings: Sinks,
     engines: Engines,
@@ -51,6 +53,7 @@ impl Pipeline {
         Ok(Pipeline {
             head: begin.start.clone(),
             sandbox: 0,
+            words: Sinks::words()?,
             events: Sinks::open(&begin.events)?,
             findings: Sinks::open(&begin.findings)?,
             engines,
@@ -136,35 +139,35 @@ impl Pipeline {
             self.found(finding);
         }
         if let Some(words) = words {
-            tell(&words);
+            self.tell(&words);
         }
         let end = End { events: self.recorded + 1, lost: self.lost.clone(), findings: self.found };
         let end = self.own(What::End(Box::new(end)));
         self.record(&end);
         // For who asked for an account: a busy run forgets as it should, and a line about that at each end would be noise.
         if let Some(words) = self.engines.forgotten().filter(|_| self.summary.is_some()) {
-            tell(&words);
+            self.tell(&words);
         }
         let mut dropped = 0;
         for counts in self.events.finish().into_iter().chain(self.findings.finish()) {
             dropped += counts.dropped;
             if counts.dropped > 0 {
-                tell(&format!(
-                    "{} of {} lines did not get to {}",
-                    counts.dropped,
-                    counts.written + counts.dropped,
-                    counts.sink
-                ));
+                let all = counts.written + counts.dropped;
+                self.words
+                    .line(&format!("apex-probe: {} of {all} lines did not get to {}", counts.dropped, counts.sink));
             }
         }
         if dropped > 0 {
             *self.lost.entry(Loss::QueueFull).or_default() += dropped;
         }
+        // Before the account, which comes last. Nobody is left who could be told that words were lost.
+        self.words.finish();
         if let Some((summary, as_json)) = &self.summary {
             let account = summary.account();
             let text = match as_json {
                 true => {
-                    serde_json::to_string_pretty(&account).map_or_else(|error| error.to_string(), |text| text + "\n")
+                    let text = serde_json::to_string_pretty(&account);
+                    text.map_or_else(|error| error.to_string(), |text| sink::tame_json(&text) + "\n")
                 }
                 false => account.text(),
             };
@@ -208,6 +211,11 @@ impl Pipeline {
         wish
     }
 
+    /// Tells people, without waiting for them: standard error may be full, and the sandbox may have filled it.
+    fn tell(&mut self, words: &str) {
+        self.words.line(&format!("apex-probe: {words}"));
+    }
+
     /// Takes what the probes have cost, for the account.
     pub fn cost(&mut self, probes: Vec<ProbeCost>) {
         if let Some((summary, _)) = &mut self.summary {
@@ -221,7 +229,7 @@ impl Pipeline {
         if let Some((summary, _)) = &mut self.summary {
             summary.found(finding);
         }
-        tell(&line(finding));
+        self.tell(&line(finding));
         if finding.severity < Reaction::LEAST {
             return None;
         }
@@ -255,11 +263,6 @@ fn line(finding: &Finding) -> String {
     let techniques = finding.techniques.iter().map(|technique| format!(", {}", escape::text(technique)));
     let (severity, title) = (finding.severity.name(), escape::text(&finding.title));
     format!("{severity}: {title}{} [{what}{}]", who.unwrap_or_default(), techniques.collect::<String>())
-}
-
-fn tell(words: &str) {
-    // A closed standard error leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "apex-probe: {words}");
 }
 
 /// Lets so many through in a second.

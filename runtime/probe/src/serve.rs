@@ -237,10 +237,16 @@ impl Service {
                 self.pipeline.lost(&[(Loss::QueueFull, count)].into());
                 Ok(())
             }
+            ToProbe::Hold { frozen } => self.hold(frozen),
             other @ (ToProbe::Begin(_) | ToProbe::Sandbox { .. } | ToProbe::Ended) => {
                 Err(LinkError::OutOfTurn(link::name_of(&other)).into())
             }
         }
+    }
+
+    /// An error ends the prober, and with it a sandbox that was to stand still and does not.
+    fn hold(&self, frozen: bool) -> Result<()> {
+        self.running.as_ref().map_or(Ok(()), |running| running.hold(frozen)).map_err(anyhow::Error::msg)
     }
 
     fn event(&mut self, event: Event) -> Result<()> {
@@ -255,6 +261,7 @@ impl Service {
         {
             running.tighten().map_err(anyhow::Error::msg)?;
         }
+        // Before anybody is told: whoever reads standard error may be slow, and the sandbox can fill it.
         // Nobody to act any more: the end is on its way through the socket.
         match self.link.say(&FromProbe::Act { reaction, because }) {
             Ok(()) | Err(LinkError::Send(apex_sys::Errno::EPIPE)) => Ok(()),

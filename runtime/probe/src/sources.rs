@@ -126,6 +126,17 @@ impl Running {
         }
     }
 
+    /// Stops every process of the sandbox, or lets them go on, where it is traced.
+    pub fn hold(&self, frozen: bool) -> Result<(), String> {
+        match self {
+            Running::Ptrace(tracer) if frozen => tracer.freeze().map_err(|error| words(&error)),
+            Running::Ptrace(tracer) => tracer.thaw().map_err(|error| words(&error)),
+            Running::Probes(_) | Running::Nothing => {
+                Err("only a tracer can hold a sandbox without a cgroup".to_owned())
+            }
+        }
+    }
+
     /// What each probe that ran has cost, as far as the kernel measures it.
     pub fn costs(&self) -> Vec<ProbeCost> {
         let Running::Probes(probes) = self else { return Vec::new() };

@@ -41,6 +41,10 @@ const WORDS_WITHIN: Duration = Duration::from_millis(500);
 const SIGKILL: i32 = 9;
 /// What a record keeps of the command line, in bytes: a packet holds it with every byte escaped.
 const COMMAND_BYTES_MAX: usize = 8 << 10;
+/// Of words that wait for the end of the sandbox.
+const UNSAID_BYTES_MAX: usize = 64 << 10;
+/// Whom else than their owner may write the prober's program (inode(7)).
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// The prober of one run.
 pub struct Prober {
@@ -51,6 +55,8 @@ pub struct Prober {
     lost: u64,
     /// The finding for which the sandbox was ended.
     caught: Option<String>,
+    /// Words for which standard error had no room while the sandbox lived.
+    unsaid: Vec<u8>,
 }
 
 /// Its process.
@@ -87,7 +93,14 @@ impl Prober {
             baseline: options.baseline,
             may_probe: apex_jail::host::may_load_programs(),
         };
-        Ok(Prober { program: find()?, begin, alive: None, lost: 0, caught: None })
+        Ok(Prober {
+            program: find(plan.identity.caller_uid)?,
+            begin,
+            alive: None,
+            lost: 0,
+            caught: None,
+            unsaid: Vec::new(),
+        })
     }
 
     /// Has a policy learned from what is seen.
@@ -119,6 +132,19 @@ impl Prober {
         }
         self.reap(END_WITHIN);
         Ok(())
+    }
+
+    /// Without waiting: standard error may be full, the sandbox may have filled it, and its wall time runs on. What finds no room is said at the end.
+    fn say(&mut self, words: &str) {
+        let line = format!("apex-run: {words}\n");
+        let written = match self.unsaid.is_empty() {
+            true => fs::write_at_once(std::io::stderr().as_fd(), line.as_bytes()).unwrap_or(0),
+            false => 0,
+        };
+        let rest = &line.as_bytes()[written..];
+        if self.unsaid.len() + rest.len() <= UNSAID_BYTES_MAX {
+            self.unsaid.extend_from_slice(rest);
+        }
     }
 
     fn alive(&self) -> Result<&Alive, String> {
@@ -206,6 +232,8 @@ impl Prober {
 
 impl Drop for Prober {
     fn drop(&mut self) {
+        // The sandbox is gone. A closed standard error leaves nobody to tell.
+        let _ = std::io::stderr().write_all(&self.unsaid);
         // After an error: it writes what it has and ends, since its socket is closed.
         self.reap(END_WITHIN);
     }
@@ -296,18 +324,28 @@ impl Watcher for Prober {
         let because = escape::text(&act.because);
         let own = std::process::id();
         match (act.reaction, outcome) {
-            (Reaction::Freeze, Ok(done)) => say(&format!(
+            (Reaction::Freeze, Ok(done)) => self.say(&format!(
                 "frozen because of `{because}`: {done}; `kill -CONT {own}` lets it go on, `kill {own}` ends it"
             )),
-            (reaction, Ok(done)) => say(&format!("{} because of `{because}`: {done}", done_of(reaction))),
+            (reaction, Ok(done)) => self.say(&format!("{} because of `{because}`: {done}", done_of(reaction))),
             (reaction, Err(words)) => {
-                say(&format!("to be {} because of `{because}`, which did not work: {words}", done_of(reaction)));
+                self.say(&format!("to be {} because of `{because}`, which did not work: {words}", done_of(reaction)));
             }
         }
     }
 
     fn thawed(&mut self) {
-        say("the sandbox goes on");
+        self.say("the sandbox goes on");
+    }
+
+    fn hold(&mut self, frozen: bool) -> Result<(), String> {
+        self.send(&ToProbe::Hold { frozen }, None, READY_WITHIN)
+    }
+
+    fn abandon(&mut self) {
+        if let Some(alive) = &self.alive {
+            let _ = process::pidfd_signal(alive.pidfd.as_raw_fd(), SIGKILL);
+        }
     }
 }
 
@@ -354,7 +392,7 @@ fn environment() -> CStrings {
 }
 
 /// Opens the prober's program; its name is not used again.
-fn find() -> anyhow::Result<OwnedFd> {
+fn find(caller_uid: u32) -> anyhow::Result<OwnedFd> {
     let beside = || std::fs::read_link("/proc/self/exe").ok().map(|own| own.with_file_name("apex-probe"));
     let candidates: Vec<PathBuf> = match std::env::var_os(VARIABLE) {
         Some(named) => vec![PathBuf::from(named)],
@@ -362,7 +400,19 @@ fn find() -> anyhow::Result<OwnedFd> {
     };
     for path in &candidates {
         match open_program(path) {
-            Ok(program) => return Ok(program),
+            Ok(program) => {
+                return match fs::stat(program.as_fd(), c"") {
+                    Ok(about) if is_trusted(&about, caller_uid) => Ok(program),
+                    Ok(about) => anyhow::bail!(
+                        "the prober {} belongs to user {} or can be written by others (mode {:o}), and would run with your rights; \
+                         install one of your own or root's that nobody else may write",
+                        path.display(),
+                        about.uid,
+                        about.mode & 0o7777
+                    ),
+                    Err(errno) => anyhow::bail!("looking at the prober {}: {}", path.display(), errno.desc()),
+                };
+            }
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(errno) => anyhow::bail!("opening the prober {}: {}", path.display(), errno.desc()),
         }
@@ -373,6 +423,11 @@ fn find() -> anyhow::Result<OwnedFd> {
          it beside apex-run, or install it as {INSTALLED}; or leave --watch and its options out",
         names.join(", ")
     )
+}
+
+/// A program that somebody else could have put there does not get the caller's rights.
+fn is_trusted(about: &fs::Stat, caller_uid: u32) -> bool {
+    [0, caller_uid].contains(&about.uid) && about.mode & WRITABLE_BY_OTHERS == 0
 }
 
 fn open_program(path: &Path) -> Result<OwnedFd, Errno> {
@@ -441,9 +496,4 @@ const fn done_of(reaction: Reaction) -> &'static str {
         Reaction::Kill => "ended",
         Reaction::Tighten => "tightened",
     }
-}
-
-fn say(words: &str) {
-    // A closed standard error leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "apex-run: {words}");
 }

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::{Errno, check};
+use crate::{Errno, check, signal};
 
 /// The working directory, as a descriptor argument.
 pub fn cwd() -> BorrowedFd<'static> {
@@ -175,6 +175,26 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
         .map(|count| count as usize)
 }
 
+/// Writes what finds room without waiting for it, whatever the flags of the open file are, which others may share (pwritev2(2), `RWF_NOWAIT`). What knows no
+/// such write, terminals and pipes before Linux 6.4 among them, is asked whether it is ready; a regular file always is.
+pub fn write_at_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    let piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    if stat(fd, c"")?.is_regular() {
+        return write(fd, bytes);
+    }
+    // SAFETY: `piece` describes `bytes`, which the call only reads; both outlive it. An offset of -1 stands for that of the open file.
+    let written =
+        check(unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const piece, 1, -1, libc::RWF_NOWAIT) } as libc::c_long);
+    match written {
+        Ok(count) => Ok(count as usize),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ESPIPE) => {
+            let mut room = [signal::Interest { fd, write: true, ready: false }];
+            if signal::poll(&mut room, Some(0))? { write(fd, bytes) } else { Err(Errno::EAGAIN) }
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Reads from a descriptor once (read(2)).
 pub fn read(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: pointer and length describe `bytes`.
@@ -236,4 +256,28 @@ pub fn set_inherited(number: RawFd, inherited: bool) -> Result<(), Errno> {
 pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
     // SAFETY: no pointers. The callers replace the standard streams of a process that is about to call exec.
     check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Pipes come full from everywhere; a wait for one would be for ever here, since nobody reads.
+    #[test]
+    fn a_write_at_once_never_waits() {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let block = [b'x'; 4096];
+        let mut written = 0;
+        loop {
+            match write_at_once(writer.as_fd(), &block) {
+                Ok(count) => written += count,
+                Err(errno) => break assert_eq!(errno, Errno::EAGAIN),
+            }
+        }
+        assert!(written >= block.len());
+        let file = std::fs::File::create("/dev/null").unwrap();
+        assert_eq!(write_at_once(file.as_fd(), &block), Ok(block.len()));
+    }
 }

@@ -24,6 +24,11 @@ pub fn plain(text: &str) -> String {
     escaped(text)
 }
 
+/// JSON on several lines, safe to show in a terminal.
+pub fn tame(json: &str) -> String {
+    json.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
+}
+
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -51,5 +56,9 @@ mod tests {
         assert_eq!(text.matches('\n').count(), 1);
         assert!(!text.trim_end().chars().any(is_hostile), "{text:?}");
         assert_eq!(serde_json::from_str::<String>(&text).expect("json"), name);
+        let pretty = serde_json::to_string_pretty(&[name]).expect("json");
+        let tamed = tame(&pretty);
+        assert!(!tamed.chars().any(|c| c != '\n' && is_hostile(c)) && tamed.lines().count() == 3, "{tamed:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&tamed).expect("json"), [name]);
     }
 }

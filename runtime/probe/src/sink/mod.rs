@@ -31,6 +31,8 @@ use queue::{Facts, Queue, Room};
 
 /// How long [`Sinks::finish`] waits for the slowest sink.
 const FINISH: Duration = Duration::from_secs(5);
+/// The same for words to people, of whom some never read.
+const WORDS_FINISH: Duration = Duration::from_secs(2);
 
 /// A sink that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +115,11 @@ impl Default for Surroundings {
     }
 }
 
+/// JSON on several lines without what a terminal would take for an order.
+pub fn tame_json(json: &str) -> String {
+    line::tame(json)
+}
+
 /// Takes the batches of one sink.
 trait Outlet: Send {
     /// Hands the lines on and accounts for each of them with [`Queue::written`] or [`Queue::dropped`].
@@ -150,6 +157,16 @@ impl Sinks {
         Ok(open)
     }
 
+    /// Standard error, for words to people. What does not fit or cannot be written is lost without a word, since there is nowhere to say it.
+    pub fn words() -> Result<Sinks, SinkError> {
+        let silent = Surroundings { tell: Arc::new(|_| ()), finish: WORDS_FINISH, ..Surroundings::default() };
+        // Whoever closed it wants to be told nothing.
+        Sinks::open_in(&[Sink::Stderr], &silent).or_else(|error| match error {
+            SinkError::Stream { .. } => Sinks::open_in(&[], &silent),
+            other => Err(other),
+        })
+    }
+
     /// Whether nothing is written anywhere.
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
@@ -174,6 +191,17 @@ impl Sinks {
         line::write(&mut self.line, &ocsf::detection(finding, context));
         for running in &self.running {
             running.queue.push(&self.line, Some(Box::new(Facts::of(finding))));
+        }
+    }
+
+    /// Writes a line for people, at once. Never waits.
+    pub fn line(&mut self, words: &str) {
+        self.line.clear();
+        self.line.extend_from_slice(words.as_bytes());
+        self.line.push(b'\n');
+        for running in &self.running {
+            running.queue.push(&self.line, None);
+            running.queue.hurry();
         }
     }
 

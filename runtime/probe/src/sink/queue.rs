@@ -167,6 +167,12 @@ impl Queue {
         }
     }
 
+    /// Has what is there written without lingering.
+    pub fn hurry(&self) {
+        self.lock().hurried = true;
+        self.changed.notify_all();
+    }
+
     /// The next lines, at the latest a second after the first of them came; `None` at the end.
     pub fn take(&self) -> Option<Batch> {
         let is_idle = |state: &mut State| state.batch.lines.is_empty() && state.deadline.is_none();

@@ -17,12 +17,12 @@ pub enum PolicyError {
         by: Origin,
     },
     /// A file is there and cannot be read.
-    #[error("cannot read policy `{}`: {source}; make it readable for the caller or take it away", path.display())]
+    #[error("cannot read policy `{}`: {why}; make it readable for the caller or take it away", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
+        /// What the system says. Not named the source: whoever prints the chain of errors would say it twice.
+        why: std::io::Error,
     },
     /// More text than a policy can sensibly have.
     #[error("{file}: the policy has {bytes} bytes; at most {max} are accepted")]

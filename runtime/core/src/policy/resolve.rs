@@ -282,7 +282,7 @@ impl Loader<'_> {
     }
 
     fn load(&mut self, path: &Path) -> Result<Option<String>, PolicyError> {
-        self.sources.load(path).map_err(|source| PolicyError::Unreadable { path: path.to_owned(), source })
+        self.sources.load(path).map_err(|why| PolicyError::Unreadable { path: path.to_owned(), why })
     }
 
     fn unknown_profile(&self, name: &str, by: &Origin) -> PolicyError {

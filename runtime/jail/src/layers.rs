@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use apex_core::plan::{OverlayPlan, Plan};
 use apex_sys::mount::{self, attr};
 use apex_sys::{Errno, fs};
+use nix::unistd::{Whence, ftruncate, lseek};
 
 use crate::root::{leave, private_tmpfs};
 use crate::step::{Failure, Step};
@@ -117,11 +118,37 @@ fn attributes(exec: bool) -> u64 {
     attr::NOSUID | attr::NODEV | if exec { 0 } else { attr::NOEXEC }
 }
 
-/// The rest of a file into another.
+/// The content of a file into an empty one. What was never written takes no place there either: a file of a terabyte of nothing would
+/// fill the disk.
 pub(crate) fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    let size = i64::try_from(fs::stat(from, c"")?.size).map_err(|_| Errno::EFBIG)?;
+    let mut at = 0;
+    while at < size {
+        let (data, hole) = match piece(from, at) {
+            Ok(piece) => piece,
+            // Nothing but a hole is left.
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        lseek(from, data, Whence::SeekSet)?;
+        lseek(to, data, Whence::SeekSet)?;
+        copy_piece(from, to, hole - data)?;
+        at = hole;
+    }
+    ftruncate(to, size)
+}
+
+/// Where the next content from `at` on begins and ends (lseek(2), `SEEK_DATA`); a file system that knows no holes has one piece.
+fn piece(from: BorrowedFd<'_>, at: i64) -> Result<(i64, i64), Errno> {
+    let data = lseek(from, at, Whence::SeekData)?;
+    Ok((data, lseek(from, data, Whence::SeekHole)?))
+}
+
+fn copy_piece(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut length: i64) -> Result<(), Errno> {
     let mut bytes = vec![0; CHUNK];
-    loop {
-        let count = fs::read(from, &mut bytes)?;
+    while length > 0 {
+        let most = usize::try_from(length).unwrap_or(CHUNK).min(CHUNK);
+        let count = fs::read(from, &mut bytes[..most])?;
         if count == 0 {
             return Ok(());
         }
@@ -130,10 +157,41 @@ pub(crate) fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), E
             let written = fs::write(to, rest)?;
             rest = &rest[written..];
         }
+        length -= i64::try_from(count).unwrap_or(length);
     }
+    Ok(())
 }
 
 /// Digits and fixed words.
 fn text(words: &str) -> CString {
     CString::new(words).expect("digits and fixed words hold no NUL")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn holes_stay_holes() {
+        let dir = std::env::temp_dir().join(format!("apex-holes-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let from = File::options().read(true).write(true).create_new(true).open(dir.join("from")).unwrap();
+        from.write_at(b"begin", 0).unwrap();
+        from.write_at(b"middle", 32 << 20).unwrap();
+        from.set_len(64 << 20).unwrap();
+        let to = File::options().read(true).write(true).create_new(true).open(dir.join("to")).unwrap();
+        copy_all(from.as_fd(), to.as_fd()).unwrap();
+        let (about, old) = (to.metadata().unwrap(), from.metadata().unwrap());
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(about.size(), 64 << 20);
+        assert!(about.blocks() <= old.blocks() + 64, "{} blocks of {}", about.blocks(), old.blocks());
+        let mut text = [0; 6];
+        to.read_exact_at(&mut text, 32 << 20).unwrap();
+        assert_eq!(&text, b"middle");
+        to.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"begin\0");
+    }
 }

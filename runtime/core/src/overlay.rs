@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Version of the shape of [`Manifest`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Name of the manifest in the directory of the overlay.
 pub const MANIFEST: &str = "apex-overlay.json";
 /// Changes that are listed; a run that makes more is cut, and says so.
 pub const CHANGES_MAX: usize = 200_000;
+/// Places that could not be looked at and are listed.
+pub const UNSEEN_MAX: usize = 100;
 
 /// What stands beside the layers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,14 +26,38 @@ pub struct Manifest {
     pub started: Moment,
     /// The overlaid pieces of the host; layer N lies in `N/`.
     pub layers: Vec<Layer>,
-    /// Paths of the host that a rule denies: nothing is applied there.
+    /// Paths of the host that a rule denies, each as it was named, as every link on its way spells it, and link-free: nothing is applied there.
     #[serde(with = "paths")]
     pub denied: Vec<PathBuf>,
     /// What was changed; `None` while the run lasts, or when it was killed.
     pub changes: Option<Vec<Change>>,
-    /// Changes beyond [`CHANGES_MAX`].
+    /// Changes beyond [`CHANGES_MAX`], and places beyond [`UNSEEN_MAX`].
     #[serde(default)]
     pub more: u64,
+    /// What could not be looked at: whether anything changed there nobody knows.
+    #[serde(default)]
+    pub unseen: Vec<Unseen>,
+}
+
+/// A place that could not be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unseen {
+    /// Number of the layer.
+    pub layer: usize,
+    /// Path below the piece.
+    #[serde(with = "path")]
+    pub path: PathBuf,
+    /// Why.
+    pub why: String,
+}
+
+/// What tells a directory of the host from every other while the host is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Device.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
 }
 
 /// One overlaid piece.
@@ -45,6 +71,11 @@ pub struct Layer {
     pub dest: PathBuf,
     /// Whether it is a directory; of a file there is a copy.
     pub is_dir: bool,
+    /// The path on the host without links, as the run found it.
+    #[serde(with = "path")]
+    pub real: PathBuf,
+    /// The directory that the run was given; of a file the one that held it. Whatever else stands under its name is not looked at or changed.
+    pub identity: Identity,
 }
 
 /// A time stamp of a file system.
@@ -122,30 +153,63 @@ pub struct Change {
     pub target: Option<PathBuf>,
     /// The file of the host at the end of the run; `None` when there was none.
     pub before: Option<Stamp>,
+    /// Inode of the directory of the host that held its name at the end of the run; `None` when there was none.
+    pub holder: Option<u64>,
+    /// Whether a directory on the way was moved or got other permissions on the host during the run: the layer may be about another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
 }
 
 impl Manifest {
-    /// The path of the host that a change is about.
+    /// The path of the host that a change is about, as the grant spells it.
     pub fn place(&self, change: &Change) -> PathBuf {
-        let source = self.layers.get(change.layer).map(|layer| layer.source.as_path()).unwrap_or(Path::new(""));
-        if change.path.as_os_str().is_empty() { source.to_owned() } else { source.join(&change.path) }
+        self.place_of(change.layer, &change.path)
     }
 
-    /// Whether a rule denies the place.
-    pub fn denies(&self, place: &Path) -> bool {
-        self.denied.iter().any(|denied| place.starts_with(denied))
+    /// The path of the host that lies at `path` below a piece, as the grant spells it.
+    pub fn place_of(&self, layer: usize, path: &Path) -> PathBuf {
+        join(self.layers.get(layer).map_or(Path::new(""), |layer| &layer.source), path)
+    }
+
+    /// Whether a rule denies the place of a change, however it is spelled.
+    pub fn denies(&self, change: &Change) -> bool {
+        self.spellings(change).iter().any(|place| self.denied.iter().any(|denied| place.starts_with(denied)))
+    }
+
+    /// Whether a denied path leads over the place of a change: a link there would lead it elsewhere.
+    pub fn leads_to_denied(&self, change: &Change) -> bool {
+        self.spellings(change).iter().any(|place| self.denied.iter().any(|denied| denied.starts_with(place)))
+    }
+
+    fn spellings(&self, change: &Change) -> [PathBuf; 2] {
+        let real = self.layers.get(change.layer).map_or(Path::new(""), |layer| &layer.real);
+        [self.place(change), join(real, &change.path)]
     }
 }
 
+fn join(piece: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { piece.to_owned() } else { piece.join(path) }
+}
+
 impl Change {
-    /// Why the host's file must not be replaced, when it is `now`.
-    pub fn stale(&self, now: Option<&Stamp>, started: Moment) -> Option<&'static str> {
+    /// Why the host's file must not be replaced, when it is `now` and lies in the directory `holder`.
+    pub fn stale(&self, now: Option<&Stamp>, holder: u64, started: Moment) -> Option<&'static str> {
+        if self.moved {
+            return Some("a directory on the way to it was moved or got other permissions on the host during the run");
+        }
+        // One that the run made is there since a moment ago.
+        if self.holder.is_some_and(|old| old != holder) {
+            return Some("the directory that holds it is another on the host since");
+        }
         match (&self.before, now) {
             (None, None) => None,
             (None, Some(_)) => Some("it came into being on the host since"),
             (Some(_), None) => Some("it is gone from the host since"),
-            // What lies in a directory is judged by itself.
-            (Some(before), Some(now)) if before.kind == FileKind::Dir && now.kind == FileKind::Dir => None,
+            // What lies in a directory is judged by itself, and changes its time stamps.
+            (Some(before), Some(now)) if before.kind == FileKind::Dir && now.kind == FileKind::Dir => {
+                let is_same = (before.inode, before.mode) == (now.inode, now.mode);
+                (self.change == ChangeKind::Mode && !is_same).then_some("its permissions changed on the host since")
+            }
             (Some(before), Some(_)) if before.changed > started => Some("it changed on the host during the run"),
             (Some(before), Some(now)) if before != now => Some("it changed on the host since"),
             (Some(_), Some(_)) => None,
@@ -243,14 +307,75 @@ mod tests {
             size: 4,
             target: None,
             before,
+            holder: Some(7),
+            moved: false,
         };
         let old = change(Some(stamp));
-        assert_eq!(old.stale(Some(&stamp), at(10)), None);
-        assert!(old.stale(Some(&Stamp { size: 4, ..stamp }), at(10)).is_some());
-        assert!(old.stale(Some(&Stamp { inode: 2, ..stamp }), at(10)).is_some());
-        assert!(old.stale(None, at(10)).is_some());
-        assert!(old.stale(Some(&stamp), at(4)).is_some(), "it changed while the run lasted");
-        assert_eq!(change(None).stale(None, at(10)), None);
-        assert!(change(None).stale(Some(&stamp), at(10)).is_some());
+        assert_eq!(old.stale(Some(&stamp), 7, at(10)), None);
+        assert!(old.stale(Some(&Stamp { size: 4, ..stamp }), 7, at(10)).is_some());
+        assert!(old.stale(Some(&Stamp { inode: 2, ..stamp }), 7, at(10)).is_some());
+        assert!(old.stale(None, 7, at(10)).is_some());
+        assert!(old.stale(Some(&stamp), 7, at(4)).is_some(), "it changed while the run lasted");
+        assert_eq!(change(None).stale(None, 7, at(10)), None);
+        assert!(change(None).stale(Some(&stamp), 7, at(10)).is_some());
+        assert!(old.stale(Some(&stamp), 8, at(10)).is_some(), "another directory under the same name");
+        assert!(change(None).stale(None, 8, at(10)).is_some());
+        assert_eq!(Change { holder: None, ..change(None) }.stale(None, 8, at(10)), None, "the commit made it");
+        assert!(Change { moved: true, ..old }.stale(Some(&stamp), 7, at(10)).is_some());
+    }
+
+    #[test]
+    fn the_permissions_of_a_directory_are_judged_its_time_stamps_are_not() {
+        let at = |s| Moment { s, ns: 0 };
+        let stamp = Stamp { kind: FileKind::Dir, inode: 1, mode: 0o755, size: 3, modified: at(5), changed: at(5) };
+        let change = Change {
+            layer: 0,
+            path: "x".into(),
+            change: ChangeKind::Mode,
+            kind: FileKind::Dir,
+            mode: 0o700,
+            size: 3,
+            target: None,
+            before: Some(stamp),
+            holder: Some(7),
+            moved: false,
+        };
+        let filled = Stamp { size: 9, modified: at(20), changed: at(20), ..stamp };
+        assert_eq!(change.stale(Some(&filled), 7, at(10)), None);
+        assert!(change.stale(Some(&Stamp { mode: 0o711, ..filled }), 7, at(10)).is_some());
+        assert!(change.stale(Some(&Stamp { inode: 2, ..filled }), 7, at(10)).is_some());
+    }
+
+    #[test]
+    fn a_denied_place_is_known_by_every_spelling() {
+        let identity = Identity { device: 1, inode: 1 };
+        let layer = Layer { source: "/lnk".into(), dest: "/x".into(), is_dir: true, real: "/real".into(), identity };
+        let change = |path: &str| Change {
+            layer: 0,
+            path: path.into(),
+            change: ChangeKind::Added,
+            kind: FileKind::Link,
+            mode: 0o777,
+            size: 1,
+            target: None,
+            before: None,
+            holder: None,
+            moved: false,
+        };
+        let manifest = |denied: &str| Manifest {
+            version: VERSION,
+            started: Moment { s: 0, ns: 0 },
+            layers: vec![layer.clone()],
+            denied: vec![denied.into()],
+            changes: None,
+            more: 0,
+            unseen: Vec::new(),
+        };
+        for denied in ["/lnk/a/b", "/real/a/b"] {
+            let manifest = manifest(denied);
+            assert!(manifest.denies(&change("a/b")) && manifest.denies(&change("a/b/c")), "{denied}");
+            assert!(!manifest.denies(&change("a")) && !manifest.denies(&change("a/bc")), "{denied}");
+            assert!(manifest.leads_to_denied(&change("a")) && !manifest.leads_to_denied(&change("c")), "{denied}");
+        }
     }
 }

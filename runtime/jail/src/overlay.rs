@@ -4,25 +4,30 @@
 //! written by the sandbox: every name is opened beneath a descriptor without following links.
 
 mod apply;
+mod keep;
 mod look;
+mod piece;
+mod store;
 
-use std::ffi::CString;
-use std::fs::{DirBuilder, Permissions};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::ffi::{CString, OsString};
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
 
 use apex_core::host::{Host, PathFact};
-use apex_core::overlay::{Layer, Manifest, Moment, VERSION};
+use apex_core::overlay::{Identity, Layer, Manifest, Moment, VERSION};
 use apex_core::plan::{BindAccess, Kind, Mount, OverlayPlan, Plan};
 use apex_core::policy::Policy;
 use apex_sys::{Errno, fs};
 
 pub use apply::{Deed, apply};
 pub use look::look;
+pub use store::Store;
 
-use crate::host::{LiveHost, c_path};
+use crate::host::{LiveHost, c_path, name_of};
 use crate::layers::top_mode;
+
+/// Links on the way of one path that are followed, as in the kernel (path_resolution(7)).
+const LINKS_MAX: usize = 40;
 
 /// Why the directory of an overlay cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +44,27 @@ pub enum OverlayError {
         piece: PathBuf,
     },
     /// It belongs to somebody else.
-    #[error("{}: belongs to user {owner}, who could change what is kept there; name a directory of your own", .dir.display())]
+    #[error("{}: belongs to user {owner}, who could change what is kept there; use a directory of your own, or let that user do it", .dir.display())]
     Foreign {
         /// The directory.
         dir: PathBuf,
         /// Its owner.
         owner: u32,
     },
+    /// Others may write it.
+    #[error("{}: others than its owner may write it, so what it says cannot be believed", .0.display())]
+    Open(PathBuf),
+    /// It is reached over a link of another user, or is one.
+    #[error("{}: {why}", .dir.display())]
+    Refused {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Another commit of it runs.
+    #[error("{}: another commit applies it at this moment", .0.display())]
+    Busy(PathBuf),
     /// Making or opening something.
     #[error("{what} {}: {}", .path.display(), .errno.desc())]
     File {
@@ -65,77 +84,98 @@ impl OverlayError {
 }
 
 /// Makes the directory and its layers; `None` for a plan that keeps none.
-pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<Manifest>, OverlayError> {
+pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<(Store, Manifest)>, OverlayError> {
     let Some(OverlayPlan::Kept { dir, .. }) = &plan.overlay else { return Ok(None) };
-    let layers: Vec<Layer> = plan.mounts.iter().filter_map(layer).collect();
-    make_own(dir)?;
-    if let Some(piece) = layers.iter().find(|layer| dir.starts_with(host.real(&layer.source))) {
-        let _ = std::fs::remove_dir(dir);
-        return Err(OverlayError::Within { dir: dir.clone(), piece: piece.source.clone() });
-    }
-    let own = plan.identity.caller_uid;
+    let layers = plan.mounts.iter().filter_map(|mount| layer(mount, host)).collect::<Result<Vec<Layer>, _>>()?;
+    let store = Store::make(dir, &layers)?;
     for (number, layer) in layers.iter().enumerate() {
-        let place = dir.join(number.to_string());
-        make_dir(&place, 0o700)?;
+        store.make_dir(&number.to_string(), 0o700)?;
         if layer.is_dir {
-            let source = c_path(&layer.source).map_err(OverlayError::at("naming", &layer.source))?;
-            let lower = fs::open(fs::cwd(), &source, nix::libc::O_PATH, 0)
-                .and_then(|fd| fs::stat(fd.as_fd(), c""))
-                .map_err(OverlayError::at("looking at", &layer.source))?;
-            make_dir(&place.join("upper"), top_mode(lower, own))?;
-            make_dir(&place.join("work"), 0o700)?;
+            let lower = held(host, &layer.source)?;
+            store.make_dir(&format!("{number}/upper"), top_mode(lower, plan.identity.caller_uid))?;
+            store.make_dir(&format!("{number}/work"), 0o700)?;
         }
     }
-    // The planner never asks about it, and whoever takes its tree wants it held.
-    if let PathFact::Refused(_) | PathFact::Missing | PathFact::File = host.path(dir, true) {
-        return Err(OverlayError::at("opening", dir)(Errno::ENOTDIR));
+    // The planner never asks about it, and whoever takes its tree wants it held: the one that was made, not what a name leads to by now.
+    if host.path(dir, true) != PathFact::Dir || store.identity().ok() != Some(identity(&held(host, dir)?)) {
+        return Err(OverlayError::at("opening", dir)(Errno::ESTALE));
     }
-    let about = std::fs::metadata(dir).map_err(io("looking at", dir))?;
-    let denied = policy.filesystem.deny.iter().map(|grant| grant.path.clone()).collect();
-    let started = Moment { s: about.ctime(), ns: about.ctime_nsec() };
-    Ok(Some(Manifest { version: VERSION, started, layers, denied, changes: None, more: 0 }))
+    let about = nix::sys::stat::fstat(store.fd()).map_err(OverlayError::at("looking at", dir))?;
+    let mut denied: Vec<PathBuf> =
+        policy.filesystem.deny.iter().flat_map(|grant| spellings(&grant.path, host)).collect();
+    denied.sort();
+    denied.dedup();
+    let started = Moment { s: about.st_ctime, ns: about.st_ctime_nsec };
+    let manifest = Manifest { version: VERSION, started, layers, denied, changes: None, more: 0, unseen: Vec::new() };
+    Ok(Some((store, manifest)))
 }
 
-/// Removes what the kernel needed beside each layer while it was in use: its inner directory has mode 0, which would stop an `rm -r` of its owner.
-/// What cannot be removed stays: it is no part of what was written.
-pub fn clear_work(dir: &Path, layers: usize) {
-    for number in 0..layers {
-        let work = dir.join(number.to_string()).join("work");
-        let _ = std::fs::set_permissions(work.join("work"), Permissions::from_mode(0o700));
-        let _ = std::fs::remove_dir_all(work);
-    }
+/// What an overlaid mount of the plan is on the host, as the planner opened it.
+fn layer(mount: &Mount, host: &LiveHost) -> Option<Result<Layer, OverlayError>> {
+    let Mount::Bind { source, dest, access: BindAccess::Overlay, kind, .. } = mount else { return None };
+    let look = || {
+        let failed = OverlayError::at("looking at", source);
+        let held = host.held(source).ok_or_else(|| failed(Errno::ENOENT))?;
+        let real = name_of(&held.fd).map_err(&failed)?;
+        let is_dir = *kind == Kind::Dir;
+        let identity = if is_dir { identity(&held.stat) } else { holder_of(&real, &held.stat).map_err(&failed)? };
+        Ok(Layer { source: source.clone(), dest: dest.clone(), is_dir, real, identity })
+    };
+    Some(look())
 }
 
-fn layer(mount: &Mount) -> Option<Layer> {
-    match mount {
-        Mount::Bind { source, dest, access: BindAccess::Overlay, kind, .. } => {
-            Some(Layer { source: source.clone(), dest: dest.clone(), is_dir: *kind == Kind::Dir })
+/// The directory that holds a file by this name.
+fn holder_of(real: &Path, file: &fs::Stat) -> Result<Identity, Errno> {
+    let (Some(above), Some(name)) = (real.parent(), real.file_name()) else { return Err(Errno::EINVAL) };
+    let dir = store::open_dir(above, true).map_err(|_| Errno::ESTALE)?;
+    if identity(&fs::stat(dir.as_fd(), &c_path(Path::new(name))?)?) != identity(file) {
+        return Err(Errno::ESTALE);
+    }
+    fs::stat(dir.as_fd(), c"").map(|about| identity(&about))
+}
+
+fn held(host: &LiveHost, path: &Path) -> Result<fs::Stat, OverlayError> {
+    host.held(path).map(|held| held.stat).ok_or_else(|| OverlayError::at("looking at", path)(Errno::ENOENT))
+}
+
+fn identity(stat: &fs::Stat) -> Identity {
+    Identity { device: stat.device, inode: stat.inode }
+}
+
+/// A path, what it is after each link on its way, and where it leads in the end: a change of any of them is a change of what it names.
+fn spellings(path: &Path, host: &LiveHost) -> Vec<PathBuf> {
+    let mut found = vec![path.to_owned(), host.real(path)];
+    let mut at = PathBuf::from("/");
+    let mut pending = backwards(path);
+    while let Some(name) = pending.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
         }
-        _ => None,
+        let next = at.join(&name);
+        let Ok(target) = std::fs::read_link(&next) else {
+            at = next;
+            continue;
+        };
+        if found.len() > LINKS_MAX {
+            break;
+        }
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        pending.extend(backwards(&target));
+        let rest = pending.iter().rev().fold(at.clone(), |path, name| path.join(name));
+        found.push(rest);
     }
+    found
 }
 
-fn make_own(dir: &Path) -> Result<(), OverlayError> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(io("making", dir)(error)),
-    }
-    let about = std::fs::symlink_metadata(dir).map_err(io("looking at", dir))?;
-    let own = nix::unistd::geteuid().as_raw();
-    if about.uid() != own {
-        return Err(OverlayError::Foreign { dir: dir.to_owned(), owner: about.uid() });
-    }
-    if std::fs::read_dir(dir).map_err(io("listing", dir))?.next().is_some() {
-        return Err(OverlayError::NotEmpty(dir.to_owned()));
-    }
-    // Nobody else looks at what the sandbox wrote, and the start of the run shows in the time stamp.
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(io("closing", dir))
-}
-
-fn make_dir(dir: &Path, mode: u32) -> Result<(), OverlayError> {
-    DirBuilder::new().mode(0o700).create(dir).map_err(io("making", dir))?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).map_err(io("making", dir))
+/// The names of a path, last first.
+fn backwards(path: &Path) -> Vec<OsString> {
+    let name = |part: Component<'_>| {
+        matches!(part, Component::Normal(_) | Component::ParentDir).then(|| part.as_os_str().to_owned())
+    };
+    path.components().rev().filter_map(name).collect()
 }
 
 fn io<'p>(what: &'static str, path: &'p Path) -> impl Fn(std::io::Error) -> OverlayError + 'p {
@@ -144,11 +184,6 @@ fn io<'p>(what: &'static str, path: &'p Path) -> impl Fn(std::io::Error) -> Over
         path: path.to_owned(),
         errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
     }
-}
-
-/// Opens a directory by its name.
-fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
-    fs::open(fs::cwd(), &c_path(path)?, nix::libc::O_DIRECTORY, 0)
 }
 
 /// How names below a directory are resolved: never out of it, never over a link.

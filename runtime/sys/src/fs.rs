@@ -218,6 +218,26 @@ pub fn attribute(fd: BorrowedFd<'_>, name: &CStr, value: &mut [u8]) -> Result<us
     .map(|count| count as usize)
 }
 
+/// Lists the names of an open file's extended attributes, each with a NUL behind it (flistxattr(2)).
+pub fn attributes(fd: BorrowedFd<'_>, names: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: pointer and length describe `names`, which outlives the call.
+    check(unsafe { libc::flistxattr(fd.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) } as libc::c_long)
+        .map(|count| count as usize)
+}
+
+/// Sets an extended attribute of an open file (fsetxattr(2)).
+pub fn set_attribute(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    // SAFETY: `name` is NUL-terminated, pointer and length describe `value`; both outlive the call.
+    check(unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into())
+        .map(drop)
+}
+
+/// Removes an extended attribute of an open file (fremovexattr(2)).
+pub fn remove_attribute(fd: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    check(unsafe { libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()) }.into()).map(drop)
+}
+
 /// Takes a lock on an open file without waiting (flock(2)); `exclusive` fails while anybody else holds it.
 pub fn try_lock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
     let kind = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };

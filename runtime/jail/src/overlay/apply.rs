@@ -1,25 +1,29 @@
 //! Puts changes of a layer into the host: one file at a time, each whole or not at all, and only where the host is as the run left it.
 //!
-//! Set-user-id bits, devices, FIFOs and sockets never pass, and nothing is written over a link or out of the piece that was granted.
+//! Set-user-id bits, devices, FIFOs and sockets never pass, and nothing is written over a link or out of the piece that was granted. What
+//! the host has already counts as done, so that a commit that was killed can be repeated.
 
-use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use apex_core::overlay::{Change, ChangeKind, FileKind, Layer, Manifest};
+use apex_core::overlay::{Change, ChangeKind, FileKind, Manifest, Stamp};
 use apex_sys::{Errno, fs};
 use nix::fcntl::{RenameFlags, renameat2};
-use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Uid, fchown, fsync};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::fsync;
 
-use super::look::{kind_of, link, stamp_at, stat};
-use super::{BENEATH, below, open_dir};
+use super::keep::keep;
+use super::look::{kind_of, link, same_content, stamp, stat};
+use super::piece::{Piece, holder};
+use super::{BENEATH, OverlayError, Store, below};
 use crate::layers::copy_all;
 
 const PERMISSIONS: u32 = 0o777;
-/// Names that are tried for the file that takes a place at the end.
-const NAMES_MAX: u32 = 100;
+/// What the owner of a directory needs to fill it.
+const FILLABLE: u32 = 0o700;
 
 /// What came of one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,90 +37,133 @@ pub struct Deed {
 }
 
 /// Applies the changes that `wanted` picks by their path on the host, in their order.
-pub fn apply(dir: &Path, manifest: &Manifest, wanted: &dyn Fn(&Path, &Change) -> bool) -> Vec<Deed> {
+pub fn apply(
+    store: &Store,
+    manifest: &Manifest,
+    wanted: &dyn Fn(&Path, &Change) -> bool,
+) -> Result<Vec<Deed>, OverlayError> {
+    store.lock()?;
+    let changes = manifest.changes.as_deref().unwrap_or_default();
+    let mut commit = Commit { manifest, part: part(store, manifest)?, links: links(changes), modes: Vec::new() };
+    let mut pieces: HashMap<usize, Result<Piece, String>> = HashMap::new();
     let mut deeds = Vec::new();
-    let mut modes = Vec::new();
-    for change in manifest.changes.iter().flatten() {
+    for (index, change) in changes.iter().enumerate() {
         let place = manifest.place(change);
         if !wanted(&place, change) {
             continue;
         }
-        let result = match manifest.layers.get(change.layer) {
-            Some(layer) => Piece::open(dir, change.layer, layer)
-                .map_err(words)
-                .and_then(|piece| one(&piece, change, manifest, &place, &mut modes)),
+        // Once for a layer: no name on the way to it is looked up again while its changes are applied.
+        let piece = pieces.entry(change.layer).or_insert_with(|| match manifest.layers.get(change.layer) {
+            Some(layer) => Piece::open(store, change.layer, layer),
             None => Err("the manifest names no such layer".to_owned()),
+        });
+        let result = match piece {
+            Ok(piece) => commit.one(piece, change, changes.get(index + 1)),
+            Err(why) => Err(why.clone()),
         };
         deeds.push(Deed { place, change: change.change, refused: result.err() });
     }
     // The innermost first: a directory that may not be written any more still had to be filled.
-    for (fd, mode) in modes.into_iter().rev() {
+    for (fd, mode) in commit.modes.into_iter().rev() {
         let _ = fchmod(fd, Mode::from_bits_truncate(mode));
     }
-    deeds
+    Ok(deeds)
 }
 
-/// A piece of the host and its layer.
-struct Piece {
-    host: OwnedFd,
-    upper: OwnedFd,
-    /// Of a piece that is a file.
-    name: Option<PathBuf>,
+/// The name of what is not whole yet. It belongs to this overlay, whose commits run one by one: whatever has it is left from one that was killed.
+fn part(store: &Store, manifest: &Manifest) -> Result<CString, OverlayError> {
+    let failed = OverlayError::at("looking at", store.path());
+    let inode = store.identity().map_err(&failed)?.inode;
+    let name = format!(".apex-commit-{inode:x}-{:x}-{:x}", manifest.started.s, manifest.started.ns);
+    CString::new(name).map_err(|_| failed(Errno::EINVAL))
 }
 
-impl Piece {
-    fn open(dir: &Path, number: usize, layer: &Layer) -> Result<Piece, Errno> {
-        let place = dir.join(number.to_string());
-        if layer.is_dir {
-            return Ok(Piece { host: open_dir(&layer.source)?, upper: open_dir(&place.join("upper"))?, name: None });
-        }
-        let parent = layer.source.parent().ok_or(Errno::EINVAL)?;
-        let name = layer.source.file_name().map(PathBuf::from);
-        Ok(Piece { host: open_dir(parent)?, upper: open_dir(&place)?, name })
-    }
-
-    /// Path below the host's directory, and below the layer.
-    fn paths<'a>(&'a self, change: &'a Change) -> (&'a Path, &'a Path) {
-        match &self.name {
-            Some(name) => (name, Path::new("file")),
-            None => (&change.path, &change.path),
-        }
-    }
+/// Where the run made links.
+fn links(changes: &[Change]) -> HashSet<(usize, &Path)> {
+    let is_link = |change: &&Change| change.kind == FileKind::Link && change.change == ChangeKind::Added;
+    changes.iter().filter(is_link).map(|change| (change.layer, change.path.as_path())).collect()
 }
 
-fn one(
-    piece: &Piece,
-    change: &Change,
-    manifest: &Manifest,
-    place: &Path,
-    modes: &mut Vec<(OwnedFd, u32)>,
-) -> Result<(), String> {
-    if manifest.denies(place) {
-        return Err("a rule of the run denies it".to_owned());
-    }
-    if change.kind == FileKind::Other && change.change != ChangeKind::Removed {
-        return Err("it is a FIFO, a socket or a device, which are never applied".to_owned());
-    }
-    let (path, from) = piece.paths(change);
-    let now = stamp_at(piece.host.as_fd(), path).map_err(words)?;
-    // A name that was removed in an earlier step makes room for what takes its place.
-    let stale = change.stale(now.as_ref(), manifest.started);
-    if let Some(why) = stale {
-        return Err(why.to_owned());
-    }
-    let target = Target::open(piece, path).map_err(words)?;
-    let done = match (change.change, change.kind) {
-        (ChangeKind::Removed, FileKind::Dir) => fs::rmdir(target.dir.as_fd(), &target.name),
-        (ChangeKind::Removed, _) => fs::unlink(target.dir.as_fd(), &target.name),
-        (ChangeKind::Mode, _) => target.mode(change.mode),
-        (ChangeKind::Added | ChangeKind::Changed, FileKind::Dir) => {
-            target.make_dir().map(|fd| modes.push((fd, change.mode)))
+struct Commit<'a> {
+    manifest: &'a Manifest,
+    part: CString,
+    links: HashSet<(usize, &'a Path)>,
+    /// Permissions that are set when everything is in its place.
+    modes: Vec<(OwnedFd, u32)>,
+}
+
+impl Commit<'_> {
+    fn one(&mut self, piece: &Piece, change: &Change, next: Option<&Change>) -> Result<(), String> {
+        self.judge(change)?;
+        let (path, from) = piece.paths(change);
+        let target = match Target::open(piece, path, &self.part) {
+            Ok(target) => target,
+            Err(errno) if self.is_gone(change, errno) => return Ok(()),
+            Err(Errno::ENOENT) if change.before.is_some() => return Err("it is gone from the host since".to_owned()),
+            Err(errno) => return Err(words(errno)),
+        };
+        target.clear_part();
+        let now = target.stamp().map_err(words)?;
+        if let Some(why) = change.stale(now.as_ref(), target.inode, self.manifest.started) {
+            let next = next.filter(|next| (next.layer, &next.path) == (change.layer, &change.path));
+            if !target.has(piece, change, next, now.as_ref()) {
+                return Err(why.to_owned());
+            }
+            return if change.kind == FileKind::Dir { self.finish(&target, change) } else { Ok(()) };
         }
-        (ChangeKind::Added | ChangeKind::Changed, FileKind::Link) => target.link(piece, from, change),
-        (ChangeKind::Added | ChangeKind::Changed, FileKind::File) => target.file(piece, from, change),
-        (ChangeKind::Added | ChangeKind::Changed, FileKind::Other) => Err(Errno::EINVAL),
-    };
-    done.map_err(words)
+        match (change.change, change.kind) {
+            (ChangeKind::Removed, FileKind::Dir) => fs::rmdir(target.dir.as_fd(), &target.name).map_err(words),
+            (ChangeKind::Removed, _) => fs::unlink(target.dir.as_fd(), &target.name).map_err(words),
+            (ChangeKind::Mode, _) => target.mode(change.mode, now.as_ref()).map_err(words),
+            (ChangeKind::Added | ChangeKind::Changed, FileKind::Dir) => {
+                target.make_dir(change).map_err(words)?;
+                self.finish(&target, change)
+            }
+            (ChangeKind::Added | ChangeKind::Changed, FileKind::Link) => {
+                target.link(piece, from, change).map_err(words)
+            }
+            (ChangeKind::Added | ChangeKind::Changed, FileKind::File) => target.file(piece, from, now.as_ref(), change),
+            (ChangeKind::Added | ChangeKind::Changed, FileKind::Other) => Err(words(Errno::EINVAL)),
+        }
+    }
+
+    /// What is refused whatever the host looks like.
+    fn judge(&self, change: &Change) -> Result<(), String> {
+        if self.manifest.denies(change) {
+            return Err("a rule of the run denies it".to_owned());
+        }
+        if change.change == ChangeKind::Removed {
+            return Ok(());
+        }
+        match change.kind {
+            FileKind::Link if self.manifest.leads_to_denied(change) => {
+                Err("it is a link on the way to what a rule of the run denies".to_owned())
+            }
+            FileKind::Other => Err("it is a FIFO, a socket or a device, which are never applied".to_owned()),
+            FileKind::Link | FileKind::File | FileKind::Dir => Ok(()),
+        }
+    }
+
+    /// Whether what was to be removed went with a directory above it, which may be a link of the run by now.
+    fn is_gone(&self, change: &Change, errno: Errno) -> bool {
+        let is_under_link = || change.path.ancestors().any(|above| self.links.contains(&(change.layer, above)));
+        change.change == ChangeKind::Removed
+            && match errno {
+                Errno::ENOENT | Errno::ENOTDIR => true,
+                Errno::ELOOP => is_under_link(),
+                _ => false,
+            }
+    }
+
+    /// Keeps in mind what a new directory may not be before it is filled.
+    fn finish(&mut self, target: &Target, change: &Change) -> Result<(), String> {
+        if change.change == ChangeKind::Removed || change.mode & FILLABLE == FILLABLE {
+            return Ok(());
+        }
+        let fd = fs::open(target.dir.as_fd(), &target.name, nix::libc::O_DIRECTORY, BENEATH).map_err(words)?;
+        self.modes.push((fd, change.mode & PERMISSIONS));
+        Ok(())
+    }
 }
 
 fn words(errno: Errno) -> String {
@@ -126,6 +173,7 @@ fn words(errno: Errno) -> String {
         }
         Errno::ENOTEMPTY => "it holds files that the run did not see".to_owned(),
         Errno::EEXIST => "it came into being on the host since".to_owned(),
+        Errno::ESTALE => "it became another while it was looked at; commit again when it is at rest".to_owned(),
         errno => errno.desc().to_owned(),
     }
 }
@@ -133,96 +181,161 @@ fn words(errno: Errno) -> String {
 /// Where a change goes: a directory of the host, and a name in it.
 struct Target {
     dir: OwnedFd,
+    inode: u64,
     name: CString,
+    part: CString,
 }
 
 impl Target {
-    fn open(piece: &Piece, path: &Path) -> Result<Target, Errno> {
-        let parent = path.parent().unwrap_or(Path::new(""));
-        let name = path.file_name().ok_or(Errno::EINVAL)?;
-        let dir = fs::open(piece.host.as_fd(), &below(parent)?, nix::libc::O_DIRECTORY, BENEATH)?;
-        Ok(Target { dir, name: below(Path::new(name))? })
+    fn open(piece: &Piece, path: &Path, part: &CStr) -> Result<Target, Errno> {
+        let (dir, name) = holder(piece.host.as_fd(), path)?;
+        let inode = fs::stat(dir.as_fd(), c"")?.inode;
+        Ok(Target { dir, inode, name: below(Path::new(name))?, part: part.to_owned() })
     }
 
     fn path(&self) -> &Path {
         Path::new(OsStr::from_bytes(self.name.as_bytes()))
     }
 
-    fn mode(&self, mode: u32) -> Result<(), Errno> {
-        let flags = nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
-        let file = fs::open(self.dir.as_fd(), &self.name, flags, BENEATH)?;
-        fchmod(file, Mode::from_bits_truncate(mode & PERMISSIONS))
+    fn stamp(&self) -> Result<Option<Stamp>, Errno> {
+        match stat(self.dir.as_fd(), self.path()) {
+            Ok(about) => Ok(Some(stamp(&about))),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
-    fn make_dir(&self) -> Result<OwnedFd, Errno> {
-        fs::mkdir(self.dir.as_fd(), &self.name, 0o700)?;
-        fs::open(self.dir.as_fd(), &self.name, nix::libc::O_DIRECTORY, BENEATH)
+    /// Removes what a killed commit did not finish.
+    fn clear_part(&self) {
+        if let Err(Errno::EISDIR) = fs::unlink(self.dir.as_fd(), &self.part) {
+            let _ = fs::rmdir(self.dir.as_fd(), &self.part);
+        }
+    }
+
+    /// Whether the host is as the change wants it. `next` takes the place of what is removed.
+    fn has(&self, piece: &Piece, change: &Change, next: Option<&Change>, now: Option<&Stamp>) -> bool {
+        let Some(now) = now else { return change.change == ChangeKind::Removed };
+        if change.change == ChangeKind::Removed {
+            return next.is_some_and(|next| next.change == ChangeKind::Added && self.has(piece, next, None, Some(now)));
+        }
+        let is_kind = now.kind == change.kind;
+        if change.change == ChangeKind::Mode {
+            let done = change.before.map(|before| Stamp { mode: change.mode, changed: now.changed, ..before });
+            let is_dir = now.kind == FileKind::Dir;
+            return done.is_some_and(|done| {
+                done == *now || is_dir && (done.kind, done.inode, done.mode) == (now.kind, now.inode, now.mode)
+            });
+        }
+        let (_, from) = piece.paths(change);
+        is_kind
+            && match change.kind {
+                FileKind::Dir => now.mode | FILLABLE == change.mode | FILLABLE,
+                FileKind::Link => link(self.dir.as_fd(), self.path()).ok() == change.target,
+                FileKind::File => {
+                    now.mode == change.mode
+                        && holder(piece.upper.as_fd(), from)
+                            .and_then(|(dir, name)| {
+                                same_content((dir.as_fd(), Path::new(name)), (self.dir.as_fd(), self.path()))
+                            })
+                            .unwrap_or(false)
+                }
+                FileKind::Other => false,
+            }
+    }
+
+    /// Sets the permissions of the very file that was looked at, whoever may read it.
+    fn mode(&self, mode: u32, now: Option<&Stamp>) -> Result<(), Errno> {
+        let file = fs::open(self.dir.as_fd(), &self.name, nix::libc::O_PATH | nix::libc::O_NOFOLLOW, BENEATH)?;
+        let about = stamp(&fstat(&file)?);
+        if Some(&about) != now || about.kind == FileKind::Link {
+            return Err(Errno::ESTALE);
+        }
+        let own = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits hold no NUL");
+        fs::chmod(fs::cwd(), &own, mode & PERMISSIONS)
+    }
+
+    fn make_dir(&self, change: &Change) -> Result<(), Errno> {
+        let dir = self.dir.as_fd();
+        fs::mkdir(dir, &self.part, FILLABLE)?;
+        let fd = fs::open(dir, &self.part, nix::libc::O_DIRECTORY, BENEATH)?;
+        let done = fchmod(fd, Mode::from_bits_truncate(change.mode & PERMISSIONS | FILLABLE))
+            .and_then(|()| self.put(&self.part, RenameFlags::RENAME_NOREPLACE));
+        done.inspect_err(|_| self.clear_part())
     }
 
     fn link(&self, piece: &Piece, from: &Path, change: &Change) -> Result<(), Errno> {
         let (holder, name) = holder(piece.upper.as_fd(), from)?;
-        if kind_of(&stat(holder.as_fd(), &name)?) != FileKind::Link {
+        if kind_of(&stat(holder.as_fd(), Path::new(name))?) != FileKind::Link {
             return Err(Errno::ESTALE);
         }
-        let target = below(&link(holder.as_fd(), &name)?)?;
-        self.by_another_name(change, |dir, name| fs::symlink(&target, dir, name))
+        let target = below(&link(holder.as_fd(), Path::new(name))?)?;
+        fs::symlink(&target, self.dir.as_fd(), &self.part)?;
+        self.put(&self.part, flags(change)).inspect_err(|_| self.clear_part())
     }
 
-    fn file(&self, piece: &Piece, from: &Path, change: &Change) -> Result<(), Errno> {
-        let flags = nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
-        let source = fs::open(piece.upper.as_fd(), &below(from)?, flags, BENEATH)?;
-        let about = fs::stat(source.as_fd(), c"")?;
-        if !about.is(nix::libc::S_IFREG) {
-            return Err(Errno::ESTALE);
+    fn file(&self, piece: &Piece, from: &Path, now: Option<&Stamp>, change: &Change) -> Result<(), String> {
+        let (holder, name) = holder(piece.upper.as_fd(), from).map_err(words)?;
+        let source = open_file(holder.as_fd(), &below(Path::new(name)).map_err(words)?).map_err(words)?;
+        let about = fs::stat(source.as_fd(), c"").map_err(words)?;
+        if !about.is_regular() {
+            return Err(words(Errno::ESTALE));
         }
-        let old = stat(self.dir.as_fd(), self.path()).ok();
-        self.by_another_name(change, |dir, name| {
-            let flags = nix::libc::O_WRONLY | nix::libc::O_CREAT | nix::libc::O_EXCL | nix::libc::O_NOFOLLOW;
-            let file = fs::create(dir, name, flags, 0o600, BENEATH)?;
-            copy_all(source.as_fd(), file.as_fd())?;
-            if let Some(old) = &old {
-                // Root keeps the owner; anybody else owns what it replaces, or may not.
-                let _ = fchown(&file, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)));
-            }
-            // After the owner, whose change clears bits. Set-user-id bits never pass.
-            fchmod(&file, Mode::from_bits_truncate(change.mode & PERMISSIONS))?;
-            fs::set_modified(file.as_fd(), about.modified_s)?;
-            fsync(&file)
-        })
+        let old = now.map(|now| self.old(now)).transpose().map_err(words)?;
+        let (file, is_named) = self.blank().map_err(words)?;
+        let filled = copy_all(source.as_fd(), file.as_fd())
+            .map_err(words)
+            .and_then(|()| keep(old.as_ref().map(AsFd::as_fd), &file, change.mode))
+            .and_then(|()| fs::set_modified(file.as_fd(), about.modified_s).map_err(words))
+            .and_then(|()| fsync(&file).map_err(words))
+            .and_then(|()| self.give_name(&file, is_named, change).map_err(words));
+        filled.inspect_err(|_| self.clear_part())
     }
 
-    /// Makes it under another name first, so that the place holds the old or the new and never a part.
-    fn by_another_name(
-        &self,
-        change: &Change,
-        make: impl Fn(BorrowedFd<'_>, &std::ffi::CStr) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
+    /// What the new file takes the place of.
+    fn old(&self, now: &Stamp) -> Result<OwnedFd, Errno> {
+        let file = open_file(self.dir.as_fd(), &self.name)?;
+        if stamp(&fstat(&file)?) == *now { Ok(file) } else { Err(Errno::ESTALE) }
+    }
+
+    /// An empty file, without a name where the file system has such: of one that is killed nothing stays.
+    fn blank(&self) -> Result<(OwnedFd, bool), Errno> {
         let dir = self.dir.as_fd();
-        for number in 0..NAMES_MAX {
-            let name = CString::new(format!(".apex-commit-{}-{number}", std::process::id())).expect("no NUL in it");
-            match make(dir, &name) {
-                Err(Errno::EEXIST) => continue,
-                Err(errno) => {
-                    let _ = fs::unlink(dir, &name);
-                    return Err(errno);
-                }
-                Ok(()) => {}
+        match fs::create(dir, c".", nix::libc::O_WRONLY | nix::libc::O_TMPFILE, 0o600, BENEATH) {
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR) => {
+                let flags = nix::libc::O_WRONLY | nix::libc::O_CREAT | nix::libc::O_EXCL | nix::libc::O_NOFOLLOW;
+                fs::create(dir, &self.part, flags, 0o600, BENEATH).map(|file| (file, true))
             }
-            // What was not there must not be there now either; what was there was looked at a moment ago.
-            let flags = match change.change {
-                ChangeKind::Added => RenameFlags::RENAME_NOREPLACE,
-                ChangeKind::Changed | ChangeKind::Removed | ChangeKind::Mode => RenameFlags::empty(),
-            };
-            return renameat2(dir, name.as_c_str(), dir, self.name.as_c_str(), flags).inspect_err(|_| {
-                let _ = fs::unlink(dir, &name);
-            });
+            other => other.map(|file| (file, false)),
         }
-        Err(Errno::EEXIST)
+    }
+
+    fn give_name(&self, file: &OwnedFd, is_named: bool, change: &Change) -> Result<(), Errno> {
+        let dir = self.dir.as_fd();
+        match (is_named, change.change) {
+            // The name is free, or the kernel says that it is not.
+            (false, ChangeKind::Added) => fs::link_open(file.as_fd(), dir, &self.name),
+            (false, _) => {
+                fs::link_open(file.as_fd(), dir, &self.part)?;
+                self.put(&self.part, flags(change))
+            }
+            (true, _) => self.put(&self.part, flags(change)),
+        }
+    }
+
+    /// Gives what is whole its place, which holds the old or the new and never a part.
+    fn put(&self, from: &CStr, flags: RenameFlags) -> Result<(), Errno> {
+        renameat2(self.dir.as_fd(), from, self.dir.as_fd(), self.name.as_c_str(), flags)
     }
 }
 
-fn holder(dir: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, PathBuf), Errno> {
-    let parent = path.parent().unwrap_or(Path::new(""));
-    let name = path.file_name().map(PathBuf::from).ok_or(Errno::EINVAL)?;
-    Ok((fs::open(dir, &below(parent)?, nix::libc::O_PATH | nix::libc::O_DIRECTORY, BENEATH)?, name))
+/// What was not there must not be there now either; what was there was looked at a moment ago.
+fn flags(change: &Change) -> RenameFlags {
+    match change.change {
+        ChangeKind::Added => RenameFlags::RENAME_NOREPLACE,
+        ChangeKind::Changed | ChangeKind::Removed | ChangeKind::Mode => RenameFlags::empty(),
+    }
+}
+
+fn open_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    fs::open(dir, name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW, BENEATH)
 }

@@ -2,14 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use apex_core::overlay::{CHANGES_MAX, Change, ChangeKind, FileKind, Layer, Manifest, Moment, Stamp};
+use apex_core::overlay::{CHANGES_MAX, Change, ChangeKind, FileKind, Manifest, Moment, Stamp, UNSEEN_MAX, Unseen};
 use apex_sys::{Errno, fs};
 use nix::sys::stat::FileStat;
 
-use super::{BENEATH, OverlayError, below, open_dir};
+use super::piece::{COPY, Piece};
+use super::{BENEATH, Store, below};
 
 /// Directories within each other that are looked through.
 const DEPTH_MAX: usize = 256;
@@ -17,114 +18,150 @@ const DEPTH_MAX: usize = 256;
 const CHUNK: usize = 64 << 10;
 const PERMISSIONS: u32 = 0o777;
 
-/// Looks through every layer. Layers and host must be at rest.
-pub fn look(dir: &Path, manifest: &mut Manifest) -> Result<(), OverlayError> {
-    let mut changes = Vec::new();
-    let mut more = 0;
+/// Looks through every layer. Layers and host must be at rest. What cannot be looked at is told in the manifest, and ends nothing: it is
+/// the sandbox that names and closes what lies there.
+pub fn look(store: &Store, manifest: &mut Manifest) {
+    let mut walk = Walk { layer: 0, started: manifest.started, changes: Vec::new(), unseen: Vec::new(), more: 0 };
     for (number, layer) in manifest.layers.iter().enumerate() {
-        let mut walk = Walk { layer: number, changes: &mut changes, more: &mut more, host: None };
-        let place = dir.join(number.to_string());
-        if layer.is_dir {
-            let upper = place.join("upper");
-            let fd = open_dir(&upper).map_err(OverlayError::at("opening", &upper))?;
-            walk.host = Some(open_dir(&layer.source).map_err(OverlayError::at("opening", &layer.source))?);
-            walk.directory(fd.as_fd(), Path::new(""), false, 0).map_err(OverlayError::at("looking through", &upper))?;
-        } else {
-            walk.file(&place, layer)?;
+        walk.layer = number;
+        let piece = match Piece::open(store, number, layer) {
+            Ok(piece) => piece,
+            Err(why) => {
+                walk.unseen(PathBuf::new(), why);
+                continue;
+            }
+        };
+        let host = Beside { inode: Some(layer.identity.inode), moved: false, fd: Some(piece.host) };
+        let looked = match &piece.name {
+            Some(name) => walk.file(piece.upper.as_fd(), &host, name),
+            None => walk.directory(piece.upper.as_fd(), &host, Path::new(""), 0),
+        };
+        if let Err(errno) = looked {
+            walk.unseen(PathBuf::new(), errno.desc().to_owned());
         }
     }
-    manifest.changes = Some(changes);
-    manifest.more = more;
-    Ok(())
+    (manifest.changes, manifest.unseen, manifest.more) = (Some(walk.changes), walk.unseen, walk.more);
 }
 
-struct Walk<'a> {
+struct Walk {
     layer: usize,
-    changes: &'a mut Vec<Change>,
-    more: &'a mut u64,
-    host: Option<OwnedFd>,
+    started: Moment,
+    changes: Vec<Change>,
+    unseen: Vec<Unseen>,
+    more: u64,
 }
 
-impl Walk<'_> {
+/// The directory of the host beside one of a layer.
+struct Beside {
+    /// `None` when there is none.
+    fd: Option<OwnedFd>,
+    inode: Option<u64>,
+    /// Whether it, or one above it, was moved or got other permissions during the run.
+    moved: bool,
+}
+
+impl Beside {
+    /// What stands under a name.
+    fn stamp(&self, name: &OsStr) -> Result<Option<Stamp>, Errno> {
+        let Some(fd) = &self.fd else { return Ok(None) };
+        match stat(fd.as_fd(), Path::new(name)) {
+            Ok(stat) => Ok(Some(stamp(&stat))),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The directory under a name; `before` is what stands there.
+    fn child(&self, name: &OsStr, before: Option<&Stamp>, started: Moment) -> Result<Beside, Errno> {
+        let (Some(fd), Some(before)) = (&self.fd, before.filter(|before| before.kind == FileKind::Dir)) else {
+            return Ok(Beside { fd: None, inode: None, moved: self.moved });
+        };
+        let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
+        let fd = fs::open(fd.as_fd(), &below(Path::new(name))?, flags, BENEATH)?;
+        // What is made or removed in a directory changes both stamps alike; a rename of itself only the second.
+        let is_moved = before.changed > started && before.changed != before.modified;
+        Ok(Beside { inode: Some(fs::stat(fd.as_fd(), c"")?.inode), fd: Some(fd), moved: self.moved || is_moved })
+    }
+}
+
+impl Walk {
     /// A piece that is a file: its copy against it.
-    fn file(&mut self, place: &Path, layer: &Layer) -> Result<(), OverlayError> {
-        let failed = OverlayError::at("comparing", &layer.source);
-        let (own, theirs) = (open_dir(place).map_err(&failed)?, parent(&layer.source).map_err(&failed)?);
-        let Some(name) = layer.source.file_name().map(Path::new) else { return Ok(()) };
-        let after = stat(own.as_fd(), Path::new("file")).map_err(&failed)?;
-        let before = stamp_at(theirs.as_fd(), name).map_err(&failed)?;
-        let same = same_content((own.as_fd(), Path::new("file")), (theirs.as_fd(), name)).unwrap_or(false);
-        self.compared(PathBuf::new(), &after, before, same, None);
+    fn file(&mut self, own: BorrowedFd<'_>, host: &Beside, name: &Path) -> Result<(), Errno> {
+        let after = stat(own, Path::new(COPY))?;
+        let before = host.stamp(name.as_os_str())?;
+        let theirs = host.fd.as_ref().map(|fd| (fd.as_fd(), name));
+        let is_same = theirs.is_some_and(|theirs| same_content((own, Path::new(COPY)), theirs).unwrap_or(false));
+        self.compared(PathBuf::new(), &after, (before, host), is_same, None);
         Ok(())
     }
 
-    /// A directory of the layer. `is_new` says that the host's shows nothing through.
-    fn directory(&mut self, dir: BorrowedFd<'_>, path: &Path, is_new: bool, depth: usize) -> Result<(), Errno> {
+    /// A directory of the layer, and the one of the host that shows through it.
+    fn directory(&mut self, dir: BorrowedFd<'_>, host: &Beside, path: &Path, depth: usize) -> Result<(), Errno> {
         if depth == DEPTH_MAX {
-            *self.more += 1;
-            return Ok(());
+            return Err(Errno::ELOOP);
         }
         let names = names(dir)?;
-        if is_new || is_opaque(dir) {
-            self.hidden(path, &names, depth)?;
+        if is_opaque(dir) {
+            self.hidden(host, path, &names, depth)?;
         }
         for name in names {
-            self.entry(dir, &name, path.join(&name), depth)?;
+            let path = path.join(&name);
+            if let Err(errno) = self.entry(dir, host, &name, &path, depth) {
+                self.unseen(path, why(errno));
+            }
         }
         Ok(())
     }
 
-    fn entry(&mut self, dir: BorrowedFd<'_>, name: &OsStr, path: PathBuf, depth: usize) -> Result<(), Errno> {
+    fn entry(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        host: &Beside,
+        name: &OsStr,
+        path: &Path,
+        depth: usize,
+    ) -> Result<(), Errno> {
         let after = stat(dir, Path::new(name))?;
-        let before = self.before(&path)?;
+        let before = host.stamp(name)?;
         if is_whiteout(&after) {
-            return self.removed(&path, before, depth);
+            self.removed(host, name, path, depth)?;
+            return Ok(());
         }
         let kind = kind_of(&after);
-        let replaced = before.filter(|before| before.kind != kind);
-        if let Some(old) = replaced {
-            self.removed(&path, Some(old), depth)?;
+        if before.is_some_and(|before| before.kind != kind) {
+            self.removed(host, name, path, depth)?;
         }
         let before = before.filter(|before| before.kind == kind);
+        let theirs = host.fd.as_ref().filter(|_| before.is_some()).map(|fd| (fd.as_fd(), Path::new(name)));
+        let about = (before, host);
         match kind {
             FileKind::Dir => {
-                let fd = fs::open(dir, &below(Path::new(name))?, nix::libc::O_DIRECTORY, BENEATH);
-                self.compared(path.clone(), &after, before, true, None);
-                match fd {
-                    Ok(fd) => self.directory(fd.as_fd(), &path, before.is_none(), depth + 1),
-                    // Its owner closed it: what is in it cannot be told.
-                    Err(_) => {
-                        *self.more += 1;
-                        Ok(())
-                    }
-                }
+                self.compared(path.to_owned(), &after, about, true, None);
+                // Where its owner closed it, what is in it cannot be told.
+                let fd = fs::open(dir, &below(Path::new(name))?, nix::libc::O_DIRECTORY, BENEATH)?;
+                let beside = host.child(name, before.as_ref(), self.started)?;
+                return self.directory(fd.as_fd(), &beside, path, depth + 1);
             }
             FileKind::File => {
-                let host = self.host.as_ref().map(AsFd::as_fd);
-                let same = before.is_some()
-                    && host.is_some_and(|host| same_content((dir, Path::new(name)), (host, &path)).unwrap_or(false));
-                self.compared(path, &after, before, same, None);
-                Ok(())
+                let own = (dir, Path::new(name));
+                let is_same = theirs.is_some_and(|theirs| same_content(own, theirs).unwrap_or(false));
+                self.compared(path.to_owned(), &after, about, is_same, None);
             }
             FileKind::Link => {
                 let target = link(dir, Path::new(name))?;
-                let old = self.host.as_ref().and_then(|host| link_at(host.as_fd(), &path).ok());
-                let same = before.is_some() && old.as_ref() == Some(&target);
-                self.compared(path, &after, before, same, Some(target));
-                Ok(())
+                let old = theirs.and_then(|(dir, name)| link(dir, name).ok());
+                self.compared(path.to_owned(), &after, about, old.as_ref() == Some(&target), Some(target));
             }
-            FileKind::Other => {
-                self.compared(path, &after, before, false, None);
-                Ok(())
-            }
+            FileKind::Other => self.compared(path.to_owned(), &after, about, false, None),
         }
+        Ok(())
     }
 
     fn compared(
         &mut self,
         path: PathBuf,
         after: &FileStat,
-        before: Option<Stamp>,
+        (before, host): (Option<Stamp>, &Beside),
         is_same: bool,
         target: Option<PathBuf>,
     ) {
@@ -136,14 +173,21 @@ impl Walk<'_> {
             Some(_) => return,
         };
         let size = u64::try_from(after.st_size).unwrap_or(0);
-        self.push(Change { layer: self.layer, path, change, kind: kind_of(after), mode, size, target, before });
+        let (layer, kind) = (self.layer, kind_of(after));
+        let (holder, moved) = (host.inode, host.moved);
+        self.push(Change { layer, path, change, kind, mode, size, target, before, holder, moved });
     }
 
     /// Something of the host that the layer hides, with all that lies in it, the innermost first.
-    fn removed(&mut self, path: &Path, before: Option<Stamp>, depth: usize) -> Result<(), Errno> {
-        let Some(before) = before else { return Ok(()) };
+    fn removed(&mut self, host: &Beside, name: &OsStr, path: &Path, depth: usize) -> Result<(), Errno> {
+        let Some(before) = host.stamp(name)? else { return Ok(()) };
         if before.kind == FileKind::Dir {
-            self.hidden(path, &[], depth + 1)?;
+            let inner = host
+                .child(name, Some(&before), self.started)
+                .and_then(|inner| self.hidden(&inner, path, &[], depth + 1));
+            if let Err(errno) = inner {
+                self.unseen(path.to_owned(), why(errno));
+            }
         }
         self.push(Change {
             layer: self.layer,
@@ -154,36 +198,34 @@ impl Walk<'_> {
             size: before.size,
             target: None,
             before: Some(before),
+            holder: host.inode,
+            moved: host.moved,
         });
         Ok(())
     }
 
-    /// What a directory of the host holds beside `shown`.
-    fn hidden(&mut self, path: &Path, shown: &[OsString], depth: usize) -> Result<(), Errno> {
+    /// What a directory of the host holds beside `shown`, which is sorted.
+    fn hidden(&mut self, host: &Beside, path: &Path, shown: &[OsString], depth: usize) -> Result<(), Errno> {
         if depth >= DEPTH_MAX {
-            *self.more += 1;
-            return Ok(());
+            return Err(Errno::ELOOP);
         }
-        let Some(host) = &self.host else { return Ok(()) };
-        let dir = match fs::open(host.as_fd(), &below(path)?, nix::libc::O_DIRECTORY, BENEATH) {
-            Ok(dir) => dir,
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-            Err(errno) => return Err(errno),
-        };
+        let Some(dir) = &host.fd else { return Ok(()) };
         for name in names(dir.as_fd())? {
-            if !shown.contains(&name) {
+            if shown.binary_search(&name).is_err() {
                 let path = path.join(&name);
-                let before = self.before(&path)?;
-                self.removed(&path, before, depth)?;
+                if let Err(errno) = self.removed(host, &name, &path, depth) {
+                    self.unseen(path, why(errno));
+                }
             }
         }
         Ok(())
     }
 
-    fn before(&self, path: &Path) -> Result<Option<Stamp>, Errno> {
-        match &self.host {
-            Some(host) => stamp_at(host.as_fd(), path),
-            None => Ok(None),
+    fn unseen(&mut self, path: PathBuf, why: String) {
+        if self.unseen.len() < UNSEEN_MAX {
+            self.unseen.push(Unseen { layer: self.layer, path, why });
+        } else {
+            self.more += 1;
         }
     }
 
@@ -191,28 +233,20 @@ impl Walk<'_> {
         if self.changes.len() < CHANGES_MAX {
             self.changes.push(change);
         } else {
-            *self.more += 1;
+            self.more += 1;
         }
     }
 }
 
-/// The state of a file of the host below `dir`, `None` when there is none or the way to it leads over a link.
-pub(super) fn stamp_at(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<Stamp>, Errno> {
-    let parent = path.parent().unwrap_or(Path::new(""));
-    let Some(name) = path.file_name() else { return Ok(None) };
-    let holder = match fs::open(dir, &below(parent)?, nix::libc::O_PATH | nix::libc::O_DIRECTORY, BENEATH) {
-        Ok(holder) => holder,
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
-        Err(errno) => return Err(errno),
-    };
-    match stat(holder.as_fd(), Path::new(name)) {
-        Ok(stat) => Ok(Some(stamp(&stat))),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(errno),
+fn why(errno: Errno) -> String {
+    match errno {
+        Errno::ELOOP => format!("it lies deeper than {DEPTH_MAX} directories, or a link stands there by now"),
+        errno => errno.desc().to_owned(),
     }
 }
 
-fn stamp(stat: &FileStat) -> Stamp {
+/// The state of a file.
+pub(super) fn stamp(stat: &FileStat) -> Stamp {
     Stamp {
         kind: kind_of(stat),
         inode: stat.st_ino,
@@ -247,7 +281,8 @@ fn is_opaque(dir: BorrowedFd<'_>) -> bool {
     fs::attribute(dir, c"user.overlay.opaque", &mut value).is_ok_and(|count| value[..count] == *b"y")
 }
 
-fn names(dir: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+/// The names in a directory, sorted.
+pub(super) fn names(dir: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     let copy = fs::open(dir, c".", nix::libc::O_DIRECTORY, 0)?;
     let mut list = Vec::new();
     for entry in nix::dir::Dir::from_fd(copy)?.iter() {
@@ -261,28 +296,21 @@ fn names(dir: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     Ok(list)
 }
 
-fn parent(path: &Path) -> Result<OwnedFd, Errno> {
-    open_dir(path.parent().unwrap_or(Path::new("/")))
-}
-
 pub(super) fn link(dir: BorrowedFd<'_>, name: &Path) -> Result<PathBuf, Errno> {
     nix::fcntl::readlinkat(dir, name).map(PathBuf::from)
 }
 
-fn link_at(dir: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, Errno> {
-    let parent = path.parent().unwrap_or(Path::new(""));
-    let holder = fs::open(dir, &below(parent)?, nix::libc::O_PATH | nix::libc::O_DIRECTORY, BENEATH)?;
-    link(holder.as_fd(), Path::new(path.file_name().unwrap_or(OsStr::from_bytes(b"."))))
-}
+/// A name in a directory.
+pub(super) type Place<'a> = (BorrowedFd<'a>, &'a Path);
 
-type Place<'a> = (BorrowedFd<'a>, &'a Path);
-
-fn same_content(one: Place<'_>, other: Place<'_>) -> Result<bool, Errno> {
+/// Whether two regular files hold the same.
+pub(super) fn same_content(one: Place<'_>, other: Place<'_>) -> Result<bool, Errno> {
     let open = |(dir, path): Place<'_>| {
         fs::open(dir, &below(path)?, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW, BENEATH)
     };
     let (one, other) = (open(one)?, open(other)?);
-    if fs::stat(one.as_fd(), c"")?.size != fs::stat(other.as_fd(), c"")?.size {
+    let (about, against) = (fs::stat(one.as_fd(), c"")?, fs::stat(other.as_fd(), c"")?);
+    if !about.is_regular() || !against.is_regular() || about.size != against.size {
         return Ok(false);
     }
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);

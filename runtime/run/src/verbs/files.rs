@@ -1,7 +1,7 @@
-//! Files that verbs read and write, within bounds.
+//! Files that verbs read, within bounds.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -20,16 +20,6 @@ pub fn read(path: &Path, most: u64) -> Result<String> {
         bail!("{}: larger than {most} bytes", path.display());
     }
     Ok(text)
-}
-
-/// Writes a file that nobody else may read, whole or not at all.
-pub fn write(path: &Path, text: &str) -> Result<()> {
-    let what = || format!("writing {}", path.display());
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).with_context(what)?;
-    let written =
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&part, path));
-    written.inspect_err(|_| drop(std::fs::remove_file(&part))).with_context(what)
 }
 
 /// Opening a FIFO must not wait for somebody to write.

@@ -5,30 +5,37 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use apex_core::overlay::{Change, ChangeKind, FileKind, MANIFEST, Manifest, VERSION};
-use apex_core::plan::{OverlayPlan, Plan};
+use apex_core::plan::Plan;
 use apex_core::policy::Policy;
 use apex_jail::host::LiveHost;
-use apex_jail::overlay;
+use apex_jail::overlay::{self, OverlayError, Store};
 use apex_run::escape;
 use apex_run::options::Options;
+use apex_sys::Errno;
 
-use super::files;
 use crate::session::{code, working_directory};
 
 /// A manifest of as many changes as are listed, with long names.
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+/// Places that are named when they could not be looked at.
+const UNSEEN_SHOWN: usize = 5;
 
 /// An overlay that outlives its run.
 pub struct Kept {
-    dir: PathBuf,
+    store: Store,
     manifest: Manifest,
+}
+
+/// What every version of a manifest has.
+#[derive(serde::Deserialize)]
+struct Head {
+    version: u32,
 }
 
 /// Makes the directory of a plan that keeps its overlay.
 pub fn begin(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<Kept>> {
-    let Some(OverlayPlan::Kept { dir, .. }) = &plan.overlay else { return Ok(None) };
-    let Some(manifest) = overlay::prepare(plan, policy, host)? else { return Ok(None) };
-    let kept = Kept { dir: dir.clone(), manifest };
+    let Some((store, manifest)) = overlay::prepare(plan, policy, host)? else { return Ok(None) };
+    let kept = Kept { store, manifest };
     kept.write()?;
     Ok(Some(kept))
 }
@@ -36,33 +43,67 @@ pub fn begin(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<Kep
 impl Kept {
     /// Looks the layers through, so that a commit knows what the host was like.
     pub fn end(mut self) -> Result<()> {
-        overlay::look(&self.dir, &mut self.manifest)?;
-        overlay::clear_work(&self.dir, self.manifest.layers.len());
+        overlay::look(&self.store, &mut self.manifest);
+        self.store.clear_work(self.manifest.layers.len());
         self.write()?;
-        let (count, dir) = (self.manifest.changes.as_ref().map_or(0, Vec::len), escape::path(&self.dir));
-        let _ = writeln!(
-            std::io::stderr(),
-            "apex-run: {count} changes are kept; see them with `apex-run diff {dir}`, apply them with `apex-run commit {dir}`"
-        );
+        let dir = escape::path(self.store.path());
+        tell_unseen(&self.manifest);
+        let kept = match self.manifest.changes.as_ref().map_or(0, Vec::len) {
+            0 => format!("nothing was changed; {dir} can be removed"),
+            1 => format!("1 change is kept; see it with `apex-run diff {dir}`, apply it with `apex-run commit {dir}`"),
+            count => format!(
+                "{count} changes are kept; see them with `apex-run diff {dir}`, apply them with `apex-run commit {dir}`"
+            ),
+        };
+        let _ = writeln!(std::io::stderr(), "apex-run: {kept}");
         Ok(())
     }
 
     fn write(&self) -> Result<()> {
         let text = serde_json::to_string(&self.manifest).context("putting the manifest of the overlay together")?;
-        files::write(&self.dir.join(MANIFEST), &text)
+        Ok(self.store.write(MANIFEST, &text)?)
     }
 }
 
-fn read(options: &Options) -> Result<(PathBuf, Manifest)> {
-    let dir = working_directory()?.join(options.command.first().map(PathBuf::from).unwrap_or_default());
-    let file = dir.join(MANIFEST);
-    let text = files::read(&file, MANIFEST_BYTES_MAX)
-        .with_context(|| format!("{} is no overlay that --overlay made", escape::path(&dir)))?;
-    let manifest: Manifest = serde_json::from_str(&text).with_context(|| format!("{}", escape::path(&file)))?;
-    if manifest.version != VERSION {
-        bail!("{}: version {}, this Apex knows {VERSION}", escape::path(&file), manifest.version);
+/// What could not be looked at, in words.
+fn tell_unseen(manifest: &Manifest) {
+    let mut err = std::io::stderr();
+    for unseen in manifest.unseen.iter().take(UNSEEN_SHOWN) {
+        let place = escape::path(&manifest.place_of(unseen.layer, &unseen.path)).into_owned();
+        let _ = writeln!(err, "apex-run: not looked at: {place}: {}", unseen.why);
     }
-    Ok((dir, manifest))
+    let more = manifest.unseen.len().saturating_sub(UNSEEN_SHOWN) as u64 + manifest.more;
+    if more > 0 {
+        let _ = writeln!(
+            err,
+            "apex-run: {} not listed",
+            counted(more, "more change or place is", "more changes or places are")
+        );
+    }
+}
+
+fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+fn read(options: &Options) -> Result<(Store, Manifest)> {
+    let dir = working_directory()?.join(options.command.first().map(PathBuf::from).unwrap_or_default());
+    let opened = Store::open(&dir).and_then(|store| Ok((store.read(MANIFEST, MANIFEST_BYTES_MAX)?, store)));
+    let (text, store) = opened.map_err(|error| match error {
+        OverlayError::File { errno: Errno::ENOENT | Errno::ENOTDIR, .. } => {
+            anyhow::Error::new(error).context(format!("{} is no overlay that --overlay made", escape::path(&dir)))
+        }
+        error => error.into(),
+    })?;
+    let file = dir.join(MANIFEST);
+    let parsed = |error: serde_json::Error| anyhow::Error::new(error).context(escape::path(&file).into_owned());
+    // The version first: another has another shape.
+    let Head { version } = serde_json::from_str(&text).map_err(parsed)?;
+    if version != VERSION {
+        bail!("{}: version {version}, this Apex knows {VERSION}", escape::path(&file));
+    }
+    let manifest = serde_json::from_str(&text).map_err(parsed)?;
+    Ok((store, manifest))
 }
 
 /// Shows what a run changed; the deeds of a commit that was not asked for.
@@ -70,10 +111,10 @@ pub fn diff(options: &Options) -> Result<u8> {
     if options.command.len() > 1 {
         bail!("apex-run diff takes one directory; a command of this name is run by apex-run -- diff");
     }
-    let (dir, mut manifest) = read(options)?;
+    let (store, mut manifest) = read(options)?;
     if manifest.changes.is_none() {
         // Killed before its end: what is there can be seen all the same.
-        overlay::look(&dir, &mut manifest)?;
+        overlay::look(&store, &mut manifest);
     }
     let changes = manifest.changes.clone().unwrap_or_default();
     let mut text = String::new();
@@ -89,19 +130,17 @@ pub fn diff(options: &Options) -> Result<u8> {
     if !options.json {
         text.push_str(&sum(&changes));
     }
-    if manifest.more > 0 {
-        let _ = writeln!(std::io::stderr(), "apex-run: {} more changes are not listed", manifest.more);
-    }
+    tell_unseen(&manifest);
     crate::session::say(&text)
 }
 
 /// Applies what a run changed.
 pub fn commit(options: &Options) -> Result<u8> {
-    let (dir, manifest) = read(options)?;
+    let (store, manifest) = read(options)?;
     let Some(changes) = &manifest.changes else {
         bail!(
             "{}: its run has not come to its end, so nobody knows what the host was like then; see it with apex-run diff and copy by hand",
-            escape::path(&dir)
+            escape::path(store.path())
         );
     };
     let cwd = working_directory()?;
@@ -116,7 +155,7 @@ pub fn commit(options: &Options) -> Result<u8> {
         let leads_on = change.kind == FileKind::Dir && change.change == ChangeKind::Added;
         picked.is_empty() || picked.iter().any(|path| place.starts_with(path) || leads_on && path.starts_with(place))
     };
-    let deeds = overlay::apply(&dir, &manifest, &wanted);
+    let deeds = overlay::apply(&store, &manifest, &wanted)?;
     let mut out = String::new();
     let refused = deeds.iter().filter(|deed| deed.refused.is_some()).count();
     for deed in &deeds {
@@ -134,10 +173,16 @@ pub fn commit(options: &Options) -> Result<u8> {
     }
     crate::session::say(&out)?;
     if refused > 0 {
-        let _ = writeln!(std::io::stderr(), "apex-run: {refused} of {} changes were not applied", deeds.len());
-        return Ok(code::FAILED);
+        let was = if refused == 1 { "was" } else { "were" };
+        let all = counted(deeds.len() as u64, "change", "changes");
+        let _ = writeln!(std::io::stderr(), "apex-run: {refused} of {all} {was} not applied");
     }
-    Ok(0)
+    // Who asks for everything is told that something was never looked at; a part can be picked all the same.
+    let is_short = picked.is_empty() && !manifest.unseen.is_empty();
+    if is_short {
+        tell_unseen(&manifest);
+    }
+    Ok(if refused > 0 || is_short { code::FAILED } else { 0 })
 }
 
 const fn past(change: ChangeKind) -> &'static str {
@@ -191,7 +236,10 @@ fn json(place: &Path, change: &Change, outcome: Option<Option<&str>>) -> Result<
     let mut value = serde_json::to_value(change)?;
     let object = value.as_object_mut().context("a change is an object")?;
     object.insert("path".to_owned(), place.to_string_lossy().into());
-    object.remove("layer");
+    // What only a commit needs.
+    for key in ["layer", "holder", "moved"] {
+        object.remove(key);
+    }
     if let Some(refused) = outcome {
         object.insert("applied".to_owned(), refused.is_none().into());
         if let Some(why) = refused {

@@ -1,0 +1,96 @@
+//! What a file of the host keeps when another takes its place: owner, group, access list and extended attributes.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use apex_sys::{Errno, fs};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{Gid, Uid, fchown};
+
+const PERMISSIONS: u32 = 0o777;
+/// The access list of a file (acl(5)). The group bits of the mode are its mask then, and no right of the group.
+const ACCESS_LIST: &CStr = c"system.posix_acl_access";
+/// Bytes of a list of names, and of a value (xattr(7)).
+const BYTES_MAX: usize = 64 << 10;
+
+/// Gives a new file the permissions `mode`, and what `old`, whose place it takes, has beside its content. Set-user-id bits never pass.
+pub(super) fn keep(old: Option<BorrowedFd<'_>>, new: &OwnedFd, mode: u32) -> Result<(), String> {
+    let mut mode = mode & PERMISSIONS;
+    if let Some(old) = old {
+        let has_list = value(old, ACCESS_LIST).map_err(lost(ACCESS_LIST))?.is_some();
+        if !keep_owner(old, new).map_err(|errno| errno.desc().to_owned())? {
+            if has_list {
+                return Err("its group cannot be kept, for which its access list speaks".to_owned());
+            }
+            // What its group could do, another group must not.
+            mode &= !0o070 | (mode & 0o007) << 3;
+        }
+        keep_attributes(old, new.as_fd())?;
+    }
+    // After the owner, whose change clears bits, and after the list, whose mask it sets.
+    fchmod(new, Mode::from_bits_truncate(mode)).map_err(|errno| errno.desc().to_owned())
+}
+
+/// Whether the group is kept. Root keeps the owner; anybody else owns what it replaces, or may not.
+fn keep_owner(old: BorrowedFd<'_>, new: &OwnedFd) -> Result<bool, Errno> {
+    let (was, is) = (fstat(old)?, fstat(new)?);
+    let group = Some(Gid::from_raw(was.st_gid));
+    if (was.st_uid, was.st_gid) == (is.st_uid, is.st_gid) {
+        return Ok(true);
+    }
+    if fchown(new, Some(Uid::from_raw(was.st_uid)), group).is_err() && was.st_gid != is.st_gid {
+        return Ok(fchown(new, None, group).is_ok());
+    }
+    Ok(true)
+}
+
+fn keep_attributes(old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> Result<(), String> {
+    let had = names(old).map_err(|errno| format!("its extended attributes cannot be read: {}", errno.desc()))?;
+    for name in had.iter().map(CString::as_c_str).filter(|name| is_kept(name)) {
+        let wanted = value(old, name).map_err(lost(name))?;
+        if let Some(wanted) = wanted.filter(|wanted| value(new, name).ok().flatten().as_ref() != Some(wanted)) {
+            fs::set_attribute(new, name, &wanted).map_err(lost(name))?;
+        }
+    }
+    // A directory gives its list to what is made in it.
+    if !had.iter().any(|name| name.as_c_str() == ACCESS_LIST)
+        && value(new, ACCESS_LIST).is_ok_and(|list| list.is_some())
+    {
+        fs::remove_attribute(new, ACCESS_LIST).map_err(lost(ACCESS_LIST))?;
+    }
+    Ok(())
+}
+
+/// Not what speaks for the old content (capabilities of a program, its measured hash), nor what a file system notes for itself.
+fn is_kept(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    let is_of_content = [&b"security.capability"[..], b"security.ima", b"security.evm"].contains(&name);
+    !is_of_content && !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
+}
+
+fn names(file: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+    let mut bytes = vec![0; BYTES_MAX];
+    let count = match fs::attributes(file, &mut bytes) {
+        Err(Errno::EOPNOTSUPP) => 0,
+        other => other?,
+    };
+    let names = bytes[..count].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(names.filter_map(|name| CString::new(name).ok()).collect())
+}
+
+fn value(file: BorrowedFd<'_>, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+    let mut bytes = vec![0; BYTES_MAX];
+    match fs::attribute(file, name, &mut bytes) {
+        Ok(count) => {
+            bytes.truncate(count);
+            Ok(Some(bytes))
+        }
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn lost(name: &CStr) -> impl Fn(Errno) -> String {
+    let name = name.to_string_lossy().into_owned();
+    move |errno| format!("its attribute {name} cannot be kept: {}", errno.desc())
+}

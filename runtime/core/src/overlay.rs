@@ -155,7 +155,7 @@ pub struct Change {
     pub before: Option<Stamp>,
     /// Inode of the directory of the host that held its name at the end of the run; `None` when there was none.
     pub holder: Option<u64>,
-    /// Whether a directory on the way was moved or got other permissions on the host during the run: the layer may be about another.
+    /// Whether a directory on the way was made, moved or got other permissions on the host during the run: the layer may be about another.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moved: bool,
 }
@@ -195,7 +195,9 @@ impl Change {
     /// Why the host's file must not be replaced, when it is `now` and lies in the directory `holder`.
     pub fn stale(&self, now: Option<&Stamp>, holder: u64, started: Moment) -> Option<&'static str> {
         if self.moved {
-            return Some("a directory on the way to it was moved or got other permissions on the host during the run");
+            return Some(
+                "a directory on the way to it was made, moved or got other permissions on the host during the run",
+            );
         }
         // One that the run made is there since a moment ago.
         if self.holder.is_some_and(|old| old != holder) {

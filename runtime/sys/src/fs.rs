@@ -103,6 +103,19 @@ fn stat_with(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Stat, Errno
     })
 }
 
+/// When an open file came into being, in seconds and nanoseconds since 1970; `None` where the file system does not know (statx(2)).
+pub fn born(fd: BorrowedFd<'_>) -> Result<Option<(i64, i64)>, Errno> {
+    // SAFETY: statx is plain data; all zeroes is a valid value.
+    let mut raw: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is NUL-terminated; `raw` outlives the call.
+    check(
+        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_BTIME, &raw mut raw) }
+            .into(),
+    )?;
+    let is_known = raw.stx_mask & libc::STATX_BTIME != 0;
+    Ok(is_known.then_some((raw.stx_btime.tv_sec, raw.stx_btime.tv_nsec.into())))
+}
+
 /// Looks at an open descriptor by number; `EBADF` when it is closed (fstat(2)).
 pub fn stat_number(number: RawFd) -> Result<Stat, Errno> {
     // SAFETY: the borrow lasts for the call only, and the call reports a closed descriptor.

@@ -94,3 +94,58 @@ fn lost(name: &CStr) -> impl Fn(Errno) -> String {
     let name = name.to_string_lossy().into_owned();
     move |errno| format!("its attribute {name} cannot be kept: {}", errno.desc())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions, Permissions};
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+
+    use super::*;
+
+    fn file(name: &str, mode: u32) -> (std::path::PathBuf, File) {
+        let path = std::env::temp_dir().join(format!("apex-keep-{}-{name}", std::process::id()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        file.set_permissions(Permissions::from_mode(mode)).unwrap();
+        (path, file)
+    }
+
+    #[test]
+    fn set_user_id_bits_and_notes_of_file_systems_do_not_pass_notes_of_people_do() {
+        let ((old_path, old), (new_path, new)) = (file("old", 0o640), file("new", 0o600));
+        for name in [c"user.note", c"user.overlay.note"] {
+            fs::set_attribute(old.as_fd(), name, b"word").unwrap();
+        }
+        let new = OwnedFd::from(new);
+        let kept = keep(Some(old.as_fd()), &new, 0o4750);
+        let mode = std::fs::metadata(&new_path).unwrap().mode() & 0o7777;
+        std::fs::remove_file(old_path).unwrap();
+        std::fs::remove_file(new_path).unwrap();
+        assert_eq!((kept, mode), (Ok(()), 0o750));
+        assert_eq!(value(new.as_fd(), c"user.note"), Ok(Some(b"word".to_vec())));
+        assert_eq!(value(new.as_fd(), c"user.overlay.note"), Ok(None));
+    }
+
+    /// A directory gives its list to what is made in it; the file whose place it takes had none.
+    #[test]
+    fn a_list_that_the_old_file_did_not_have_goes() {
+        let entry =
+            |tag: u16, right: u16, id: u32| [&tag.to_le_bytes()[..], &right.to_le_bytes(), &id.to_le_bytes()].concat();
+        let none = u32::MAX;
+        let list: Vec<u8> = [
+            vec![2, 0, 0, 0],
+            entry(1, 6, none),
+            entry(2, 6, 1234),
+            entry(4, 0, none),
+            entry(16, 6, none),
+            entry(32, 0, none),
+        ]
+        .concat();
+        let ((old_path, old), (new_path, new)) = (file("plain", 0o640), file("listed", 0o600));
+        fs::set_attribute(new.as_fd(), ACCESS_LIST, &list).unwrap();
+        let new = OwnedFd::from(new);
+        let kept = keep(Some(old.as_fd()), &new, 0o640);
+        std::fs::remove_file(old_path).unwrap();
+        std::fs::remove_file(new_path).unwrap();
+        assert_eq!((kept, value(new.as_fd(), ACCESS_LIST)), (Ok(()), Ok(None)));
+    }
+}

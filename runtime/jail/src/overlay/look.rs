@@ -78,8 +78,10 @@ impl Beside {
         };
         let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
         let fd = fs::open(fd.as_fd(), &below(Path::new(name))?, flags, BENEATH)?;
-        // What is made or removed in a directory changes both stamps alike; a rename of itself only the second.
-        let is_moved = before.changed > started && before.changed != before.modified;
+        // What is made or removed in a directory changes both stamps alike; a rename of itself only the second. One that is younger than
+        // the run is not the one that the run saw either.
+        let is_young = fs::born(fd.as_fd())?.is_some_and(|(s, ns)| Moment { s, ns } > started);
+        let is_moved = is_young || before.changed > started && before.changed != before.modified;
         Ok(Beside { inode: Some(fs::stat(fd.as_fd(), c"")?.inode), fd: Some(fd), moved: self.moved || is_moved })
     }
 }

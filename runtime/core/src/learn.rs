@@ -4,6 +4,7 @@
 //! here opens a file: whether something exists outside is asked of an [`Outside`]. The program that is learned from chooses what it does, so
 //! nothing is granted that the ceiling of the mode forbids, that a rule denies, or that holds secrets; it is listed instead.
 
+mod calls;
 mod name;
 mod needs;
 mod setting;
@@ -12,6 +13,7 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+pub(crate) use calls::group_of;
 pub use needs::{Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN};
 pub use setting::{Given, Granted, Piece, Place, Setting, Top};
 pub use text::{LearnError, Previous};
@@ -20,7 +22,6 @@ use crate::event::{Errno, Event, What};
 use crate::observe::is_own_process;
 use crate::policy::normalise;
 use crate::refusal::Access;
-use crate::seccomp::{Abi, groups};
 
 /// Paths of one kind that are kept; what comes beyond is counted.
 pub const PATHS_MAX: usize = 50_000;
@@ -77,6 +78,11 @@ impl Outside for Unseen {
     fn stands(&self, _: &Path) -> Stands {
         Stands::Unknown
     }
+}
+
+/// Whether a learned policy may say `${CWD}`: the directory holds one thing to work at, and is no home, `/`, `/tmp` or the like.
+pub(crate) fn has_own_cwd(cwd: &Path, home: Option<&Path>) -> bool {
+    !name::is_shared(cwd, home)
 }
 
 /// How often something was used, and by which programs.
@@ -179,7 +185,7 @@ impl Learner {
 
     fn succeeded(&mut self, event: &Event) {
         let by = event.comm.as_str();
-        if let Some((group, _)) = governor(&event.what) {
+        if let Some((group, _)) = calls::governor(&event.what) {
             self.governors.entry(group).or_default().add(1, by);
         }
         match &event.what {
@@ -348,78 +354,6 @@ impl Learner {
             own.trim();
         }
         need
-    }
-
-    /// The groups that hold the calls that were made; `None` when nobody counted them.
-    fn groups(
-        &self,
-        previous: Option<&Previous>,
-        asked: &mut BTreeMap<String, String>,
-    ) -> Option<BTreeMap<String, Need>> {
-        let mut used: BTreeMap<String, Need> = previous.map(|previous| previous.groups.clone()).unwrap_or_default();
-        if !self.has_calls && used.is_empty() {
-            return None;
-        }
-        let setting = &self.setting;
-        let may = |group: &str| {
-            group == groups::BASE
-                || setting.run.groups.contains(group)
-                    && !setting.bounds.syscalls_forbidden.iter().any(|forbidden| forbidden == group)
-        };
-        let mut now: BTreeSet<&'static str> = BTreeSet::new();
-        let mut take = |group: &'static str, call: &str, seen: &Use| {
-            if !may(group) {
-                note_call(asked, group, call, seen);
-                return;
-            }
-            let need = used.entry(group.to_owned()).or_default();
-            need.seen.times = need.seen.times.saturating_add(seen.times);
-            need.notes.insert(call.to_owned());
-            now.insert(group);
-        };
-        for (call, count) in &self.calls {
-            if let Some(group) = group_of(call) {
-                take(group, call, &Use { times: *count, by: BTreeSet::new() });
-            }
-        }
-        for (group, seen) in &self.governors {
-            take(group, "by its arguments", seen);
-        }
-        for (call, seen) in &self.refused_calls {
-            note_call(asked, group_of(call).unwrap_or("none"), call, seen);
-        }
-        now.insert(groups::BASE);
-        used.entry(groups::BASE.to_owned()).or_default();
-        for (group, need) in &mut used {
-            need.runs = need.runs.saturating_add(u64::from(now.contains(group.as_str())));
-            need.trim();
-        }
-        Some(used)
-    }
-}
-
-fn note_call(asked: &mut BTreeMap<String, String>, group: &str, call: &str, seen: &Use) {
-    let by = seen.by.iter().next().map(|by| format!(" by {by}")).unwrap_or_default();
-    asked.insert(format!("system call {call} (group {group})"), format!("{} times{by}", seen.times));
-}
-
-/// The group that holds a call.
-pub(crate) fn group_of(call: &str) -> Option<&'static str> {
-    [Abi::X86_64, Abi::Aarch64, Abi::I386]
-        .into_iter()
-        .find_map(|abi| groups::of_call(abi, abi.call_number(call)?))
-        .map(|group| group.name)
-}
-
-/// The group that a rule about arguments asks for, where an event shows the arguments (`seccomp::rules`).
-fn governor(what: &What) -> Option<(&'static str, &str)> {
-    const COMMON_FAMILIES: [u32; 4] = [1, 2, 10, 16];
-    const SETUID_BITS: u32 = 0o6000;
-    match what {
-        What::Namespace { call, flags } if *flags != 0 => Some(("namespaces", call)),
-        What::Socket { family, .. } if !COMMON_FAMILIES.contains(family) => Some(("rare-sockets", "socket")),
-        What::Chmod { mode, .. } if mode & SETUID_BITS != 0 => Some(("setuid-bits", "chmod")),
-        _ => None,
     }
 }
 

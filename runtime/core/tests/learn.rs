@@ -314,8 +314,41 @@ fn calls_become_their_groups_and_nothing_else_stays() {
     let text = learned.to_toml(None).unwrap();
     let policy = policy_of(&text);
     let allowed: Vec<&str> = policy.syscalls.allow.keys().map(String::as_str).collect();
-    assert_eq!(allowed, ["base", "files", "random", "threads"]);
+    let used = ["base", "files", "random", "threads"];
+    let companions = ["identity-read", "memory-advice", "polling", "scheduling", "signals", "system-info", "time"];
+    let expected: BTreeSet<&str> = used.into_iter().chain(companions).collect();
+    assert_eq!(allowed, expected.into_iter().collect::<Vec<_>>());
+    assert!(text.contains("    # goes with `threads`: it reaches nothing outside of the sandbox\n    \"signals\""), "{text}");
     assert!(text.contains("# asked for and not granted: system call bpf (group bpf) (3 times)"), "{text}");
+}
+
+#[test]
+fn companions_come_with_threads_and_children_alone_and_stay_out_when_removed() {
+    let setting = setting(Mode::Isolation, false);
+    let text = learn(&setting, &[calls(&["read"])], None).to_toml(None).unwrap();
+    assert!(!text.contains("\"signals\"") && text.contains("\"time\""), "{text}");
+    let without = text.replace("    \"time\",\n", "");
+    assert_ne!(without, text);
+    let previous = Previous::read(&without, "p.toml", &setting).unwrap();
+    let merged = learn(&setting, &[calls(&["read", "clock_nanosleep", "wait4"])], Some(&previous))
+        .to_toml(Some((&without, "p.toml")))
+        .unwrap();
+    assert!(!policy_of(&merged).syscalls.allow.contains_key("time"), "{merged}");
+    assert!(merged.contains("clock_nanosleep (group time) (its line was removed by hand"), "{merged}");
+    assert!(merged.contains("goes with `process`"), "{merged}");
+}
+
+/// The larger of two counts was told for what lies in one directory.
+#[test]
+fn runs_of_what_was_joined_are_counted() {
+    let setting = setting(Mode::Isolation, false);
+    let read = |n: usize| open(&format!("{CWD}/data/a{n}"), Access::Read, false);
+    let first: Vec<Event> = (0..4).map(read).collect();
+    let text = learn(&setting, &first, None).to_toml(None).unwrap();
+    let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+    let second: Vec<Event> = (4..8).map(read).collect();
+    let merged = learn(&setting, &second, Some(&previous)).to_toml(Some((&text, "p.toml"))).unwrap();
+    assert!(merged.contains("read by job, 8 times in 2 of 2 runs"), "{merged}");
 }
 
 #[test]

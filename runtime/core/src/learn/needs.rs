@@ -24,8 +24,8 @@ pub const SIBLINGS_MIN: usize = 8;
 pub const TREE_MIN: usize = 24;
 /// See [`TREE_MIN`].
 pub const SUBTREES_MIN: usize = 3;
-/// Notes that a reason keeps.
-const NOTES_MAX: usize = 6;
+/// Notes that a reason tells.
+pub(super) const NOTES_MAX: usize = 6;
 
 /// What a path is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,7 +79,8 @@ impl Need {
         while self.seen.by.len() > PROGRAMS_MAX {
             self.seen.by.pop_last();
         }
-        while self.notes.len() > NOTES_MAX {
+        // One more, which tells that there are more.
+        while self.notes.len() > NOTES_MAX + 1 {
             self.notes.pop_last();
         }
     }
@@ -387,18 +388,13 @@ impl<'a> Needs<'a> {
 
     /// Grants, and what was asked for and is none.
     pub fn finish(mut self) -> (Wanted, BTreeMap<String, String>) {
-        for need in self.wanted.values_mut() {
-            need.runs = 1;
-        }
-        let known: Vec<PathBuf> = self.wanted.keys().map(|(_, path)| path.clone()).collect();
+        let now: Vec<(Right, PathBuf)> = self.wanted.keys().cloned().collect();
         if let Some(previous) = self.previous {
             for ((right, path), old) in &previous.files {
                 let need = self.wanted.entry((*right, path.clone())).or_default();
                 need.seen.times = need.seen.times.saturating_add(old.seen.times);
                 need.seen.by.extend(old.seen.by.iter().cloned());
-                // A tree of an earlier run that was used again by names below it.
-                let again = u64::from(known.iter().any(|path_now| path_now.starts_with(path)));
-                need.runs = old.runs.saturating_add(again);
+                need.runs = old.runs;
                 need.trim();
             }
         }
@@ -408,6 +404,12 @@ impl<'a> Needs<'a> {
         }
         lift_executable(&mut wanted);
         drop_covered(&mut wanted);
+        // After the joining: one name of a directory was used in the runs before, and another one in this run.
+        for ((right, path), need) in &mut wanted {
+            let gives = |of: Right| of == *right || *right == Right::Write && of == Right::Read;
+            let is_used = now.iter().any(|(of, used)| gives(*of) && used.starts_with(path));
+            need.runs = need.runs.saturating_add(u64::from(is_used));
+        }
         if let Some(previous) = self.previous {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
         }

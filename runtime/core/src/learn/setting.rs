@@ -72,6 +72,9 @@ pub struct Given {
     pub capabilities: Vec<String>,
     /// View of /proc, when it differs.
     pub proc: Option<ProcView>,
+    /// What was denied by a flag or a policy file of the run.
+    #[serde(default)]
+    pub deny: Vec<PathBuf>,
     /// Limits that differ, by key of `[resources]`; `None` is unlimited. Bytes, counts, percents and milliseconds as they stand.
     pub limits: BTreeMap<String, Option<u64>>,
 }
@@ -174,6 +177,12 @@ fn carries_out(policy: &Policy, group: &str) -> bool {
         }
 }
 
+/// Whether mode, profile or the list of secrets denies it, which the learned policy stands on.
+fn is_built_in(base: &Policy, deny: &Grant) -> bool {
+    let source = &deny.origin.source;
+    base.sources.contains(source) || source.ends_with("profiles/secrets.toml")
+}
+
 impl Given {
     fn of(base: &Policy, run: &Policy) -> Given {
         let old = &base.environment;
@@ -201,6 +210,7 @@ impl Given {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
             capabilities: run.capabilities.iter().filter(|name| !base.capabilities.contains(name)).cloned().collect(),
+            deny: run.filesystem.deny.iter().filter(|deny| !is_built_in(base, deny)).map(|deny| deny.path.clone()).collect(),
             proc: (base.filesystem.proc != run.filesystem.proc).then_some(run.filesystem.proc),
             limits: changed.map(|(_, (key, value))| (key.to_owned(), value)).collect(),
         }

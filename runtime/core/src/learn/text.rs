@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value};
 
-use super::needs::leads_to;
+use super::calls::companion_of;
+use super::needs::{NOTES_MAX, leads_to};
 use super::setting::{Setting, Top};
-use super::{ASKED_MAX, Learned, Need, PROGRAMS_MAX, Right, SEEDS, SEEDS_EXEC, Use};
+use super::{ASKED_MAX, Learned, has_own_cwd, Need, PROGRAMS_MAX, Right, SEEDS, SEEDS_EXEC, Use};
 use crate::amount;
 use crate::policy::path::{Context, in_file};
 use crate::policy::{LearnedTable, PolicyError, ProcView, SeenTable, learned_table};
@@ -19,6 +20,10 @@ use crate::policy::{LearnedTable, PolicyError, ProcView, SeenTable, learned_tabl
 const VERSION: u32 = 1;
 /// What every line about something that is not granted begins with.
 const NOT_GRANTED: &str = "# asked for and not granted: ";
+/// What names a profile in `extends`.
+const PROFILE: &str = "profile:";
+/// The profile that a learned policy extends beside that of its run.
+const SECRETS: &str = "secrets";
 /// Longest comment line.
 const COMMENT_CHARS_MAX: usize = 240;
 
@@ -54,6 +59,7 @@ pub struct Previous {
     pub(super) groups: BTreeMap<String, Need>,
     pub(super) network: Option<Need>,
     removed: BTreeSet<PathBuf>,
+    removed_groups: BTreeSet<String>,
     hand: BTreeSet<(Right, PathBuf)>,
 }
 
@@ -82,10 +88,12 @@ impl Previous {
         }
         let allowed = entries(&doc, "syscalls", "allow", file)?;
         for (name, seen) in &table.seen {
-            if let Some(group) = name.strip_prefix("calls ")
-                && allowed.iter().any(|allowed| allowed == group)
-            {
-                previous.groups.insert(group.to_owned(), need(seen));
+            if let Some(group) = name.strip_prefix("calls ") {
+                if allowed.iter().any(|allowed| allowed == group) {
+                    previous.groups.insert(group.to_owned(), need(seen));
+                } else {
+                    previous.removed_groups.insert(group.to_owned());
+                }
             }
             if name == "network host" {
                 previous.network = Some(need(seen));
@@ -108,6 +116,10 @@ impl Previous {
 
     pub(super) fn was_removed(&self, path: &Path) -> bool {
         self.removed.iter().any(|removed| path.starts_with(removed))
+    }
+
+    pub(super) fn was_group_removed(&self, group: &str) -> bool {
+        self.removed_groups.contains(group)
     }
 
     /// Whether a line of a person gives it already.
@@ -155,13 +167,14 @@ fn expand(word: &str, setting: &Setting) -> Option<PathBuf> {
     in_file(word, None, &context).ok()
 }
 
-/// With `${CWD}` and `~`; `None` when the path has no text of its own.
+/// With `${CWD}`, where that is nothing shared, and `~`; `None` when the path has no text of its own.
 fn shorten(path: &Path, setting: &Setting) -> Option<String> {
     let within = |base: &Path, name: &str| {
         let rest = path.strip_prefix(base).ok()?.to_str()?;
         Some(if rest.is_empty() { name.to_owned() } else { format!("{name}/{rest}") })
     };
-    let cwd = (setting.cwd != Path::new("/")).then(|| within(&setting.cwd, "${CWD}")).flatten();
+    let own = has_own_cwd(&setting.cwd, setting.home.as_deref());
+    let cwd = own.then(|| within(&setting.cwd, "${CWD}")).flatten();
     let home = setting.home.as_deref().filter(|home| *home != Path::new("/")).and_then(|home| within(home, "~"));
     cwd.or(home).or_else(|| path.to_str().map(str::to_owned))
 }
@@ -176,7 +189,9 @@ impl Learned {
         let old = learned_table(text, file)?.unwrap_or_default();
         let mut doc = parse(text, file)?;
         self.head(&mut doc, existing.is_none());
+        self.extends(&mut doc, &old, file)?;
         self.filesystem(&mut doc, &old, file)?;
+        self.denies(&mut doc, file)?;
         self.network(&mut doc, &old);
         self.calls(&mut doc, &old, file)?;
         self.given(&mut doc);
@@ -197,10 +212,41 @@ impl Learned {
         if !doc.contains_key("mode") {
             doc.insert("mode", Item::Value(self.setting.mode.name().into()));
         }
-        if let Some(profile) = self.setting.profile.as_ref().filter(|_| !doc.contains_key("extends")) {
-            let list: Array = [format!("profile:{profile}")].into_iter().collect();
-            doc.insert("extends", Item::Value(Value::Array(list)));
+    }
+
+    /// Once: what a person takes out later stays out.
+    fn extends(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
+        if old.runs > 0 {
+            return Ok(());
         }
+        let item = doc.entry("extends").or_insert_with(|| Item::Value(Value::Array(Array::new())));
+        let shape = || LearnError::Shape { file: file.to_owned(), key: "extends".to_owned() };
+        let list = item.as_array_mut().ok_or_else(shape)?;
+        for profile in self.setting.profile.iter().map(String::as_str).chain([SECRETS]) {
+            let word = format!("{PROFILE}{profile}");
+            if !list.iter().any(|known| known.as_str() == Some(&word)) {
+                list.push(word);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the run denied stays denied, whatever is granted around it later.
+    fn denies(&self, doc: &mut DocumentMut, file: &str) -> Result<(), LearnError> {
+        for path in &self.setting.given.deny {
+            let Some(word) = shorten(path, &self.setting) else { continue };
+            let list = list(doc, "filesystem", "deny", file)?;
+            if list.iter().filter_map(word_of).any(|known| known == word) {
+                continue;
+            }
+            let mut deny = InlineTable::new();
+            deny.insert("path", word.into());
+            deny.insert("reason", "denied in the run that was learned from".into());
+            list.push_formatted(row(Value::InlineTable(deny), None));
+            list.set_trailing("\n");
+            list.set_trailing_comma(true);
+        }
+        Ok(())
     }
 
     fn filesystem(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
@@ -275,8 +321,8 @@ impl Learned {
         };
         let mut value = Value::from(wanted);
         if let Some(need) = &self.network {
-            let peers: Vec<String> = need.notes.iter().map(|note| clean(note)).collect();
-            value.decor_mut().set_suffix(format!(" # used{}: {}", self.counted(need), peers.join(", ")));
+            let peers = if need.notes.is_empty() { String::new() } else { format!(": {}", need.noted(", ")) };
+            value.decor_mut().set_suffix(format!(" # used{}{peers}", self.counted(need)));
         }
         table(doc, "network").insert("access", Item::Value(value));
     }
@@ -291,9 +337,13 @@ impl Learned {
             table.insert("default", Item::Value("deny".into()));
         }
         let rows = groups.iter().map(|(group, need)| {
-            let calls: Vec<&str> = need.notes.iter().map(String::as_str).collect();
-            let calls = if calls.is_empty() { String::new() } else { format!(": {}", clean(&calls.join(" "))) };
-            let comment = format!("{USED}{}{calls}", self.counted(need).trim_start_matches([',', ' ']));
+            let comment = match companion_of(group, groups).filter(|_| need.runs == 0) {
+                Some(of) => format!("{WITH}{of}: it reaches nothing outside of the sandbox"),
+                None => {
+                    let calls = if need.notes.is_empty() { String::new() } else { format!(": {}", need.noted(" ")) };
+                    format!("{USED}{}{calls}", self.counted(need).trim_start_matches([',', ' ']))
+                }
+            };
             (group.clone(), Value::from(group.as_str()), Some(comment))
         });
         update(doc, "syscalls", "allow", rows.collect(), &seen_words(old, "calls"), file)
@@ -386,6 +436,7 @@ impl Learned {
 }
 
 const USED: &str = "# used ";
+const WITH: &str = "# goes with ";
 
 fn counter(need: &Need) -> Item {
     let mut row = InlineTable::new();
@@ -396,6 +447,17 @@ fn counter(need: &Need) -> Item {
         row.insert("by", Value::Array(by));
     }
     Item::Value(Value::InlineTable(row))
+}
+
+impl Need {
+    /// The first notes, and that there are more.
+    fn noted(&self, between: &str) -> String {
+        let mut notes: Vec<String> = self.notes.iter().take(NOTES_MAX).map(|note| clean(note)).collect();
+        if self.notes.len() > NOTES_MAX {
+            notes.push("…".to_owned());
+        }
+        notes.join(between)
+    }
 }
 
 fn seen_words(old: &LearnedTable, kind: &str) -> BTreeSet<String> {
@@ -418,6 +480,10 @@ fn row(mut value: Value, comment: Option<&str>) -> Value {
     let comment = comment.map(|comment| format!("\n    {comment}")).unwrap_or_default();
     value.decor_mut().set_prefix(format!("{comment}\n    "));
     value
+}
+
+fn is_our_comment(line: &str) -> bool {
+    line.is_empty() || line.starts_with(USED) || line.starts_with(WITH)
 }
 
 /// Brings the learned rows of a list up to date; rows of a person stay as they are, with their comments.
@@ -444,7 +510,7 @@ fn update(
             (true, Some((value, comment))) => {
                 if let Some(old) = list.get_mut(at) {
                     let prefix = old.decor().prefix().and_then(|raw| raw.as_str()).unwrap_or("\n    ").to_owned();
-                    let is_ours = prefix.lines().all(|line| line.trim().is_empty() || line.trim().starts_with(USED));
+                    let is_ours = prefix.lines().all(|line| is_our_comment(line.trim()));
                     let mut new = row(value, comment.as_deref());
                     if !is_ours {
                         new.decor_mut().set_prefix(prefix);

@@ -7,7 +7,7 @@ use crate::layer::{Layer, Requirement};
 
 /// Sum of the texts (see `embedded`).
 #[cfg_attr(test, expect(dead_code))]
-pub(super) const SUM: u64 = 0x1933af744964e8d7;
+pub(super) const SUM: u64 = 0xdec5547a459ab6b8;
 
 #[rustfmt::skip]
 pub(super) static ISOLATION: Embedded = Embedded {
@@ -247,6 +247,40 @@ pub(super) static PROFILES: &[(&str, Embedded)] = &[
     wall_time: None,
     pass: &[(22, "PYTHONPATH"), (22, "PYTHONHASHSEED"), (22, "PYTHONWARNINGS"), (22, "PYTHONOPTIMIZE"), (22, "VIRTUAL_ENV")],
     set: &[("PYTHONDONTWRITEBYTECODE", (24, "1")), ("PYTHONUNBUFFERED", (24, "1"))],
+    uid: None,
+    gid: None,
+    hostname: None,
+    tty: None,
+    layers: &[],
+    ceiling: None,
+}),
+("secrets", Embedded {
+    description: Some("Denies keys, credentials, password hashes and browser profiles, and grants nothing"),
+    extends: &[],
+    inherit: None,
+    read: &[],
+    write: &[],
+    exec: &[],
+    hide: &[],
+    deny: &[PathRow { line: 7, path: "/etc/shadow", dest: None, reason: Some("password hashes"), optional: None }, PathRow { line: 8, path: "/etc/shadow-", dest: None, reason: Some("password hashes"), optional: None }, PathRow { line: 9, path: "/etc/gshadow", dest: None, reason: Some("password hashes"), optional: None }, PathRow { line: 10, path: "/etc/gshadow-", dest: None, reason: Some("password hashes"), optional: None }, PathRow { line: 11, path: "/etc/sudoers", dest: None, reason: Some("who becomes root"), optional: None }, PathRow { line: 12, path: "/etc/sudoers.d", dest: None, reason: Some("who becomes root"), optional: None }, PathRow { line: 13, path: "/etc/ssh", dest: None, reason: Some("keys of the host"), optional: None }, PathRow { line: 14, path: "/etc/ssl/private", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 15, path: "/etc/letsencrypt", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 16, path: "/etc/krb5.keytab", dest: None, reason: Some("keys of the host"), optional: None }, PathRow { line: 17, path: "/etc/machine-id", dest: None, reason: Some("identity of the host"), optional: None }, PathRow { line: 18, path: "/etc/NetworkManager/system-connections", dest: None, reason: Some("passwords of networks"), optional: None }, PathRow { line: 19, path: "/etc/wireguard", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 20, path: "/var/lib/private", dest: None, reason: Some("state of system services"), optional: None }, PathRow { line: 21, path: "/var/lib/docker", dest: None, reason: Some("containers of the host"), optional: None }, PathRow { line: 22, path: "/var/lib/containerd", dest: None, reason: Some("containers of the host"), optional: None }, PathRow { line: 23, path: "/var/lib/containers", dest: None, reason: Some("containers of the host"), optional: None }, PathRow { line: 24, path: "/var/lib/NetworkManager", dest: None, reason: Some("secrets of networks"), optional: None }, PathRow { line: 25, path: "/var/lib/systemd", dest: None, reason: Some("random seed and credentials of the host"), optional: None }, PathRow { line: 26, path: "/var/spool/cron", dest: None, reason: Some("jobs that the host runs"), optional: None }, PathRow { line: 27, path: "/var/spool/mail", dest: None, reason: Some("mail"), optional: None }, PathRow { line: 28, path: "~/.ssh", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 29, path: "~/.gnupg", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 30, path: "~/.pki", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 31, path: "~/.aws", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 32, path: "~/.azure", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 33, path: "~/.config/gcloud", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 34, path: "~/.oci", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 35, path: "~/.kube", dest: None, reason: Some("cluster credentials"), optional: None }, PathRow { line: 36, path: "~/.docker", dest: None, reason: Some("registry credentials"), optional: None }, PathRow { line: 37, path: "~/.config/gh", dest: None, reason: Some("tokens"), optional: None }, PathRow { line: 38, path: "~/.config/git/credentials", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 39, path: "~/.netrc", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 40, path: "~/.git-credentials", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 41, path: "~/.pgpass", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 42, path: "~/.pypirc", dest: None, reason: Some("upload credentials"), optional: None }, PathRow { line: 43, path: "~/.npmrc", dest: None, reason: Some("upload credentials"), optional: None }, PathRow { line: 44, path: "~/.cargo/credentials.toml", dest: None, reason: Some("upload credentials"), optional: None }, PathRow { line: 45, path: "~/.password-store", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 46, path: "~/.local/share/keyrings", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 47, path: "~/.mozilla", dest: None, reason: Some("sessions and passwords of a browser"), optional: None }, PathRow { line: 48, path: "~/.config/google-chrome", dest: None, reason: Some("sessions and passwords of a browser"), optional: None }, PathRow { line: 49, path: "~/.config/chromium", dest: None, reason: Some("sessions and passwords of a browser"), optional: None }, PathRow { line: 50, path: "~/.config/BraveSoftware", dest: None, reason: Some("sessions and passwords of a browser"), optional: None }, PathRow { line: 51, path: "~/.thunderbird", dest: None, reason: Some("mail and passwords"), optional: None }, PathRow { line: 52, path: "~/.bash_history", dest: None, reason: Some("what was typed, passwords included"), optional: None }, PathRow { line: 53, path: "~/.zsh_history", dest: None, reason: Some("what was typed, passwords included"), optional: None }],
+    tmpfs: &[],
+    proc: None,
+    network: None,
+    syscalls_default: None,
+    syscalls_allow: &[],
+    syscalls_deny: &[],
+    compat: None,
+    capabilities: &[],
+    memory: None,
+    swap: None,
+    cpu: None,
+    tasks: None,
+    open_files: None,
+    file_size: None,
+    tmp_size: None,
+    wall_time: None,
+    pass: &[],
+    set: &[],
     uid: None,
     gid: None,
     hostname: None,

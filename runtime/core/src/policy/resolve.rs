@@ -20,10 +20,11 @@ pub const DEPTH_MAX: usize = 16;
 pub const FILES_MAX: usize = 64;
 
 /// The built-in profiles: name and text.
-pub const PROFILES: [(&str, &str); 5] = [
+pub const PROFILES: [(&str, &str); 6] = [
     ("build", include_str!("../../../../policies/profiles/build.toml")),
     ("node", include_str!("../../../../policies/profiles/node.toml")),
     ("python", include_str!("../../../../policies/profiles/python.toml")),
+    ("secrets", include_str!("../../../../policies/profiles/secrets.toml")),
     ("shell", include_str!("../../../../policies/profiles/shell.toml")),
     ("static", include_str!("../../../../policies/profiles/static.toml")),
 ];
@@ -123,7 +124,7 @@ fn merge(
     if let Some((name, text)) = on_top {
         let lines = Lines::new(name.to_owned(), text);
         let file = file::parse(text, &lines)?;
-        loader.loaded.push(Loaded { file, lines, dir: None, role: Role::Profile });
+        loader.take(name.to_owned(), Loaded { file, lines, dir: None, role: Role::Profile })?;
     }
 
     let context = Context {
@@ -135,6 +136,9 @@ fn merge(
     let mut names = Vec::with_capacity(modes.len() + loader.loaded.len() + 1);
     for Loaded { file, lines, dir, role } in modes.into_iter().chain(loader.loaded) {
         let raise_limits = role == Role::Profile;
+        if file.learned.is_some() {
+            check_learned(&file.filesystem, &lines, &context)?;
+        }
         draft.apply(
             file,
             &Source { lines: &lines, dir: dir.as_deref(), context: &context, groups: inputs.groups, raise_limits },
@@ -147,6 +151,26 @@ fn merge(
     }
     let policy = draft.finish(mode, names, &ceiling)?;
     Ok((policy, ceiling))
+}
+
+/// A learned policy says `${CWD}` of the directory of some work, which is what learning writes so (`learn::has_own_cwd`). In a home, `/` or
+/// `/tmp` the same line would give what nobody learned, and what learning never grants as a whole.
+fn check_learned(table: &FilesystemTable, lines: &Lines, context: &Context<'_>) -> Result<(), PolicyError> {
+    if crate::learn::has_own_cwd(context.cwd, context.home) {
+        return Ok(());
+    }
+    let FilesystemTable { read, write, exec, .. } = table;
+    let mut follows = read.iter().chain(write).chain(exec).filter(|entry| entry.get_ref().0.path.contains("${CWD}"));
+    match follows.next() {
+        Some(entry) => Err(PolicyError::value(
+            &lines.origin(&entry.span()),
+            format!(
+                "`${{CWD}}` is `{}` here, which is shared by others and was not learned from; start in the directory of the work, or write its path instead of `${{CWD}}`",
+                context.cwd.display()
+            ),
+        )),
+        None => Ok(()),
+    }
 }
 
 struct Loader<'a> {

@@ -5,8 +5,10 @@
 //! nothing is granted that the ceiling of the mode forbids, that a rule denies, or that holds secrets; it is listed instead.
 
 mod calls;
+mod edit;
 mod name;
 mod needs;
+mod network;
 mod setting;
 mod text;
 
@@ -126,7 +128,7 @@ pub struct Learner {
     made: BTreeSet<PathBuf>,
     /// Moved or linked: both ends must lie in one mount.
     moves: BTreeSet<(PathBuf, PathBuf)>,
-    addresses: BTreeMap<String, Use>,
+    network: network::Ends,
     calls: BTreeMap<String, u64>,
     has_calls: bool,
     /// Groups that arguments asked for, with the call.
@@ -151,7 +153,7 @@ impl Learner {
             made_dirs: BTreeSet::new(),
             made: BTreeSet::new(),
             moves: BTreeSet::new(),
-            addresses: BTreeMap::new(),
+            network: network::Ends::default(),
             calls: BTreeMap::new(),
             has_calls: false,
             governors: BTreeMap::new(),
@@ -225,11 +227,7 @@ impl Learner {
     fn reach(&mut self, address: &crate::event::Address, by: &str, is_own: bool) {
         use crate::event::Address;
         match address {
-            Address::Inet(_) => {
-                if self.addresses.len() < ASKED_MAX || self.addresses.contains_key(&address.to_string()) {
-                    self.addresses.entry(address.to_string()).or_default().add(1, by);
-                }
-            }
+            Address::Inet(address) => self.network.used(*address, is_own, by),
             Address::Unix(path) if is_own => {
                 self.note(|own| &mut own.names, path, by);
                 self.make(path, false);
@@ -326,7 +324,7 @@ impl Learner {
             needs.refused(*access, path, seen);
         }
         let (files, mut asked) = needs.finish();
-        let network = self.network(previous);
+        let network = self.network.need(&self.setting, previous);
         let groups = self.groups(previous, &mut asked);
         Learned {
             files,
@@ -338,22 +336,6 @@ impl Learner {
             left_out: self.left_out,
             setting: self.setting,
         }
-    }
-
-    fn network(&self, previous: Option<&Previous>) -> Option<Need> {
-        let may = self.setting.run.has_network && self.setting.bounds.network == crate::policy::Network::Host;
-        let mut need = previous.and_then(|previous| previous.network.clone());
-        if may && !self.addresses.is_empty() {
-            let own = need.get_or_insert_default();
-            own.runs = own.runs.saturating_add(1);
-            for (address, seen) in &self.addresses {
-                own.seen.times = own.seen.times.saturating_add(seen.times);
-                own.seen.by.extend(seen.by.iter().cloned());
-                own.notes.insert(address.clone());
-            }
-            own.trim();
-        }
-        need
     }
 }
 

@@ -27,6 +27,11 @@ pub const SUBTREES_MIN: usize = 3;
 /// Notes that a reason tells.
 pub(super) const NOTES_MAX: usize = 6;
 
+/// Note on a directory that was opened itself: its names were listed, as far as anybody saw.
+const LISTED: &str = "listed";
+/// Note on what was used otherwise.
+const CONTENT: &str = "content";
+
 /// What a path is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Right {
@@ -73,6 +78,16 @@ impl Need {
         self.runs = self.runs.max(other.runs);
         self.notes.extend(other.notes);
         self.trim();
+    }
+
+    /// Whether nothing but the names of a directory was asked for.
+    pub(super) fn is_listing(&self) -> bool {
+        self.notes.len() == 1 && self.notes.contains(LISTED)
+    }
+
+    /// The need of an earlier run for a path.
+    pub(super) fn earlier(seen: Use, runs: u64, listed: bool) -> Need {
+        Need { seen, runs, notes: BTreeSet::from([if listed { LISTED } else { CONTENT }.to_owned()]) }
     }
 
     pub(super) fn trim(&mut self) {
@@ -310,9 +325,11 @@ impl<'a> Needs<'a> {
 
     /// Takes a use in, lifted from a name that changes.
     fn want(&mut self, right: Right, path: &Path, seen: &Use) {
-        let lifted = self.lift(right, path);
-        match lifted {
-            Some(path) => self.add(right, path, seen),
+        match self.lift(right, path) {
+            Some(lifted) if lifted == path && self.outside.stands(path) == Stands::Dir => {
+                self.add_noted(right, lifted, seen, LISTED);
+            }
+            Some(lifted) => self.add(right, lifted, seen),
             None => self.ask(right.name(), path, "it is shared by others and never granted as a whole", seen),
         }
     }
@@ -341,8 +358,12 @@ impl<'a> Needs<'a> {
     }
 
     fn add(&mut self, right: Right, path: PathBuf, seen: &Use) {
+        self.add_noted(right, path, seen, CONTENT);
+    }
+
+    fn add_noted(&mut self, right: Right, path: PathBuf, seen: &Use, note: &str) {
         let need = self.wanted.entry((right, path)).or_default();
-        need.join(Need { seen: seen.clone(), runs: 0, notes: BTreeSet::new() });
+        need.join(Need { seen: seen.clone(), runs: 0, notes: BTreeSet::from([note.to_owned()]) });
     }
 
     /// Why nothing may be granted at `path`, as far as that is known.
@@ -394,6 +415,7 @@ impl<'a> Needs<'a> {
                 let need = self.wanted.entry((*right, path.clone())).or_default();
                 need.seen.times = need.seen.times.saturating_add(old.seen.times);
                 need.seen.by.extend(old.seen.by.iter().cloned());
+                need.notes.extend(old.notes.iter().cloned());
                 need.runs = old.runs;
                 need.trim();
             }
@@ -409,6 +431,9 @@ impl<'a> Needs<'a> {
             let gives = |of: Right| of == *right || *right == Right::Write && of == Right::Read;
             let is_used = now.iter().any(|(of, used)| gives(*of) && used.starts_with(path));
             need.runs = need.runs.saturating_add(u64::from(is_used));
+            if now.iter().any(|(of, used)| gives(*of) && used != path && used.starts_with(path)) {
+                need.notes.insert(CONTENT.to_owned());
+            }
         }
         if let Some(previous) = self.previous {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));

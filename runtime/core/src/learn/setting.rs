@@ -210,7 +210,13 @@ impl Given {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
             capabilities: run.capabilities.iter().filter(|name| !base.capabilities.contains(name)).cloned().collect(),
-            deny: run.filesystem.deny.iter().filter(|deny| !is_built_in(base, deny)).map(|deny| deny.path.clone()).collect(),
+            deny: run
+                .filesystem
+                .deny
+                .iter()
+                .filter(|deny| !is_built_in(base, deny))
+                .map(|deny| deny.path.clone())
+                .collect(),
             proc: (base.filesystem.proc != run.filesystem.proc).then_some(run.filesystem.proc),
             limits: changed.map(|(_, (key, value))| (key.to_owned(), value)).collect(),
         }

@@ -6,15 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::edit::{USED, WITH, absent, close, list, order, row, table, update, word_of};
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value};
 
 use super::calls::companion_of;
 use super::needs::{NOTES_MAX, leads_to};
 use super::setting::{Setting, Top};
-use super::{ASKED_MAX, Learned, has_own_cwd, Need, PROGRAMS_MAX, Right, SEEDS, SEEDS_EXEC, Use};
+use super::{ASKED_MAX, Learned, Need, PROGRAMS_MAX, Right, SEEDS, SEEDS_EXEC, Use, has_own_cwd};
 use crate::amount;
 use crate::policy::path::{Context, in_file};
-use crate::policy::{LearnedTable, PolicyError, ProcView, SeenTable, learned_table};
+use crate::policy::{LearnedTable, Mode, PolicyError, ProcView, SeenTable, learned_table};
 
 /// Version of `[learned]`.
 const VERSION: u32 = 1;
@@ -31,8 +32,32 @@ const COMMENT_CHARS_MAX: usize = 240;
 #[derive(Debug, thiserror::Error)]
 pub enum LearnError {
     /// The file that is to be merged into is no policy.
+    /// No source: its words are told here, with what to do about it, and would be told again.
     #[error("{0}; correct it or learn into another file")]
-    Policy(#[from] PolicyError),
+    Policy(PolicyError),
+    /// It was learned in another mode: what is granted in it is what that mode does not give.
+    #[error("{file}: learned in {learned}, this run is {}; learn into another file", run.name())]
+    Mode {
+        /// The file.
+        file: String,
+        /// Its mode.
+        learned: String,
+        /// The mode of the run.
+        run: Mode,
+    },
+    /// The same of the profile.
+    #[error(
+        "{file}: learned {}, this run has {run}; learn into another file",
+        learned.as_ref().map_or("without a profile".to_owned(), |profile| format!("with profile {profile}"))
+    )]
+    Profile {
+        /// The file.
+        file: String,
+        /// Its profile.
+        learned: Option<String>,
+        /// The profile of the run.
+        run: String,
+    },
     /// The same, of a shape that cannot be edited.
     #[error("{file}: `{key}` is not a list in `[ ]`; write it as one, or learn into another file")]
     Shape {
@@ -49,6 +74,12 @@ pub enum LearnError {
         /// Its version.
         found: u32,
     },
+}
+
+impl From<PolicyError> for LearnError {
+    fn from(error: PolicyError) -> LearnError {
+        LearnError::Policy(error)
+    }
 }
 
 /// What a file holds of earlier runs, and of a person's hand.
@@ -74,6 +105,7 @@ impl Previous {
             return Err(LearnError::Version { file: file.to_owned(), found: table.version });
         }
         let doc = parse(text, file)?;
+        check_head(&doc, &table, file, setting)?;
         let mut previous = Previous { runs: table.runs, ..Previous::default() };
         for right in Right::ALL {
             let mut listed = BTreeSet::new();
@@ -102,12 +134,24 @@ impl Previous {
         Ok(previous)
     }
 
+    /// The profile that a learned policy was learned with: a run that names none is one of the same.
+    ///
+    /// # Errors
+    /// Those of [`Previous::read`].
+    pub fn profile(text: &str, file: &str) -> Result<Option<String>, LearnError> {
+        let is_learned = learned_table(text, file)?.is_some_and(|table| table.runs > 0);
+        let mut profiles = profiles(&parse(text, file)?);
+        // Several are a person's work: which of them the runs had nobody knows.
+        Ok(profiles.pop().filter(|_| is_learned && profiles.is_empty()))
+    }
+
     fn take(&mut self, right: Right, listed: &BTreeSet<String>, table: &LearnedTable, setting: &Setting) {
         for (name, seen) in &table.seen {
             let Some(word) = name.strip_prefix(right.name()).and_then(|rest| rest.strip_prefix(' ')) else { continue };
             let Some(path) = expand(word, setting) else { continue };
             if listed.contains(word) {
-                self.files.insert((right, path), need(seen));
+                let Need { seen: uses, runs, .. } = need(seen);
+                self.files.insert((right, path), Need::earlier(uses, runs, seen.listed));
             } else {
                 self.removed.insert(path);
             }
@@ -130,6 +174,29 @@ impl Previous {
     }
 }
 
+/// Nothing is merged into what another mode or profile was the ground of: grants would be missing, or stand twice.
+fn check_head(doc: &DocumentMut, table: &LearnedTable, file: &str, setting: &Setting) -> Result<(), LearnError> {
+    let mode = doc.get("mode").and_then(Item::as_str);
+    if let Some(learned) = mode.filter(|mode| *mode != setting.mode.name()) {
+        return Err(LearnError::Mode { file: file.to_owned(), learned: learned.to_owned(), run: setting.mode });
+    }
+    let mut profiles = profiles(doc);
+    match &setting.profile {
+        Some(run) if table.runs > 0 && !profiles.contains(run) => {
+            let learned = if profiles.is_empty() { None } else { Some(profiles.swap_remove(0)) };
+            Err(LearnError::Profile { file: file.to_owned(), learned, run: format!("profile {run}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The profiles that a file extends, but for the one that every learned policy does.
+fn profiles(doc: &DocumentMut) -> Vec<String> {
+    let extends = doc.get("extends").and_then(Item::as_array);
+    let names = extends.into_iter().flatten().filter_map(|word| word.as_str()?.strip_prefix(PROFILE));
+    names.filter(|name| *name != SECRETS).map(str::to_owned).collect()
+}
+
 fn need(seen: &SeenTable) -> Need {
     let by = seen.by.iter().take(PROGRAMS_MAX).cloned().collect();
     Need { seen: Use { times: seen.times, by }, runs: seen.runs, notes: BTreeSet::new() }
@@ -150,16 +217,6 @@ fn entries(doc: &DocumentMut, table: &str, list: &str, file: &str) -> Result<Vec
     let array =
         item.as_array().ok_or_else(|| LearnError::Shape { file: file.to_owned(), key: format!("{table}.{list}") })?;
     Ok(array.iter().filter_map(word_of).collect())
-}
-
-fn word_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(word) => Some(word.value().clone()),
-        Value::InlineTable(table) => {
-            table.get("dest").or_else(|| table.get("path")).and_then(Value::as_str).map(str::to_owned)
-        }
-        _ => None,
-    }
 }
 
 fn expand(word: &str, setting: &Setting) -> Option<PathBuf> {
@@ -192,10 +249,11 @@ impl Learned {
         self.extends(&mut doc, &old, file)?;
         self.filesystem(&mut doc, &old, file)?;
         self.denies(&mut doc, file)?;
-        self.network(&mut doc, &old);
+        self.access(&mut doc, &old);
         self.calls(&mut doc, &old, file)?;
         self.given(&mut doc);
         self.counters(&mut doc);
+        order(&mut doc);
         self.trailing(&mut doc);
         Ok(doc.to_string())
     }
@@ -203,7 +261,9 @@ impl Learned {
     fn head(&self, doc: &mut DocumentMut, is_fresh: bool) {
         if is_fresh {
             let text = "# Written by apex-run --learn. Learn again to merge; lines of your own stay, lines that you remove stay out.\n";
-            let about = format!("learned from {}", clean(self.command.as_deref().unwrap_or("recorded events")));
+            let command = self.command.as_deref().unwrap_or("recorded events");
+            let lines: Vec<&str> = command.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let about = format!("learned from {}", clean(&lines.join("; ")));
             doc.insert("description", Item::Value(about.into()));
             if let Some(mut key) = doc.key_mut("description") {
                 key.leaf_decor_mut().set_prefix(text);
@@ -243,8 +303,7 @@ impl Learned {
             deny.insert("path", word.into());
             deny.insert("reason", "denied in the run that was learned from".into());
             list.push_formatted(row(Value::InlineTable(deny), None));
-            list.set_trailing("\n");
-            list.set_trailing_comma(true);
+            close(list);
         }
         Ok(())
     }
@@ -262,7 +321,7 @@ impl Learned {
                 }
                 let list = list(doc, "filesystem", "tmpfs", file)?;
                 for place in &self.setting.base.tmpfs {
-                    list.extend(place.to_str());
+                    list.extend(place.to_str().map(|place| row(place.into(), None)));
                 }
             }
         }
@@ -292,6 +351,7 @@ impl Learned {
 
     fn reason(&self, right: Right, need: &Need) -> String {
         let verb = match right {
+            Right::Read if need.is_listing() => "listed",
             Right::Read => "read",
             Right::Write => "written",
             Right::Exec => "executed",
@@ -307,7 +367,7 @@ impl Learned {
         format!("{by}, {times} in {} of {} runs", need.runs, self.runs)
     }
 
-    fn network(&self, doc: &mut DocumentMut, old: &LearnedTable) {
+    fn access(&self, doc: &mut DocumentMut, old: &LearnedTable) {
         let own = |value: &str| old.seen.contains_key(&key("network", value));
         let current =
             doc.get("network").and_then(|table| table.get("access")).and_then(Item::as_str).map(str::to_owned);
@@ -403,9 +463,9 @@ impl Learned {
         learned.insert("version", Item::Value(i64::from(VERSION).into()));
         learned.insert("runs", Item::Value(i64::try_from(self.runs).unwrap_or(i64::MAX).into()));
         learned.insert("seen", Item::Table(seen));
-        let place = doc.get("learned").and_then(Item::as_table).and_then(Table::position);
-        if let Some(place) = place {
-            learned.set_position(Some(place));
+        if let Some(old) = doc.get("learned").and_then(Item::as_table) {
+            // The comments before it.
+            *learned.decor_mut() = old.decor().clone();
         }
         doc.insert("learned", Item::Table(learned));
     }
@@ -435,9 +495,6 @@ impl Learned {
     }
 }
 
-const USED: &str = "# used ";
-const WITH: &str = "# goes with ";
-
 fn counter(need: &Need) -> Item {
     let mut row = InlineTable::new();
     row.insert("times", i64::try_from(need.seen.times).unwrap_or(i64::MAX).into());
@@ -445,6 +502,9 @@ fn counter(need: &Need) -> Item {
     if !need.seen.by.is_empty() {
         let by: Array = need.seen.by.iter().collect();
         row.insert("by", Value::Array(by));
+    }
+    if need.is_listing() {
+        row.insert("listed", true.into());
     }
     Item::Value(Value::InlineTable(row))
 }
@@ -474,84 +534,6 @@ fn piece(word: &str, source: Option<&str>, reason: &str) -> Value {
     // A host without it goes on, and the program finds out.
     row.insert("optional", true.into());
     Value::InlineTable(row)
-}
-
-fn row(mut value: Value, comment: Option<&str>) -> Value {
-    let comment = comment.map(|comment| format!("\n    {comment}")).unwrap_or_default();
-    value.decor_mut().set_prefix(format!("{comment}\n    "));
-    value
-}
-
-fn is_our_comment(line: &str) -> bool {
-    line.is_empty() || line.starts_with(USED) || line.starts_with(WITH)
-}
-
-/// Brings the learned rows of a list up to date; rows of a person stay as they are, with their comments.
-fn update(
-    doc: &mut DocumentMut,
-    of: &str,
-    name: &str,
-    rows: Vec<(String, Value, Option<String>)>,
-    ours: &BTreeSet<String>,
-    file: &str,
-) -> Result<(), LearnError> {
-    if rows.is_empty() && doc.get(of).and_then(|table| table.get(name)).is_none() {
-        return Ok(());
-    }
-    let mut rows: BTreeMap<String, (Value, Option<String>)> =
-        rows.into_iter().map(|(word, value, comment)| (word, (value, comment))).collect();
-    let list = list(doc, of, name, file)?;
-    let mut at = 0;
-    while at < list.len() {
-        let word = list.get(at).and_then(word_of).unwrap_or_default();
-        match (ours.contains(&word), rows.remove(&word)) {
-            // A person's own line about the same.
-            (false, _) => at += 1,
-            (true, Some((value, comment))) => {
-                if let Some(old) = list.get_mut(at) {
-                    let prefix = old.decor().prefix().and_then(|raw| raw.as_str()).unwrap_or("\n    ").to_owned();
-                    let is_ours = prefix.lines().all(|line| is_our_comment(line.trim()));
-                    let mut new = row(value, comment.as_deref());
-                    if !is_ours {
-                        new.decor_mut().set_prefix(prefix);
-                    }
-                    *old = new;
-                }
-                at += 1;
-            }
-            (true, None) => drop(list.remove(at)),
-        }
-    }
-    for (_, (value, comment)) in rows {
-        list.push_formatted(row(value, comment.as_deref()));
-    }
-    if list.trailing().as_str().is_none_or(|text| text.trim().is_empty()) {
-        list.set_trailing("\n");
-    }
-    list.set_trailing_comma(true);
-    Ok(())
-}
-
-fn table<'d>(doc: &'d mut DocumentMut, name: &str) -> &'d mut Table {
-    let item = doc.entry(name).or_insert_with(|| Item::Table(Table::new()));
-    if !item.is_table() {
-        // An inline table, or dotted keys: the same in another form.
-        let made = std::mem::take(item).into_table().unwrap_or_default();
-        *item = Item::Table(made);
-    }
-    item.as_table_mut().expect("it was just made one")
-}
-
-fn list<'d>(doc: &'d mut DocumentMut, of: &str, name: &str, file: &str) -> Result<&'d mut Array, LearnError> {
-    let item = table(doc, of).entry(name).or_insert_with(|| Item::Value(Value::Array(Array::new())));
-    item.as_array_mut().ok_or_else(|| LearnError::Shape { file: file.to_owned(), key: format!("{of}.{name}") })
-}
-
-fn absent(doc: &mut DocumentMut, of: &str, name: &str, value: Value) {
-    let table = table(doc, of);
-    if !table.contains_key(name) {
-        table.insert(name, Item::Value(value));
-    }
 }
 
 /// Words of the sandbox on one line, without what a terminal or a parser would take for something else.

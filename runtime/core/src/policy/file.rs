@@ -80,6 +80,8 @@ pub struct SeenTable {
     pub runs: u64,
     /// Names of the programs that used it, the first few.
     pub by: Vec<String>,
+    /// Whether it is a directory of which the names alone were read.
+    pub listed: bool,
 }
 
 /// `[filesystem]`

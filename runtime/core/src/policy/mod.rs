@@ -37,7 +37,7 @@ pub use merge::PATH_RULES_MAX;
 pub use path::is_within;
 pub(crate) use path::normalise;
 pub use resolve::{
-    DEPTH_MAX, FILES_MAX, Inputs, PROFILES, Sources, mode_text, modes_allowing, resolve, resolve_for_learning,
+    DEPTH_MAX, FILES_MAX, Inputs, LEARNING, PROFILES, Sources, mode_text, modes_allowing, resolve, resolve_for_learning,
 };
 #[cfg(feature = "schema")]
 pub use schema::json_schema;

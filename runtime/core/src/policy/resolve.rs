@@ -100,11 +100,12 @@ pub fn resolve(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<Policy,
 /// # Errors
 /// Those of [`resolve`].
 pub fn resolve_for_learning(inputs: &Inputs<'_>, sources: &mut dyn Sources) -> Result<(Policy, Bounds), PolicyError> {
-    merge(inputs, sources, Some(LEARNING)).map(|(policy, ceiling)| (policy, ceiling.bounds()))
+    merge(inputs, sources, Some((LEARNING, LEARNING_TEXT))).map(|(policy, ceiling)| (policy, ceiling.bounds()))
 }
 
-/// What the planner and the merge take for a built-in profile, since it is one.
-const LEARNING: (&str, &str) = ("profiles/learning.toml", include_str!("../../../../policies/learning.toml"));
+/// The name of the rules of a run that is learned from: what the planner and the merge take for a built-in profile, since it is one.
+pub const LEARNING: &str = "profiles/learning.toml";
+const LEARNING_TEXT: &str = include_str!("../../../../policies/learning.toml");
 
 fn merge(
     inputs: &Inputs<'_>,

@@ -2,24 +2,46 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use apex_core::learn::{Place, Previous, Setting};
-use apex_core::policy::{self, Flags, Inputs, Policy, Sources};
+use apex_core::policy::{self, Flags, Inputs, LEARNING, Policy, PolicyError, Sources};
 use apex_core::watch::Learn;
 
 /// The policy that the command runs under, and the way to what is learned.
 pub fn resolve(inputs: &Inputs<'_>, file: &Path, load: &mut dyn Sources) -> Result<(Policy, Option<Learn>)> {
-    let (run, bounds) = policy::resolve_for_learning(inputs, load)?;
-    // What the learned policy stands on: its mode and profile, nothing of this command line.
-    let alone = Inputs { mode: Some(run.mode), policy_file: None, flags: Flags::default(), ..inputs.clone() };
-    let base = policy::resolve(&alone, load)?;
-    let place = Place { profile: inputs.profile.clone(), home: inputs.home.clone(), cwd: inputs.cwd.clone() };
-    let setting = Setting::new(place, &base, &run, bounds);
     let file: PathBuf = inputs.cwd.join(file);
-    // Before anything runs: a file that cannot be merged into would be found out at the end.
-    if let Some(text) = load.load(&file).with_context(|| format!("reading {}", file.display()))? {
-        Previous::read(&text, &file.to_string_lossy(), &setting)?;
-    }
     let name = file.to_str().with_context(|| format!("{}: the name of the policy is not UTF-8", file.display()))?;
+    let text = load.load(&file).with_context(|| format!("reading {}", file.display()))?;
+    // A run that names no profile is one more of the profile that the file was learned with.
+    let learned = text.as_deref().map(|text| Previous::profile(text, name)).transpose()?.flatten();
+    let profile = inputs.profile.clone().or(learned);
+    let (run, bounds) = policy::resolve_for_learning(inputs, load).map_err(|error| elsewhere(error, &inputs.cwd))?;
+    // What the learned policy stands on: its mode and profile, nothing of this command line.
+    let alone = Inputs {
+        mode: Some(run.mode),
+        profile: profile.clone(),
+        policy_file: None,
+        flags: Flags::default(),
+        ..inputs.clone()
+    };
+    let base = policy::resolve(&alone, load)?;
+    let setting =
+        Setting::new(Place { profile, home: inputs.home.clone(), cwd: inputs.cwd.clone() }, &base, &run, bounds);
+    // Before anything runs: a file that cannot be merged into would be found out at the end.
+    if let Some(text) = text {
+        Previous::read(&text, name, &setting)?;
+    }
     Ok((run, Some(Learn { file: name.to_owned(), setting: Box::new(setting) })))
+}
+
+/// The rules of learning are nobody's to edit: what they grant too much of is the directory that the run starts in.
+fn elsewhere(error: PolicyError, cwd: &Path) -> anyhow::Error {
+    match &error {
+        PolicyError::Ceiling { at, limit, mode, .. } if at.source == LEARNING => anyhow!(
+            "--learn shows the working directory to the command, writable on an overlay, and {} cannot be: {limit} (ceiling of mode {}); start from another directory",
+            cwd.display(),
+            mode.name()
+        ),
+        _ => error.into(),
+    }
 }

@@ -1,4 +1,4 @@
-//! Sizes and times as flags and policies take them.
+//! Sizes and times as flags and policies take them, and counts in words.
 
 /// The size as flags take it, in the largest unit that keeps it exact.
 pub fn size(bytes: u64) -> String {
@@ -18,6 +18,11 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// `1 event`, `2 events`.
+pub fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +36,6 @@ mod tests {
         assert_eq!(duration(90_000), "90s");
         assert_eq!(duration(7_200_000), "2h");
         assert_eq!(duration(1500), "1500ms");
+        assert_eq!([0, 1, 2].map(|number| count(number, "event")), ["0 events", "1 event", "2 events"]);
     }
 }

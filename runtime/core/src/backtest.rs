@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::event::{Address, Event, Refused, What};
+use crate::event::{Address, Event, Refused, Start, What};
 use crate::learn::{group_of, plain};
 use crate::observe::{self, Found, Makes, Obstacle};
 use crate::plan::{Mount, Plan};
 use crate::policy::Network;
 use crate::refusal::{Access, Attempt, Refusal};
 use crate::seccomp::{Abi, Verdict};
+use crate::watch::{Family, Source};
 
 /// Different things that are listed; more are counted.
 pub const ATTEMPTS_MAX: usize = 10_000;
@@ -37,6 +38,20 @@ pub struct Backtest<'p> {
     refused_before: BTreeSet<String>,
     events: u64,
     overflow: u64,
+    record: Record,
+}
+
+/// What is known of the record itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Whether it began with the start of a watch.
+    pub has_start: bool,
+    /// Whether the last watch in it came to its end.
+    pub has_end: bool,
+    /// Events that the watch lost.
+    pub lost: u64,
+    /// Families that decide about what a plan refuses and were not watched, with the reason: nothing of them was judged.
+    pub unwatched: BTreeMap<Family, String>,
 }
 
 /// What a replay came to.
@@ -48,6 +63,8 @@ pub struct Verdicts {
     pub events: u64,
     /// Refusals beyond [`ATTEMPTS_MAX`] different ones.
     pub overflow: u64,
+    /// What the record says about itself.
+    pub record: Record,
 }
 
 impl<'p> Backtest<'p> {
@@ -63,6 +80,7 @@ impl<'p> Backtest<'p> {
             refused_before: BTreeSet::new(),
             events: 0,
             overflow: 0,
+            record: Record::default(),
         }
     }
 
@@ -70,6 +88,12 @@ impl<'p> Backtest<'p> {
     pub fn replay(&mut self, event: &Event) {
         self.events += 1;
         match &event.what {
+            What::Start(start) => return self.start(start),
+            What::End(end) => {
+                self.record.has_end = true;
+                self.record.lost = end.lost.values().fold(self.record.lost, |sum, lost| sum.saturating_add(*lost));
+                return;
+            }
             What::Refused(refused) => return self.refused(event, refused),
             What::Calls { counts } => {
                 for (name, count) in counts {
@@ -116,6 +140,19 @@ impl<'p> Backtest<'p> {
         }
     }
 
+    fn start(&mut self, start: &Start) {
+        self.record.has_start |= self.events == 1;
+        self.record.has_end = false;
+        for family in [Family::Process, Family::Network, Family::Syscall, Family::File, Family::Privilege] {
+            let why = match start.sources.get(&family) {
+                Some(Source::Probe | Source::Ptrace | Source::Listener) => continue,
+                Some(Source::Missing { reason }) => reason.as_str(),
+                None => "the record does not say where it came from",
+            };
+            self.record.unwatched.entry(family).or_insert_with(|| why.to_owned());
+        }
+    }
+
     /// What it came to.
     pub fn finish(mut self) -> Verdicts {
         for (attempt, refusal) in std::mem::take(&mut self.loopback) {
@@ -130,7 +167,12 @@ impl<'p> Backtest<'p> {
         }
         let before = &self.refused_before;
         self.found.retain(|attempt, _| !matches!(attempt, Attempt::Syscall { name, .. } if before.contains(name)));
-        Verdicts { refusals: self.found.into_values().collect(), events: self.events, overflow: self.overflow }
+        Verdicts {
+            refusals: self.found.into_values().collect(),
+            events: self.events,
+            overflow: self.overflow,
+            record: self.record,
+        }
     }
 
     fn refused(&mut self, event: &Event, refused: &Refused) {

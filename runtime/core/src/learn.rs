@@ -135,6 +135,8 @@ pub struct Learner {
     governors: BTreeMap<&'static str, Use>,
     refused_calls: BTreeMap<String, Use>,
     refused_paths: BTreeMap<(Access, PathBuf), Use>,
+    /// Looked for and not found.
+    missing: Uses,
     command: Option<String>,
     /// Events about paths that are not absolute, or more paths than are kept.
     left_out: u64,
@@ -159,6 +161,7 @@ impl Learner {
             governors: BTreeMap::new(),
             refused_calls: BTreeMap::new(),
             refused_paths: BTreeMap::new(),
+            missing: Uses::new(),
             command: None,
             left_out: 0,
         }
@@ -239,6 +242,7 @@ impl Learner {
     }
 
     fn failed(&mut self, event: &Event, errno: Errno) {
+        const ENOTDIR: Errno = Errno(20);
         const EROFS: Errno = Errno(30);
         if let What::Connect { address } | What::Send { address, .. } = &event.what
             && address.inet().is_some()
@@ -246,6 +250,11 @@ impl Learner {
             // A refused connection reached the network all the same.
             self.reach(address, &event.comm, false);
             return;
+        }
+        if let (Errno::ENOENT | ENOTDIR, What::Open { path, create: false, .. } | What::Exec { path, .. }) =
+            (errno, &event.what)
+        {
+            self.note(|own| &mut own.missing, path, &event.comm);
         }
         // What is missing is no refusal: programs look in many places.
         if ![Errno::EACCES, Errno::EPERM, EROFS].contains(&errno) {
@@ -323,6 +332,10 @@ impl Learner {
         for ((access, path), seen) in &self.refused_paths {
             needs.refused(*access, path, seen);
         }
+        for (path, seen) in &self.missing {
+            needs.missing(path, seen);
+        }
+        let unseen = std::mem::take(&mut needs.unseen);
         let (files, mut asked) = needs.finish();
         let network = self.network.need(&self.setting, previous);
         let groups = self.groups(previous, &mut asked);
@@ -331,6 +344,7 @@ impl Learner {
             network,
             groups,
             asked: asked.into_iter().collect(),
+            unseen,
             runs: previous.map_or(0, |previous| previous.runs).saturating_add(1),
             command: self.command,
             left_out: self.left_out,
@@ -362,6 +376,8 @@ pub struct Learned {
     pub groups: Option<BTreeMap<String, Need>>,
     /// What was asked for and is not granted, with the reason.
     pub asked: Vec<(String, String)>,
+    /// Paths that were looked for, are there on the host, and were not shown inside.
+    pub unseen: Vec<PathBuf>,
     /// Runs that it comes from.
     pub runs: u64,
     /// The command of the last run.

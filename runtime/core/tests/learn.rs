@@ -320,6 +320,19 @@ fn missing_files_are_no_needs() {
     assert!(learned.asked.is_empty());
 }
 
+/// A run that failed for want of a file of the host learned nothing of it.
+#[test]
+fn what_is_missing_inside_and_there_outside_is_told() {
+    let missing = |path: &str| Event { error: Some(Errno::ENOENT), ..open(path, Access::Read, false) };
+    let events =
+        ["/home/u/other/secret.txt", "/home/u/.ssh/id", "/home/u/nowhere", "/home/u/project/none"].map(missing);
+    let learned = check(Mode::Isolation, &events, &[]);
+    assert_eq!(learned.unseen, [PathBuf::from("/home/u/other/secret.txt")]);
+    let text = learned.to_toml(None).unwrap();
+    let line = "# asked for and not granted: read /home/u/other/secret.txt (it is there outside and was not shown inside; --ro shows it; 1 time by job)";
+    assert!(text.contains(line) && text.contains("read /home/u/.ssh/id (") && !text.contains("none"), "{text}");
+}
+
 #[test]
 fn calls_become_their_groups_and_nothing_else_stays() {
     let learned = check(Mode::Isolation, &[calls(&["read", "openat", "getrandom", "bpf", "clone"])], &[]);

@@ -174,8 +174,10 @@ impl Pipeline {
             // A closed standard error leaves nobody to read it.
             let _ = std::io::stderr().lock().write_all(text.as_bytes());
         }
-        if let Some(Err(error)) = self.lesson.take().map(Lesson::finish) {
-            return FromProbe::Failed { words: format!("{error:#}") };
+        match self.lesson.take().map(Lesson::finish) {
+            Some(Ok(words)) => words.iter().for_each(|words| tell(words)),
+            Some(Err(error)) => return FromProbe::Failed { words: format!("{error:#}") },
+            None => {}
         }
         FromProbe::Done { alarms: self.alarms, lost: self.lost }
     }

@@ -375,6 +375,9 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         Value::Findings => options.findings.push(sink(row, value)?),
         Value::Baseline => options.baseline = Some(word(row, &value, BASELINES)?),
         Value::OnFinding => options.on_finding = Some(word(row, &value, REACTIONS)?),
+        Value::Learn if value == "-" => {
+            return Err(bad(row, &value, "is no file", "name the file that the policy is written to and merged into"));
+        }
         Value::Learn => options.learn = Some(path(row, value)?),
         Value::Overlay => options.overlay = Some(path(row, value)?),
         Value::Completions => {

@@ -26,6 +26,7 @@ use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
 use apex_sys::Errno;
 
+use crate::verbs::able::Able;
 use crate::verbs::{self, Verb};
 use crate::watch::Prober;
 
@@ -106,7 +107,8 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
     let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
     // Freeing touches pages that the init shares: each would be copied.
-    let planned = ManuallyDrop::new(plan(options, &host)?);
+    let planned = plan(options, &host).map_err(|error| verbs::meant(error, &options.command))?;
+    let planned = ManuallyDrop::new(planned);
     let Planned { policy, plan, learn } = &*planned;
     let kept = verbs::overlay::begin(plan, policy, &host)?;
     let style = options.receipt.as_ref().map(|_| Style::new(options.json, false, None));
@@ -139,8 +141,7 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
     prober.map_or(Ok(()), Prober::finish).map_err(JailError::Watch)?;
     kept.map_or(Ok(()), verbs::overlay::Kept::end)?;
     if let Some(learn) = learn {
-        let file = escape::text(&learn.file);
-        let _ = writeln!(std::io::stderr(), "apex-run: learned into {file}; try it with --policy {file}");
+        let _ = writeln!(std::io::stderr(), "apex-run: {}", verbs::learn::told(learn, outcome.ending));
     }
     Ok(code)
 }
@@ -199,14 +200,7 @@ pub(crate) fn plan(options: &Options, host: &LiveHost) -> Result<Planned> {
     if matches!(options.action, Action::Run) {
         host.make_ahead(&policy);
     }
-    let request = Request {
-        argv: if options.command.is_empty() { default_command(options) } else { options.command.clone() },
-        workdir: options.workdir.clone(),
-        fds: options.fds.clone(),
-        on_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
-        record: options.why,
-        watch: options.level(),
-    };
+    let request = request(options);
     let dir = options.overlay.as_ref().map(|dir| host.cwd().join(dir));
     let plan = match learn.is_some() || dir.is_some() {
         true => planner::build_on_overlay(&policy, &request, host, dir),
@@ -214,6 +208,25 @@ pub(crate) fn plan(options: &Options, host: &LiveHost) -> Result<Planned> {
     };
     let plan = plan.inspect_err(|_| host.forgo_ahead())?;
     Ok(Planned { policy, plan, learn })
+}
+
+/// The same for what runs nothing here: the plan of a host that lacks no layer.
+pub(crate) fn plan_of_nothing(options: &Options, host: &LiveHost) -> Result<Planned> {
+    let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
+    let policy = policy::resolve(&inputs(options, host, &groups), &mut load)?;
+    let plan = planner::build(&policy, &request(options), &Able(host))?;
+    Ok(Planned { policy, plan, learn: None })
+}
+
+fn request(options: &Options) -> Request {
+    Request {
+        argv: if options.command.is_empty() { default_command(options) } else { options.command.clone() },
+        workdir: options.workdir.clone(),
+        fds: options.fds.clone(),
+        on_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        record: options.why,
+        watch: options.level(),
+    }
 }
 
 fn inputs<'g>(options: &Options, host: &LiveHost, groups: &'g [&'g str]) -> Inputs<'g> {

@@ -2,6 +2,7 @@
 //!
 //! The words that follow are those of the command line: the same options shape the policy, and what would be the command are the files.
 
+pub mod able;
 mod backtest;
 mod export;
 mod files;
@@ -11,6 +12,7 @@ pub mod overlay;
 use std::ffi::{OsStr, OsString};
 
 use anyhow::{Result, bail};
+use apex_core::planner::PlanError;
 use apex_run::options::{self, Options};
 
 /// A verb.
@@ -39,6 +41,20 @@ impl Verb {
             ("import", Verb::Import),
         ];
         verbs.into_iter().find(|(name, _)| word == *name).map(|(_, verb)| verb)
+    }
+}
+
+/// A hint for who meant a verb and wrote options before it.
+pub fn meant(error: anyhow::Error, command: &[OsString]) -> anyhow::Error {
+    let first = command.first().map(OsString::as_os_str);
+    match (error.downcast_ref(), first.filter(|first| Verb::named(first).is_some())) {
+        (Some(PlanError::CommandNotFound { .. }), Some(verb)) => {
+            let verb = verb.to_string_lossy().into_owned();
+            error.context(format!(
+                "`{verb}` is a verb as the first word only: apex-run {verb} [OPTIONS] ..; as a command"
+            ))
+        }
+        _ => error,
     }
 }
 

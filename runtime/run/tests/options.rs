@@ -36,6 +36,14 @@ fn the_command_starts_at_the_first_other_word() {
 }
 
 #[test]
+fn a_policy_is_not_learned_into_standard_output() {
+    check_error(
+        &["--learn", "-", "x"],
+        "--learn got `-`, which is no file; name the file that the policy is written to and merged into",
+    );
+}
+
+#[test]
 fn repeated_values_keep_their_order() {
     let words = |words: &[&str]| words.iter().map(OsString::from).collect();
     check(

@@ -207,7 +207,7 @@ pub struct Imported {
 
 /// Translates a profile. Nothing is granted that it does not allow.
 pub fn import(profile: &Profile, arch: Arch) -> Imported {
-    let mut notes = Vec::new();
+    let mut notes = changed(profile, arch);
     let mut allowed: BTreeSet<&str> = BTreeSet::new();
     let mut refused: BTreeSet<&str> = BTreeSet::new();
     let mut judged: BTreeSet<&str> = BTreeSet::new();
@@ -230,7 +230,7 @@ pub fn import(profile: &Profile, arch: Arch) -> Imported {
             ERRNO | "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_TRAP" => {
                 if rule.args.is_empty() { refused.extend(names) } else { judged.extend(names) }
             }
-            other => notes.push(format!("action {other} has no translation: {}", rule.names.join(" "))),
+            other => notes.push(format!("action {other} has no translation, left out: {}", rule.names.join(" "))),
         }
     }
     if !judged.is_empty() {
@@ -270,6 +270,54 @@ pub fn import(profile: &Profile, arch: Arch) -> Imported {
         }
     }
     imported
+}
+
+/// What of the profile as a whole, and of its actions, Apex does otherwise.
+fn changed(profile: &Profile, arch: Arch) -> Vec<String> {
+    let mut notes = Vec::new();
+    let own = arch_name(arch.abi());
+    let others: Vec<&str> = profile.architectures.iter().map(String::as_str).filter(|name| *name != own).collect();
+    if !others.is_empty() {
+        notes.push(format!(
+            "other architectures than {own} are left out: {} (i386 runs where a mode and `compat = true` let it)",
+            others.join(" ")
+        ));
+    }
+    let errno = |errno: Option<u32>| errno.filter(|errno| *errno != u32::from(EPERM));
+    if let Some(errno) = errno(profile.default_errno_ret) {
+        notes.push(format!("defaultErrnoRet {errno} becomes EPERM, or ENOSYS where policies/syscalls.toml says so"));
+    }
+    if profile.default_action == LOG {
+        notes.push(format!(
+            "{LOG} becomes `report` for everything else: carried out, and told of where a run is watched"
+        ));
+    }
+    let everything = (profile.default_action.as_str(), "everything else".to_owned());
+    let rules = profile.syscalls.iter().filter(|rule| rule.includes.is_none() && rule.excludes.is_none());
+    let named = rules.clone().map(|rule| (rule.action.as_str(), rule.names.join(" ")));
+    let mut by_action: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (action, names) in named.chain([everything].into_iter().filter(|(action, _)| *action != LOG)) {
+        by_action.entry(action).or_default().push(names);
+    }
+    for (action, names) in by_action {
+        let names = names.join(" ");
+        match action {
+            "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_TRAP" => {
+                notes.push(format!("{action} becomes an error, the program goes on: {names}"));
+            }
+            LOG => notes.push(format!("{LOG} becomes an allowance without a log: {names}")),
+            "SCMP_ACT_TRACE" | "SCMP_ACT_NOTIFY" if action == profile.default_action => {
+                notes.push(format!("{action} has no translation, refused: everything else"));
+            }
+            _ => {}
+        }
+    }
+    for rule in rules.filter(|rule| rule.action == ERRNO) {
+        if let Some(errno) = errno(rule.errno_ret) {
+            notes.push(format!("errnoRet {errno} becomes Apex's own answer: {}", rule.names.join(" ")));
+        }
+    }
+    notes
 }
 
 /// Calls of a group that Apex answers with an error of its own even where the group is granted (clone3, whose arguments no filter sees): that a profile refuses
@@ -407,6 +455,50 @@ mod tests {
         for told in ["nonsense", "SCMP_ACT_NOTIFY", "# \"system-info\", # allowed in part"] {
             assert!(text.contains(told), "{told}\n{text}");
         }
+    }
+
+    #[test]
+    fn what_an_import_changes_is_told() {
+        let rule = |name: &str, action: &str, errno_ret| Rule {
+            names: vec![name.to_owned()],
+            action: action.to_owned(),
+            errno_ret,
+            ..Rule::default()
+        };
+        let profile = Profile {
+            default_action: "SCMP_ACT_KILL_PROCESS".to_owned(),
+            default_errno_ret: Some(38),
+            architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_ARM"].map(str::to_owned).to_vec(),
+            syscalls: vec![
+                rule("mount", "SCMP_ACT_KILL", None),
+                rule("swapon", "SCMP_ACT_TRAP", None),
+                rule("getrandom", LOG, None),
+                rule("bpf", "SCMP_ACT_TRACE", None),
+                rule("reboot", ERRNO, Some(13)),
+            ],
+        };
+        let text = import(&profile, Arch::X86_64).to_toml();
+        for told in [
+            "# other architectures than SCMP_ARCH_X86_64 are left out: SCMP_ARCH_ARM (",
+            "# defaultErrnoRet 38 becomes EPERM",
+            "# SCMP_ACT_KILL becomes an error, the program goes on: mount\n",
+            "# SCMP_ACT_KILL_PROCESS becomes an error, the program goes on: everything else\n",
+            "# SCMP_ACT_TRAP becomes an error, the program goes on: swapon\n",
+            "# SCMP_ACT_LOG becomes an allowance without a log: getrandom\n",
+            "# action SCMP_ACT_TRACE has no translation, left out: bpf\n",
+            "# errnoRet 13 becomes Apex's own answer: reboot\n",
+        ] {
+            assert!(text.contains(told), "{told}\n{text}");
+        }
+        let plain = Profile {
+            default_action: ERRNO.to_owned(),
+            default_errno_ret: Some(EPERM.into()),
+            architectures: vec!["SCMP_ARCH_X86_64".to_owned()],
+            syscalls: vec![rule("getrandom", ALLOW, None)],
+        };
+        assert!(import(&plain, Arch::X86_64).notes.is_empty());
+        let logs = Profile { default_action: LOG.to_owned(), ..Profile::default() };
+        assert_eq!(import(&logs, Arch::X86_64).notes.len(), 1);
     }
 
     #[test]

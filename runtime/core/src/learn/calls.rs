@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Learner, Need, Previous, Use};
+use crate::amount::count;
 use crate::event::What;
 use crate::seccomp::{Abi, groups};
 
@@ -89,7 +90,7 @@ impl Learner {
 
 fn note_call(asked: &mut BTreeMap<String, String>, group: &str, call: &str, seen: &Use, why: &str) {
     let by = seen.by.iter().next().map(|by| format!(" by {by}")).unwrap_or_default();
-    asked.insert(format!("system call {call} (group {group})"), format!("{why}{} times{by}", seen.times));
+    asked.insert(format!("system call {call} (group {group})"), format!("{why}{}{by}", count(seen.times, "time")));
 }
 
 /// The group that holds a call.

@@ -15,6 +15,7 @@ use super::name;
 use super::setting::{Setting, Top};
 use super::text::Previous;
 use super::{Learner, Outside, PROGRAMS_MAX, Stands, Use};
+use crate::amount::count;
 use crate::explain::sensitive;
 use crate::refusal::Access;
 
@@ -112,6 +113,8 @@ pub(super) struct Needs<'a> {
     made_dirs: BTreeSet<PathBuf>,
     wanted: Wanted,
     asked: BTreeMap<String, String>,
+    /// What the run looked for in vain although the host has it.
+    pub unseen: Vec<PathBuf>,
 }
 
 impl<'a> Needs<'a> {
@@ -124,6 +127,7 @@ impl<'a> Needs<'a> {
             made_dirs: BTreeSet::new(),
             wanted: Wanted::new(),
             asked: BTreeMap::new(),
+            unseen: Vec::new(),
         }
     }
 
@@ -205,7 +209,7 @@ impl<'a> Needs<'a> {
     fn ask(&mut self, verb: &str, path: &Path, otherwise: &str, seen: &Use) {
         let why = self.why_not(path).unwrap_or(otherwise);
         let by = seen.by.iter().next().map(|by| format!(" by {by}")).unwrap_or_default();
-        self.asked.insert(format!("{verb} {}", path.display()), format!("{why}; {} times{by}", seen.times));
+        self.asked.insert(format!("{verb} {}", path.display()), format!("{why}; {}{by}", count(seen.times, "time")));
     }
 
     /// An open that makes what is missing.
@@ -241,6 +245,19 @@ impl<'a> Needs<'a> {
             Access::Exec => "execute",
         };
         self.ask(verb, path, "refused while it was learned from", seen);
+    }
+
+    /// Looked for and not found. Where the host has it, nothing showed it to the run.
+    pub fn missing(&mut self, path: &Path, seen: &Use) {
+        if matches!(self.setting.run.top(path), Some(Top::Piece(_)))
+            || matches!(self.outside.stands(path), Stands::Nothing | Stands::Unknown)
+        {
+            return;
+        }
+        self.ask("read", path, "it is there outside and was not shown inside; --ro shows it", seen);
+        if self.why_not(path).is_none() {
+            self.unseen.push(path.to_owned());
+        }
     }
 
     fn write_in(&mut self, place: &Path, path: &Path, seen: &Use) {

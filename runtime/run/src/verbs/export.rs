@@ -30,7 +30,7 @@ pub fn export(mut words: Vec<OsString>) -> Result<u8> {
     let host = LiveHost::at(working_directory()?);
     match kind.to_str() {
         Some("seccomp") => {
-            let Planned { plan, .. } = session::plan(&options, &host)?;
+            let Planned { plan, .. } = session::plan_of_nothing(&options, &host)?;
             let table =
                 plan.seccomp.as_ref().context("the policy filters no system calls: there is nothing to export")?;
             let (profile, notes) = oci::profile(table);
@@ -40,7 +40,7 @@ pub fn export(mut words: Vec<OsString>) -> Result<u8> {
             session::say(&(serde_json::to_string_pretty(&profile)? + "\n"))
         }
         Some("systemd") => {
-            let Planned { plan, policy, .. } = session::plan(&options, &host)?;
+            let Planned { plan, policy, .. } = session::plan_of_nothing(&options, &host)?;
             session::say(&systemd::unit(&plan, &policy))
         }
         _ => bail!("`{}` is nothing to export into; write {USAGE}", escape::os(&kind)),

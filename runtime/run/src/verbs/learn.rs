@@ -6,6 +6,8 @@ use anyhow::{Context, Result, anyhow};
 use apex_core::learn::{Place, Previous, Setting};
 use apex_core::policy::{self, Flags, Inputs, LEARNING, Policy, PolicyError, Sources};
 use apex_core::watch::Learn;
+use apex_jail::launch::Ending;
+use apex_run::escape;
 
 /// The policy that the command runs under, and the way to what is learned.
 pub fn resolve(inputs: &Inputs<'_>, file: &Path, load: &mut dyn Sources) -> Result<(Policy, Option<Learn>)> {
@@ -32,6 +34,20 @@ pub fn resolve(inputs: &Inputs<'_>, file: &Path, load: &mut dyn Sources) -> Resu
         Previous::read(&text, name, &setting)?;
     }
     Ok((run, Some(Learn { file: name.to_owned(), setting: Box::new(setting) })))
+}
+
+/// What is said at the end. A run that failed has shown the way to its failure.
+pub fn told(learn: &Learn, ending: Ending) -> String {
+    let file = escape::text(&learn.file);
+    let end = match ending {
+        Ending::Code(0) => return format!("learned into {file}; try it with --policy {file}"),
+        Ending::Code(code) => format!("the command ended with {code}"),
+        Ending::Signal(signal) => format!("the command was ended by signal {signal}"),
+        Ending::Vanished(_) | Ending::TimedOut | Ending::Caught | Ending::OutOfMemory => {
+            "the command was ended before it was through".to_owned()
+        }
+    };
+    format!("learned into {file}, but {end}: the policy may lack what a good run needs")
 }
 
 /// The rules of learning are nobody's to edit: what they grant too much of is the directory that the run starts in.

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use apex_core::amount;
 use apex_core::overlay::{Change, ChangeKind, FileKind, MANIFEST, Manifest, VERSION};
 use apex_core::plan::Plan;
 use apex_core::policy::Policy;
@@ -77,13 +78,12 @@ fn tell_unseen(manifest: &Manifest) {
         let _ = writeln!(
             err,
             "apex-run: {} not listed",
-            counted(more, "more change or place is", "more changes or places are")
+            match more {
+                1 => "1 more change or place is".to_owned(),
+                more => format!("{more} more changes or places are"),
+            }
         );
     }
-}
-
-fn counted(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn read(options: &Options) -> Result<(Store, Manifest)> {
@@ -174,7 +174,7 @@ pub fn commit(options: &Options) -> Result<u8> {
     crate::session::say(&out)?;
     if refused > 0 {
         let was = if refused == 1 { "was" } else { "were" };
-        let all = counted(deeds.len() as u64, "change", "changes");
+        let all = amount::count(deeds.len() as u64, "change");
         let _ = writeln!(std::io::stderr(), "apex-run: {refused} of {all} {was} not applied");
     }
     // Who asks for everything is told that something was never looked at; a part can be picked all the same.

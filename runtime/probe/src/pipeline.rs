@@ -160,6 +160,10 @@ impl Pipeline {
         if dropped > 0 {
             *self.lost.entry(Loss::QueueFull).or_default() += dropped;
         }
+        let lesson = self.lesson.take().map(Lesson::finish);
+        if let Some(Ok(words)) = &lesson {
+            words.iter().for_each(|words| self.words.line(&format!("apex-probe: {words}")));
+        }
         // Before the account, which comes last. Nobody is left who could be told that words were lost.
         self.words.finish();
         if let Some((summary, as_json)) = &self.summary {
@@ -174,10 +178,8 @@ impl Pipeline {
             // A closed standard error leaves nobody to read it.
             let _ = std::io::stderr().lock().write_all(text.as_bytes());
         }
-        match self.lesson.take().map(Lesson::finish) {
-            Some(Ok(words)) => words.iter().for_each(|words| tell(words)),
-            Some(Err(error)) => return FromProbe::Failed { words: format!("{error:#}") },
-            None => {}
+        if let Some(Err(error)) = lesson {
+            return FromProbe::Failed { words: format!("{error:#}") };
         }
         FromProbe::Done { alarms: self.alarms, lost: self.lost }
     }

@@ -14,6 +14,10 @@
 #define TEXT_BYTES_MAX 4096
 /* Longest name of a directory entry with its NUL. */
 #define NAME_BYTES_MAX 256
+/* What is sent of a payload for a name server: the longest question and what stands around it (PAYLOAD_BYTES_MAX in
+ * runtime/core/src/observe/dns.rs), and up to a multiple of eight.
+ */
+#define DNS_BYTES 280
 
 enum kind {
 	KIND_FORK = 1,
@@ -23,6 +27,7 @@ enum kind {
 	KIND_CONNECT = 11,
 	KIND_SEND = 12,
 	KIND_BIND = 13,
+	KIND_DNS = 14,
 	/* A system call, as the tables of runtime/probe/src/bpf/calls.rs shape it. */
 	KIND_CALL = 20,
 	/* What a hook of the security module saw. */
@@ -113,6 +118,14 @@ struct address_body {
 	u8 ip[16];
 };
 
+/* A packet to a name server. Text: the beginning of its payload, padded with zeros. */
+struct dns_body {
+	struct address_body to;
+	/* Bytes of the payload. */
+	u32 bytes;
+	u32 is_tcp;
+};
+
 /* Texts: for each operand two, what the caller named, and the directory that it starts from or the file itself. */
 struct call_body {
 	u64 args[6];
@@ -131,6 +144,7 @@ union body {
 	struct exit_body exit;
 	struct socket_body socket;
 	struct address_body address;
+	struct dns_body dns;
 	struct call_body call;
 	struct lsm_body lsm;
 };

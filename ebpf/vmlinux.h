@@ -113,6 +113,24 @@ struct cred {
 	kuid_t uid;
 };
 
+struct kernfs_node {
+	u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	/* The first member on every kernel: one is the other. */
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct vm_area_struct {
 	unsigned long vm_start;
 	unsigned long vm_end;
@@ -174,6 +192,9 @@ struct task_struct {
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct signal_struct *signal;
+	const struct cred *cred;
+	struct css_set *cgroups;
+	char comm[16];
 };
 
 #pragma clang attribute pop
@@ -198,6 +219,29 @@ struct bpf_sock_addr {
 
 struct __sk_buff {
 	__u32 len;
+};
+
+/* Headers of packets, as they are on the wire. */
+struct iphdr {
+	u8 version_ihl;
+	u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	u8 ttl;
+	u8 protocol;
+	u16 check;
+	u8 saddr[4];
+	u8 daddr[4];
+};
+
+struct ipv6hdr {
+	__be32 version_flow;
+	__be16 payload_len;
+	u8 nexthdr;
+	u8 hop_limit;
+	u8 saddr[16];
+	u8 daddr[16];
 };
 
 #endif

@@ -107,3 +107,52 @@ fn a_tightened_sandbox_gets_no_new_connection() {
         .collect();
     assert_eq!(errors, [None, Some(Errno::EPERM)]);
 }
+
+/// Questions by each way that there is, to ports where nobody listens: one `sendto`, one connected and sent, one over IPv6, a malformed one.
+const ASKS: &str = r#"
+import socket, struct
+def question(name, qtype):
+    labels = b"".join(bytes([len(part)]) + part for part in name.split(b"."))
+    return struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", qtype, 1)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.sendto(question(b"www.Example.org", 1), ("127.0.0.1", 53))
+c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.connect(("127.0.0.1", 53))
+c.send(question(b"connected.example.org", 16))
+six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+six.sendto(question(b"six.example.org", 28), ("::1", 53))
+s.sendto(b"\xff" * 700, ("127.0.0.1", 53))
+s.sendto(question(b"elsewhere.example.org", 1), ("127.0.0.1", 54))
+"#;
+
+#[test]
+fn questions_to_name_servers_are_told_with_their_bytes() {
+    let Some(cgroup) = Cgroup::new() else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let (probes, _) = Probes::load(Level::Default);
+    let job = cgroup.run(&["/usr/bin/python3", "-c", ASKS]);
+    let (to, from) = channel();
+    let running = probes.expect("families").start(cgroup.sandbox(0), to).expect("root may attach");
+    assert_eq!(job.go(), Some(0));
+    let recorded = Recorded::collect(running, from);
+
+    let dns = |address: &str, bytes, qname: &str, qtype| What::Dns {
+        address: inet(address.to_owned()),
+        bytes,
+        qname: qname.to_owned(),
+        qtype,
+        tcp: false,
+    };
+    let asked: Vec<_> = recorded.events.iter().filter(|event| matches!(event.what, What::Dns { .. })).collect();
+    let wanted = [
+        dns("inet:127.0.0.1:53", 33, "www.Example.org", 1),
+        dns("inet:127.0.0.1:53", 39, "connected.example.org", 16),
+        dns("inet6:[::1]:53", 33, "six.example.org", 28),
+        dns("inet:127.0.0.1:53", 700, "", 0),
+    ];
+    assert_eq!(asked.iter().map(|event| &event.what).collect::<Vec<_>>(), wanted.iter().collect::<Vec<_>>());
+    let own = recorded.find(|what| matches!(what, What::Exec { .. }));
+    for event in asked {
+        assert_eq!((event.pid, event.ppid, event.comm.as_str()), (own.pid, own.ppid, "python3"));
+    }
+}

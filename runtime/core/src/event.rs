@@ -105,8 +105,25 @@ pub enum What {
         /// The other end.
         address: Address,
         /// Bytes, where the source knows them.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "is_zero")]
         bytes: u64,
+    },
+    /// A packet to port 53, the port of name servers. Retransmissions are packets of their own.
+    Dns {
+        /// The server.
+        address: Address,
+        /// Bytes of the message, without the packet's headers.
+        bytes: u64,
+        /// The name asked for; empty when the packet holds no question that can be read. Bytes that are no printable ASCII stand
+        /// as `\DDD`, a dot within a label as `\.` (RFC 1035, 5.1).
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        qname: String,
+        /// What is asked about it (1 A, 16 TXT, 28 AAAA ...); 0 without a readable question.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        qtype: u64,
+        /// Whether it went over TCP.
+        #[serde(default, skip_serializing_if = "is_false")]
+        tcp: bool,
     },
     /// bind(2).
     Bind {
@@ -351,6 +368,10 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
 impl What {
     /// The kind, as the key `event` of its line tells it.
     pub const fn name(&self) -> &'static str {
@@ -363,6 +384,7 @@ impl What {
             What::Socket { .. } => "socket",
             What::Connect { .. } => "connect",
             What::Send { .. } => "send",
+            What::Dns { .. } => "dns",
             What::Bind { .. } => "bind",
             What::Traffic { .. } => "traffic",
             What::Open { .. } => "open",

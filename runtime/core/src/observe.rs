@@ -6,6 +6,7 @@
 
 mod call;
 pub mod decode;
+pub mod dns;
 mod interpreter;
 
 use std::path::{Component, Path, PathBuf};

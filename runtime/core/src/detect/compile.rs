@@ -91,6 +91,10 @@ impl Compiler<'_> {
         let techniques = table.need("techniques")?;
         let (orders, variables) = self.orders(&mut table)?;
         let criteria = table.take("at_least").map(criteria).transpose()?.unwrap_or_default();
+        let per = table.take("per").map(|item| field(&item, item.text()?)).transpose()?;
+        if per.is_some() && criteria.is_empty() {
+            return Err(table.wrong("`per` needs `at_least`: it says what is counted apart"));
+        }
         let share = table.take("share").map(|item| self.share(item)).transpose()?;
         if let (Some(_), true) = (&share, criteria.is_empty()) {
             return Err(table.wrong("`share` needs `at_least`: a single event is always all of itself"));
@@ -112,6 +116,7 @@ impl Compiler<'_> {
             orders,
             variables,
             criteria,
+            per,
             share,
             exceptions,
             span: table.span().start..end,
@@ -283,7 +288,7 @@ fn permutations(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-fn kinds(item: &Item<'_>) -> Result<u32, RuleError> {
+fn kinds(item: &Item<'_>) -> Result<u64, RuleError> {
     let mut kinds = 0;
     for name in item.list()? {
         let kind = Kind::from_name(&name)

@@ -154,7 +154,7 @@ impl Engine {
             match *look {
                 Look::Share { rule: index } => {
                     let rule = &self.rules[index];
-                    let Some(window) = self.windows.map.get_mut(&(index, rule.scope.of(&view))) else { continue };
+                    let Some(window) = self.windows.map.get_mut(&(index, rule.window_of(&view))) else { continue };
                     if rule.share.as_ref().is_some_and(|share| any(&share.of, &view)) {
                         window.others += 1;
                     }
@@ -276,9 +276,7 @@ fn count(
     view: &View<'_>,
     keep: &impl Fn() -> Arc<Event>,
 ) -> Option<Vec<Arc<Event>>> {
-    // Counted by descent would be counted by the topmost process.
-    let scope = if rule.scope == Scope::Lineage { Scope::Tree } else { rule.scope };
-    let window = windows.entry((index, scope.of(view)), || Window::new(&rule.criteria));
+    let window = windows.entry((index, rule.window_of(view)), || Window::new(&rule.criteria));
     let is_full = window.count(&keep(), rule.within_ns, &rule.criteria, |criterion| {
         criterion.field.and_then(|field| view.digest(field))
     });

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
+use super::dns;
 use super::kind::Kind;
 use super::process::{Process, Processes};
 use crate::event::{Address, Event, What};
@@ -83,6 +84,10 @@ fields! {
     Host = "host", Text, "IP address";
     Port = "port", Number, "port";
     Bytes = "bytes", Number, "bytes of a datagram, where the source knows them";
+    Qname = "qname", Text, "name that a `dns` event asks for, in small letters";
+    Qparent = "qparent", Text, "the last labels of `qname` that the questions of one owner share: two, three below endings such as `co.uk`";
+    Qtype = "qtype", Number, "type of the question of a `dns` event (16 is TXT)";
+    Qdata = "qdata", Number, "letters of `qname` in front of `qparent` that stand in labels which look like data, not like words";
     Call = "call", Text, "name of the system call, where the event has one";
     Request = "request", Number, "request of ptrace, command of bpf";
     Target = "target", Number, "pid named by ptrace or a signal; a negative one is a group";
@@ -150,6 +155,8 @@ impl View<'_> {
             },
             Field::Class => self.address().is_some_and(|address| yes(class(address))),
             Field::Host => self.inet().is_some_and(|(host, _)| yes(&host.to_string())),
+            Field::Qname => self.qname().is_some_and(|name| yes(&name.to_ascii_lowercase())),
+            Field::Qparent => self.qname().is_some_and(|name| yes(dns::parent(&name.to_ascii_lowercase()))),
             Field::Call => self.call().is_some_and(yes),
             Field::Error => match self.event.error {
                 Some(error) => yes(error.name().map_or_else(|| error.to_string().into(), Cow::Borrowed).as_ref()),
@@ -189,6 +196,9 @@ impl View<'_> {
             (Field::Nesting, _) => Some(self.processes.nesting(self.process)),
             (Field::Port, _) => self.inet().map(|(_, port)| u64::from(port)),
             (Field::Bytes, What::Send { bytes, .. }) => Some(*bytes).filter(|bytes| *bytes > 0),
+            (Field::Bytes, What::Dns { bytes, .. }) => Some(*bytes),
+            (Field::Qtype, What::Dns { qtype, .. }) => Some(*qtype).filter(|qtype| *qtype > 0),
+            (Field::Qdata, What::Dns { qname, .. }) => Some(dns::data(qname)),
             (Field::Request, What::Ptrace { request, .. }) => Some(*request),
             (Field::Request, What::Bpf { command }) => Some(u64::from(*command)),
             (Field::Target, What::Ptrace { target, .. }) => Some(u64::from(*target)),
@@ -258,13 +268,23 @@ impl View<'_> {
 
     fn address(&self) -> Option<&Address> {
         match &self.event.what {
-            What::Connect { address } | What::Send { address, .. } | What::Bind { address } => Some(address),
+            What::Connect { address }
+            | What::Send { address, .. }
+            | What::Dns { address, .. }
+            | What::Bind { address } => Some(address),
             _ => None,
         }
     }
 
     fn inet(&self) -> Option<(IpAddr, u16)> {
         self.address().and_then(Address::inet)
+    }
+
+    fn qname(&self) -> Option<&str> {
+        match &self.event.what {
+            What::Dns { qname, .. } if !qname.is_empty() => Some(qname),
+            _ => None,
+        }
     }
 
     fn call(&self) -> Option<&str> {

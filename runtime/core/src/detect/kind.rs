@@ -7,7 +7,7 @@ use crate::event::What;
 pub(super) struct Kind(u8);
 
 /// As in the JSON of an event, in the order of [`Kind::of`].
-const NAMES: [&str; 32] = [
+const NAMES: [&str; 33] = [
     "start",
     "end",
     "fork",
@@ -40,6 +40,7 @@ const NAMES: [&str; 32] = [
     "calls",
     "refused",
     "lost",
+    "dns",
 ];
 
 impl Kind {
@@ -81,6 +82,7 @@ impl Kind {
             What::Calls { .. } => 29,
             What::Refused(_) => 30,
             What::Lost { .. } => 31,
+            What::Dns { .. } => 32,
         })
     }
 

@@ -7,6 +7,7 @@
 mod built_in;
 pub mod case;
 mod compile;
+mod dns;
 mod engine;
 mod error;
 mod field;

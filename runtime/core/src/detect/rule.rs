@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::field::{Field, View};
+use super::field::{Field, View, digest};
 use super::kind::Kind;
 use super::pattern::{Numbers, Texts};
 use crate::finding::Severity;
@@ -26,6 +26,8 @@ pub(super) struct Rule {
     pub variables: usize,
     /// What completions of the steps must come to; empty when one is enough.
     pub criteria: Vec<Criterion>,
+    /// Completions are counted apart for each value of this field.
+    pub per: Option<Field>,
     pub share: Option<Share>,
     pub exceptions: Vec<Exception>,
     /// Which bytes of its file it takes up, for its malformed cases.
@@ -106,7 +108,7 @@ pub(super) struct Exception {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Match {
     /// Bit per [`Kind`]; 0 for all.
-    pub kinds: u32,
+    pub kinds: u64,
     pub flags: Vec<(Field, bool)>,
     pub numbers: Vec<(Field, Numbers)>,
     pub texts: Vec<(Field, Arc<Texts>)>,
@@ -137,6 +139,13 @@ impl Match {
 }
 
 impl Rule {
+    /// Which of its windows counts the event of this view.
+    pub fn window_of(&self, view: &View<'_>) -> u64 {
+        // Counted by descent would be counted by the topmost process.
+        let scope = if self.scope == Scope::Lineage { Scope::Tree } else { self.scope };
+        self.per.map_or(scope.of(view), |field| digest(&(scope.of(view), view.digest(field))))
+    }
+
     /// Whether an exception takes the event out.
     pub fn excepts(&self, view: &View<'_>) -> bool {
         self.exceptions.iter().any(|exception| exception.matches.holds(view))

@@ -111,6 +111,13 @@ fn examples() -> Vec<What> {
         What::Socket { family: 2, kind: 1, protocol: 6 },
         What::Connect { address: address() },
         What::Send { address: address(), bytes: 64 },
+        What::Dns {
+            address: "inet:192.0.2.53:53".parse().expect("an address"),
+            bytes: 29,
+            qname: "example.org".to_owned(),
+            qtype: 1,
+            tcp: false,
+        },
         What::Bind { address: address() },
         What::Traffic { received_bytes: 4096, sent_bytes: 512 },
         What::Open { path: path(), access: Access::Write, create: true, truncate: true },

@@ -10,13 +10,17 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Structures that the programs in `ebpf/` name, in order. A missing one makes a load fail, which the live tests see.
 const NAMED: &[&str] = &[
+    "cgroup",
+    "cgroup_subsys_state",
     "cred",
+    "css_set",
     "dentry",
     "fdtable",
     "file",
     "files_struct",
     "fs_struct",
     "inode",
+    "kernfs_node",
     "linux_binprm",
     "mm_struct",
     "mount",

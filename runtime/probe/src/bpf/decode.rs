@@ -6,8 +6,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use apex_core::event::{ARGS_MAX, Address, Errno, Event, TEXT_BYTES_MAX, What};
+use apex_core::observe;
 
-use super::record::{Malformed, Record, address_body, exec_body, exit_body, fork_body, header, socket_body};
+use super::record::{Malformed, Record, address_body, dns_body, exec_body, exit_body, fork_body, header, socket_body};
 use super::{lsm, meaning};
 
 const FORK: u16 = 1;
@@ -17,6 +18,7 @@ const SOCKET: u16 = 10;
 const CONNECT: u16 = 11;
 const SEND: u16 = 12;
 const BIND: u16 = 13;
+const DNS: u16 = 14;
 const CALL: u16 = 20;
 const LSM: u16 = 30;
 
@@ -39,6 +41,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
         // The hook does not know how many bytes there are.
         SEND => What::Send { address: address(&record), bytes: 0 },
         BIND => What::Bind { address: address(&record) },
+        DNS => dns(&record),
         CALL => meaning::what(&record)?,
         LSM => lsm::what(&record)?,
         other => return Err(Malformed::Kind(other)),
@@ -70,6 +73,14 @@ fn exec(record: &Record<'_>) -> What {
     What::Exec { path: bounded(record.text(0).to_text()), args, cut, fileless: record.body(exec_body::fileless) != 0 }
 }
 
+fn dns(record: &Record<'_>) -> What {
+    let (bytes, tcp) = (record.body(dns_body::bytes), record.body(dns_body::is_tcp) != 0);
+    // The kernel's side pads what it sends.
+    let sent = record.text(0).bytes();
+    observe::dns::event(address(record), u64::from(bytes), &sent[..sent.len().min(bytes as usize)], tcp)
+}
+
+/// The address at the beginning of the body.
 fn address(record: &Record<'_>) -> Address {
     // Ports are 16 bits wide; the hook's field is not.
     let port = record.body(address_body::port) as u16;
@@ -150,6 +161,26 @@ mod tests {
         check(BIND, &[10, 53, 0, 0, 0, one], &[], What::Bind { address: inet("inet6:[::1]:53") });
         check(SEND, &[2, 53, 0, 0, 0, localhost], &[], What::Send { address: inet("inet:127.0.0.1:53"), bytes: 0 });
         check(SOCKET, &[2, 1, 6], &[], What::Socket { family: 2, kind: 1, protocol: 6 });
+    }
+
+    #[test]
+    fn questions_to_name_servers() {
+        let mut payload = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03org\0\0\x10\0\x01".to_vec();
+        let bytes = payload.len() as u32;
+        payload.resize(280, 0);
+        let server = u32::from_le_bytes([192, 0, 2, 53]);
+        let event = |bytes, qname: &str, qtype, tcp| What::Dns {
+            address: "inet:192.0.2.53:53".parse().expect("an address"),
+            bytes,
+            qname: qname.to_owned(),
+            qtype,
+            tcp,
+        };
+        let told = event(u64::from(bytes), "www.example.org", 16, false);
+        check(DNS, &[2, 53, 0, 0, 0, server, bytes, 0], &[(RAW, &payload)], told);
+        // What is beyond the packet is padding and no part of it.
+        check(DNS, &[2, 53, 0, 0, 0, server, 20, 0], &[(RAW, &payload)], event(20, "", 0, false));
+        check(DNS, &[2, 53, 0, 0, 0, server, 9000, 1], &[(RAW, b"")], event(9000, "", 0, true));
     }
 
     #[test]

@@ -62,6 +62,7 @@ layout! {
     exit_body { status: u32 = 0 }
     socket_body { family: u32 = 0, kind: u32 = 4, protocol: u32 = 8 }
     address_body { family: u32 = 0, port: u32 = 4, ip: [u8; 16] = 8 }
+    dns_body { bytes: u32 = 24, is_tcp: u32 = 28 }
     call_body { args: [u8; 48] = 0 }
     lsm_body { hook: u32 = 0, words: [u8; 16] = 8 }
 }

@@ -21,6 +21,7 @@ pub const FILES: &[(&str, &str, &str)] = &[
     text!("secrets"),
     text!("files"),
     text!("network"),
+    text!("dns"),
     text!("code"),
     text!("system"),
 ];

@@ -416,6 +416,9 @@ fn an_overlay_is_never_made_in_what_it_covers_by_any_name() {
         output.expect_refusal(&["is overlaid", "outside of it"]);
         assert!(std::fs::read_dir(&host).unwrap().next().is_none(), "{dir}: something was made");
     }
+    symlink(work.at("x"), work.at("own")).unwrap();
+    let output = Sandbox::new().args(["--rw", &host, "--overlay", &work.at("own")]).run(&["/bin/true"]);
+    output.expect_refusal(&["name the directory itself"]);
     // Beside it is not in it, however it is spelled.
     Sandbox::new().args(["--rw", &host, "--overlay", &work.at("p/../beside")]).run(&["/bin/true"]).expect_code(0);
     if as_root() {
@@ -464,15 +467,15 @@ fn exchange_during_a_run(old: Option<&str>) {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    std::fs::rename(work.at("dir"), work.at("dir2")).unwrap();
+    std::fs::rename(work.at("dir"), work.at("dir2")).expect("we own it");
     let new = old.unwrap_or("fresh");
     work.dir(new);
-    std::fs::rename(work.at(new), work.at("dir")).unwrap();
+    std::fs::rename(work.at(new), work.at("dir")).expect("we own it");
     sign.file("go", "");
-    session.join().unwrap().expect_code(0);
+    session.join().expect("it does not panic").expect_code(0);
     let (code, said, _) = verb(&["commit", &dir]);
     assert_eq!(code, 125, "{old:?}: {said}");
-    assert!(std::fs::read_dir(work.at("dir")).unwrap().next().is_none(), "{old:?}: {said}");
+    assert!(std::fs::read_dir(work.at("dir")).expect("we own it").next().is_none(), "{old:?}: {said}");
 }
 
 #[test]

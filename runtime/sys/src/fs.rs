@@ -107,11 +107,10 @@ fn stat_with(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Stat, Errno
 pub fn born(fd: BorrowedFd<'_>) -> Result<Option<(i64, i64)>, Errno> {
     // SAFETY: statx is plain data; all zeroes is a valid value.
     let mut raw: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH;
     // SAFETY: the path is NUL-terminated; `raw` outlives the call.
-    check(
-        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_BTIME, &raw mut raw) }
-            .into(),
-    )?;
+    let result = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_BTIME, &raw mut raw) };
+    check(result.into())?;
     let is_known = raw.stx_mask & libc::STATX_BTIME != 0;
     Ok(is_known.then_some((raw.stx_btime.tv_sec, raw.stx_btime.tv_nsec.into())))
 }

@@ -339,3 +339,37 @@ fn flags(change: &Change) -> RenameFlags {
 fn open_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     fs::open(dir, name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW, BENEATH)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    /// A name that changes hands between the look and the call, for another file or a link, keeps its permissions.
+    #[test]
+    fn permissions_are_set_on_what_was_looked_at_alone() {
+        let place = std::env::temp_dir().join(format!("apex-mode-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        let at = |name: &str| place.join(name);
+        for name in ["looked-at", "other"] {
+            std::fs::write(at(name), "").unwrap();
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o200)).unwrap();
+        }
+        let dir = fs::open(fs::cwd(), &below(&place).unwrap(), nix::libc::O_DIRECTORY, 0).unwrap();
+        let target = Target { dir, inode: 0, name: c"looked-at".to_owned(), part: c"part".to_owned() };
+        let now = target.stamp().unwrap();
+        let first = target.mode(0o4600, now.as_ref());
+        let mode = std::fs::metadata(at("looked-at")).unwrap().mode() & 0o7777;
+        let now = target.stamp().unwrap();
+        std::fs::rename(at("other"), at("looked-at")).unwrap();
+        let exchanged = target.mode(0o666, now.as_ref());
+        std::fs::rename(at("looked-at"), at("other")).unwrap();
+        std::os::unix::fs::symlink("other", at("looked-at")).unwrap();
+        let linked = target.mode(0o666, target.stamp().unwrap().as_ref());
+        let other = std::fs::metadata(at("other")).unwrap().mode() & 0o7777;
+        std::fs::remove_dir_all(&place).unwrap();
+        assert_eq!((first, mode), (Ok(()), 0o600), "also where nobody may read it");
+        assert_eq!((exchanged, linked, other), (Err(Errno::ESTALE), Err(Errno::ESTALE), 0o200));
+    }
+}

@@ -42,8 +42,15 @@ impl Store {
             Err(Errno::EEXIST) => false,
             Err(errno) => return Err(failed(errno)),
         };
-        let fd = fs::open(above.as_fd(), &name, nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW, BENEATH)
-            .map_err(OverlayError::at("opening", path))?;
+        let fd = fs::open(above.as_fd(), &name, nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW, BENEATH).map_err(
+            |errno| match errno {
+                Errno::ENOTDIR | Errno::ELOOP => {
+                    let why = "it is a symbolic link or no directory; name the directory itself".to_owned();
+                    OverlayError::Refused { dir: path.to_owned(), why }
+                }
+                errno => OverlayError::at("opening", path)(errno),
+            },
+        )?;
         let about = fs::stat(fd.as_fd(), c"").map_err(OverlayError::at("looking at", path))?;
         if about.uid != own() {
             return Err(OverlayError::Foreign { dir: path.to_owned(), owner: about.uid });

@@ -4,6 +4,9 @@
 #include <bpf/bpf_tracing.h>
 
 #define SIGNAL_GROUP_EXIT 0x4
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define TCP_LISTEN 10
 
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
@@ -42,6 +45,27 @@ static __always_inline void add_args(struct buffer *buffer, u32 index, struct mm
 	text_done(buffer, index, bytes, how);
 }
 
+/* What descriptor 0 stands for. */
+static __always_inline void look_at_stdin(struct task_struct *task, struct exec_body *body)
+{
+	struct file **slots = BPF_CORE_READ(task, files, fdt, fd), *file = NULL;
+	struct inode *inode;
+	struct socket *socket;
+
+	/* A table has room for many more than one. */
+	bpf_probe_read_kernel(&file, sizeof(file), slots);
+	if (!file)
+		return;
+	inode = BPF_CORE_READ(file, f_inode);
+	body->stdin_mode = BPF_CORE_READ(inode, i_mode);
+	body->stdin_device = BPF_CORE_READ(inode, i_rdev);
+	if ((body->stdin_mode & S_IFMT) != S_IFSOCK)
+		return;
+	socket = BPF_CORE_READ(file, private_data);
+	body->stdin_family = BPF_CORE_READ(socket, sk, __sk_common.skc_family);
+	body->stdin_listens = BPF_CORE_READ(socket, sk, __sk_common.skc_state) == TCP_LISTEN;
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
@@ -54,6 +78,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (!buffer)
 		return 0;
 	buffer->record.body.exec.fileless = bprm->file->f_inode->i_nlink == 0;
+	look_at_stdin(task, &buffer->record.body.exec);
 	add_path(buffer, 0, BPF_CORE_READ(bprm, file, f_path.mnt), BPF_CORE_READ(bprm, file, f_path.dentry));
 	add_args(buffer, 1, task->mm);
 	send(buffer);

@@ -97,6 +97,13 @@ struct fork_body {
 /* Texts: the file, the arguments (each with its NUL). */
 struct exec_body {
 	u32 fileless;
+	/* Of descriptor 0: as in st_mode, 0 when nothing is open. */
+	u32 stdin_mode;
+	/* Of a device: major number << 20 | minor number. */
+	u32 stdin_device;
+	/* Of a socket. */
+	u32 stdin_family;
+	u32 stdin_listens;
 };
 
 struct exit_body {

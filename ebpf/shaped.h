@@ -24,6 +24,8 @@ enum operand_kind {
 	OPERAND_TEXT = 4,
 	/* Memory: `bytes` at most, or as many as argument `dir` says. */
 	OPERAND_BYTES = 5,
+	/* The arguments of a program: pointers to strings, up to a null one. */
+	OPERAND_ARGV = 6,
 };
 
 /* Instead of an argument: the working directory, or no length. */
@@ -51,6 +53,8 @@ enum condition {
 	CONDITION_LOCAL_ADDRESS = 10,
 	/* The family in argument 0 is no internet family. */
 	CONDITION_LOCAL_FAMILY = 11,
+	/* The call failed. */
+	CONDITION_FAILED = 12,
 };
 
 #define OPERANDS_MAX 2
@@ -133,6 +137,58 @@ static __always_inline void add_bytes(struct buffer *buffer, u32 index, u64 poin
 		text_done(buffer, index, bytes, TEXT_RAW);
 }
 
+/* Arguments of one program that are looked at. */
+#define ARGV_MAX 32
+
+struct words {
+	char *text;
+	/* The next pointer, and the bytes of one. */
+	u64 at;
+	u32 size;
+	u32 bytes;
+	u8 how;
+};
+
+static long word_step(u32 index, struct words *words)
+{
+	u32 at = words->bytes, narrow = 0;
+	u64 pointer = 0;
+	long got;
+
+	if (words->size == sizeof(narrow)) {
+		bpf_probe_read_user(&narrow, sizeof(narrow), (void *)words->at);
+		pointer = narrow;
+	} else {
+		bpf_probe_read_user(&pointer, sizeof(pointer), (void *)words->at);
+	}
+	if (!pointer)
+		return 1;
+	if (at > TEXT_BYTES_MAX - NAME_BYTES_MAX) {
+		words->how |= TEXT_CUT;
+		return 1;
+	}
+	got = bpf_probe_read_user_str(words->text + at, NAME_BYTES_MAX, (void *)pointer);
+	if (got <= 0 || got == NAME_BYTES_MAX)
+		words->how |= TEXT_CUT;
+	if (got <= 0)
+		return 1;
+	words->bytes = at + got;
+	words->at += words->size;
+	return 0;
+}
+
+/* The arguments that a program was to get, each with its NUL. */
+static __always_inline void add_argv(struct buffer *buffer, u32 index, u64 pointer, u32 size)
+{
+	struct words words = { .text = text_room(buffer), .at = pointer, .size = size, .how = TEXT_RAW };
+
+	if (!words.text)
+		return;
+	if (bpf_loop(ARGV_MAX, word_step, &words, 0) >= ARGV_MAX)
+		words.how |= TEXT_CUT;
+	text_done(buffer, index, words.bytes, words.how);
+}
+
 static __always_inline u64 arg_of(const struct call *call, u8 number)
 {
 	return call->args[number & 7];
@@ -166,6 +222,9 @@ static __always_inline void add_operand(struct buffer *buffer, u32 index, const 
 		if (operand->dir != NO_ARG && arg_of(call, operand->dir) < bytes)
 			bytes = arg_of(call, operand->dir);
 		add_bytes(buffer, index, arg, bytes);
+		break;
+	case OPERAND_ARGV:
+		add_argv(buffer, index, arg, call->index >= ABI_CALLS ? 4 : 8);
 		break;
 	}
 }
@@ -217,6 +276,8 @@ static __always_inline bool is_met(const struct shape *shape, const struct call 
 		return is_local(call->args[1]);
 	case CONDITION_LOCAL_FAMILY:
 		return !is_internet(call->args[0]);
+	case CONDITION_FAILED:
+		return call_error(call) != 0;
 	default:
 		return arg_of(call, shape->condition - CONDITION_ARG) & shape->mask;
 	}

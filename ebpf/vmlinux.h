@@ -50,6 +50,7 @@ struct super_block {
 struct inode {
 	unsigned short i_mode;
 	unsigned int i_nlink;
+	u32 i_rdev;
 	struct super_block *i_sb;
 };
 
@@ -79,6 +80,7 @@ struct file {
 	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
 };
 
 struct fdtable {
@@ -140,8 +142,18 @@ struct sockaddr {
 	unsigned short sa_family;
 };
 
+struct sock_common {
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+};
+
 struct socket {
 	unsigned int flags;
+	struct sock *sk;
 };
 
 typedef struct {

@@ -52,9 +52,10 @@ impl Traced {
 
     /// Programs by file, in the order of their execution.
     pub fn programs(&self) -> Vec<&str> {
-        self.what()
-            .filter_map(|what| match what {
-                What::Exec { path, .. } => Some(path.as_str()),
+        self.events
+            .iter()
+            .filter_map(|event| match &event.what {
+                What::Exec { path, .. } if event.error.is_none() => Some(path.as_str()),
                 _ => None,
             })
             .collect()

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use apex_core::event::What;
+use apex_core::event::{Errno, Stream, What};
 use apex_core::watch::{Family, Level, Source};
 use apex_probe::bpf::Probes;
 use apex_tests::watched::{Cgroup, Recorded, channel};
@@ -41,7 +41,7 @@ fn births_programs_and_ends_are_told_in_order() {
     let programs: Vec<(&str, Vec<&str>)> = recorded
         .whats()
         .filter_map(|what| match what {
-            What::Exec { path, args, cut: false, fileless: false } => {
+            What::Exec { path, args, cut: false, fileless: false, .. } => {
                 Some((path.rsplit('/').next().unwrap_or(path), args.iter().map(String::as_str).collect()))
             }
             _ => None,
@@ -68,4 +68,66 @@ fn births_programs_and_ends_are_told_in_order() {
     // Other families may be there as well, as the kernel grants.
     let own = |what: &&What| matches!(what, What::Fork { .. } | What::Exec { .. } | What::Exit { .. });
     assert_eq!(recorded.whats().filter(own).count(), 3 + 2 + 3, "{:#?}", recorded.events);
+}
+
+/// As in `trace_source.rs`: the two sources tell the same.
+const PROGRAMS: &str = r#"
+import os, socket, subprocess
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+for stdin in (client, server, subprocess.PIPE, subprocess.DEVNULL):
+    subprocess.run(["/bin/true"], stdin=stdin)
+subprocess.run(["/bin/sh", "-c", "exec /bin/true <&-"])
+for program in ("/etc/passwd", "/tmp/absent"):
+    if os.fork() == 0:
+        try: os.execv(program, ["tried", "-x"])
+        except OSError: os._exit(0)
+    os.wait()
+"#;
+
+fn run(level: Level) -> Option<Recorded> {
+    let cgroup = Cgroup::new()?;
+    let job = cgroup.run(&["/usr/bin/python3", "-c", PROGRAMS]);
+    let (to, from) = channel();
+    let running = Probes::load(level).0.expect("families").start(cgroup.sandbox(0), to).expect("root may attach");
+    assert_eq!(job.go(), Some(0));
+    let recorded = Recorded::collect(running, from);
+    assert!(recorded.lost.is_empty(), "{:?}", recorded.lost);
+    Some(recorded)
+}
+
+#[test]
+fn standard_input_is_told() {
+    let Some(recorded) = run(Level::Default) else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let inputs: Vec<Stream> = recorded
+        .whats()
+        .filter_map(|what| match what {
+            What::Exec { path, stdin, .. } if path.ends_with("/true") => *stdin,
+            _ => None,
+        })
+        .collect();
+    let wanted = [Stream::Inet, Stream::Listener, Stream::Pipe, Stream::Null, Stream::Closed];
+    assert_eq!(inputs, wanted, "{:#?}", recorded.events);
+}
+
+#[test]
+fn failed_executions_are_told_at_level_full() {
+    let Some(recorded) = run(Level::Full) else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let failed: Vec<_> = recorded
+        .events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::Exec { path, args, .. } if event.error.is_some() => {
+                Some((path.as_str(), args.join(" "), event.error))
+            }
+            _ => None,
+        })
+        .collect();
+    let args = || "tried -x".to_owned();
+    let wanted = [("/etc/passwd", args(), Some(Errno::EACCES)), ("/tmp/absent", args(), Some(Errno::ENOENT))];
+    assert_eq!(failed, wanted, "{:#?}", recorded.events);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use apex_core::event::{Errno, Event, What};
+use apex_core::event::{Errno, Event, Stream, What};
 use apex_core::refusal::Access;
 use apex_tests::TempDir;
 use apex_tests::traced::{self, Job, User, compare, run};
@@ -132,13 +132,22 @@ fn network_and_privilege_are_told_with_what_they_name() {
         let traced = program.compare(*user, &[], "network");
         let socket = |family, kind| What::Socket { family, kind, protocol: 0 };
         let address = |text: &str| text.parse().expect("an address");
+        let name_server = || address("inet:127.0.0.1:53");
+        let (bytes, tcp) = (33, false);
+        let question =
+            || What::Dns { address: name_server(), bytes, qname: "www.example.org".to_owned(), qtype: 16, tcp };
         let wanted = [
             socket(2, 2),
             socket(10, 1),
             socket(2, 1),
-            What::Send { address: address("inet:127.0.0.1:53"), bytes: 5 },
-            What::Send { address: address("inet:127.0.0.1:54"), bytes: 0 },
-            What::Send { address: address("inet:127.0.0.1:55"), bytes: 0 },
+            What::Send { address: name_server(), bytes: 5 },
+            What::Dns { address: name_server(), bytes: 5, qname: String::new(), qtype: 0, tcp },
+            What::Send { address: address("inet:127.0.0.1:54"), bytes: 2 },
+            What::Send { address: address("inet:127.0.0.1:55"), bytes: 2 },
+            What::Connect { address: name_server() },
+            question(),
+            What::Send { address: name_server(), bytes },
+            question(),
             What::Connect { address: address("inet6:[::1]:443") },
             What::Bind { address: address("inet:127.0.0.1:8080") },
         ];
@@ -180,8 +189,11 @@ fn a_program_without_a_file_is_told_as_such() {
         let traced = program.compare(*user, &[], "from-memory");
         assert_eq!(traced.output.out(), "from memory\n");
         let args = vec!["ghost".to_owned(), "said".to_owned()];
-        let wanted = What::Exec { path: "/memfd:hidden".to_owned(), args, cut: false, fileless: true };
-        assert!(traced.what().any(|what| *what == wanted), "{:#?}", traced.events);
+        let told = traced.what().any(|what| match what {
+            What::Exec { path, args: got, cut: false, fileless: true, .. } => path == "/memfd:hidden" && *got == args,
+            _ => false,
+        });
+        assert!(told, "{:#?}", traced.events);
     }
 }
 
@@ -354,5 +366,49 @@ fn every_call_beyond_the_base_is_counted_for_learning() {
         }
         assert!(!names.contains("read") && !names.contains("execve"), "{names:?}");
         assert_eq!(traced.programs(), ["/usr/bin/dash", "/usr/bin/cat"]);
+    }
+}
+
+/// Runs programs on a connection, a pipe and nothing, and some that cannot be executed.
+const PROGRAMS: &str = r#"
+import os, socket, subprocess
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+for stdin in (client, server, subprocess.PIPE, subprocess.DEVNULL):
+    subprocess.run(["/bin/true"], stdin=stdin)
+subprocess.run(["/bin/sh", "-c", "exec /bin/true <&-"])
+open("/tmp/plain", "w").close()
+for program in ("/tmp/plain", "/tmp/absent"):
+    if os.fork() == 0:
+        try: os.execv(program, ["tried", "-x"])
+        except OSError: os._exit(0)
+    os.wait()
+"#;
+
+#[test]
+fn standard_input_and_failed_executions_are_told() {
+    for user in User::all() {
+        let traced = run(*user, "full", &["--profile", "python"], &["/usr/bin/python3", "-c", PROGRAMS]);
+        assert_eq!(traced.output.code, 0, "{}", traced.output.err());
+        let of_true = |event: &Event| match &event.what {
+            What::Exec { path, stdin, .. } if path.ends_with("/true") && event.error.is_none() => *stdin,
+            _ => None,
+        };
+        let inputs: Vec<Stream> = traced.events.iter().filter_map(of_true).collect();
+        let wanted = [Stream::Inet, Stream::Listener, Stream::Pipe, Stream::Null, Stream::Closed];
+        assert_eq!(inputs, wanted, "{:#?}", traced.events);
+        let failed: Vec<_> = traced
+            .events
+            .iter()
+            .filter_map(|event| match &event.what {
+                What::Exec { path, args, .. } if path.starts_with("/tmp/") => {
+                    Some((path.as_str(), args.join(" "), event.error))
+                }
+                _ => None,
+            })
+            .collect();
+        let args = || "tried -x".to_owned();
+        let wanted = [("/tmp/plain", args(), Some(Errno::EACCES)), ("/tmp/absent", args(), Some(Errno::ENOENT))];
+        assert_eq!(failed, wanted, "{user:?}");
     }
 }

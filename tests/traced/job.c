@@ -186,6 +186,14 @@ static int network(void) {
     sendmsg(datagrams, &messages[0].msg_hdr, 0);
     to.sin_port = htons(55);
     sendmmsg(datagrams, messages, 2, 0);
+    int connected = socket(AF_INET, SOCK_DGRAM, 0);
+    to.sin_port = htons(53);
+    connect(connected, (void *)&to, sizeof to);
+    static const char question[] = "\0\1\1\0\0\1\0\0\0\0\0\0\3www\7example\3org\0\0\20\0\1";
+    send(connected, question, sizeof question - 1, 0);
+    struct iovec parts[2] = { { (void *)question, 12 }, { (void *)(question + 12), sizeof question - 13 } };
+    struct msghdr message = { .msg_name = &to, .msg_namelen = sizeof to, .msg_iov = parts, .msg_iovlen = 2 };
+    sendmsg(datagrams, &message, 0);
     printf("connect %s\n", answer(connect(six, (void *)&peer, sizeof peer)));
     to.sin_port = htons(8080);
     printf("bind %s\n", answer(bind(own, (void *)&to, sizeof to)));

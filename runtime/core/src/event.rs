@@ -10,6 +10,7 @@ mod address;
 mod errno;
 #[cfg(test)]
 mod reference;
+mod stream;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use address::Address;
 pub use errno::Errno;
+pub use stream::Stream;
 
 use crate::refusal::Access;
 use crate::watch::{Family, Level, Source};
@@ -63,9 +65,9 @@ pub enum What {
         /// Its pid.
         child: u32,
     },
-    /// A program was executed; only successes.
+    /// A program was executed, or was to be: then `error` says why it was not.
     Exec {
-        /// The program's file, links followed.
+        /// The program's file, links followed; what the caller named when it failed.
         path: String,
         /// Arguments, the first included.
         args: Vec<String>,
@@ -75,6 +77,10 @@ pub enum What {
         /// Whether the file has no name any more or never had one (memfd, O_TMPFILE, deleted).
         #[serde(default, skip_serializing_if = "is_false")]
         fileless: bool,
+        /// Its standard input: `closed`, `inet`, `listener` (a socket that waits for connections), `unix`, `pipe`, `terminal`, `file`, `null` or
+        /// `other`. Not told when it failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdin: Option<Stream>,
     },
     /// The last thread of a process ended.
     Exit {
@@ -416,15 +422,11 @@ impl What {
 impl Event {
     /// Whether it must not be dropped while there is any room: births, programs, ends, and the watch's own words.
     pub fn is_essential(&self) -> bool {
-        matches!(
-            self.what,
-            What::Fork { .. }
-                | What::Exec { .. }
-                | What::Exit { .. }
-                | What::Start(_)
-                | What::End(_)
-                | What::Lost { .. }
-        )
+        match self.what {
+            What::Exec { .. } => self.error.is_none(),
+            What::Fork { .. } | What::Exit { .. } | What::Start(_) | What::End(_) | What::Lost { .. } => true,
+            _ => false,
+        }
     }
 }
 

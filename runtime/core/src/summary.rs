@@ -162,7 +162,7 @@ impl Summary {
             What::Start(start) => self.head(start),
             What::End(_) => {}
             What::Fork { child } => self.fork(event.pid, *child),
-            What::Exec { path, fileless, .. } => {
+            What::Exec { path, fileless, .. } if event.error.is_none() => {
                 if *fileless {
                     self.account.unusual.add(format!("program without a file: {path}"));
                 }
@@ -323,6 +323,7 @@ fn attempt(what: &What) -> Option<String> {
     Some(match what {
         What::Open { path, access: Access::Write, .. } => format!("write {path}"),
         What::Open { path, .. } => format!("open {path}"),
+        What::Exec { path, .. } => format!("execute {path}"),
         What::Mkdir { path } => format!("make {path}"),
         What::Rename { from, to } => format!("move {from} to {to}"),
         What::Unlink { path } => format!("remove {path}"),

@@ -172,7 +172,7 @@ fn open(path: &str, access: Access, create: bool) -> Event {
 }
 
 fn exec(path: &str) -> Event {
-    event(What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false })
+    event(What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false, stdin: None })
 }
 
 fn calls(names: &[&str]) -> Event {

@@ -43,6 +43,29 @@ pub fn try_tcp_bind() -> Result<(), Errno> {
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) }.into()).map(drop)
 }
 
+/// The other end of a socket as a `struct sockaddr`, cut at its length (getpeername(2)).
+///
+/// # Errors
+/// ENOTCONN without one.
+pub fn peer(socket: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0u8; size_of::<libc::sockaddr_storage>()];
+    let mut size = bytes.len() as libc::socklen_t;
+    // SAFETY: `bytes` has `size` bytes; the kernel writes no more than that.
+    check(unsafe { libc::getpeername(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), &raw mut size) }.into())?;
+    bytes.truncate(size as usize);
+    Ok(bytes)
+}
+
+/// A socket's option of level SOL_SOCKET that is a number (socket(7)).
+pub fn option(socket: BorrowedFd<'_>, name: i32) -> Result<i32, Errno> {
+    let mut value = 0i32;
+    let mut size = size_of::<i32>() as libc::socklen_t;
+    let (fd, level) = (socket.as_raw_fd(), libc::SOL_SOCKET);
+    // SAFETY: `value` has `size` bytes and outlives the call.
+    check(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut size) }.into())?;
+    Ok(value)
+}
+
 /// A connected pair of sockets that keep message boundaries (unix(7), `SOCK_SEQPACKET`).
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut fds: [RawFd; 2] = [-1; 2];

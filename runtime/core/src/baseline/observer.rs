@@ -179,7 +179,7 @@ impl Observer {
 
     fn remember(&mut self, event: &Event) {
         match &event.what {
-            What::Exec { path, args, .. } => {
+            What::Exec { path, args, .. } if event.error.is_none() => {
                 if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&event.pid) {
                     return;
                 }

@@ -252,7 +252,7 @@ impl Recorder {
 
     fn name(&mut self, event: &Event) {
         match &event.what {
-            What::Exec { path, fileless, .. } => {
+            What::Exec { path, fileless, .. } if event.error.is_none() => {
                 let name = if *fileless { "(no file)".to_owned() } else { place::program(path) };
                 self.add(Class::Program, name);
             }

@@ -57,7 +57,7 @@ fn start(seed: u64) -> Event {
 }
 
 fn exec(path: &str) -> What {
-    What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false }
+    What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false, stdin: None }
 }
 
 fn open(path: String, access: Access) -> What {

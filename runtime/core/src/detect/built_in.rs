@@ -22,6 +22,7 @@ pub const FILES: &[(&str, &str, &str)] = &[
     text!("files"),
     text!("network"),
     text!("dns"),
+    text!("exec"),
     text!("code"),
     text!("system"),
 ];

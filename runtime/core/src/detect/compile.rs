@@ -186,6 +186,7 @@ impl Compiler<'_> {
                     Field::ALL.iter().map(|field| field.name()).chain(["all", "any", "not"]).collect();
                 return Err(unknown(table.origin_of(item.key), "field", item.key, &names));
             };
+            found.asks_failure |= matches!(field, Field::Failed | Field::Error);
             match (field, field.shape()) {
                 (Field::Event, _) => found.kinds = kinds(&item)?,
                 (_, Shape::Flag) => found.flags.push((field, item.flag()?)),
@@ -193,6 +194,7 @@ impl Compiler<'_> {
                 (_, shape) => found.texts.push((field, self.texts(&item, shape == Shape::Path)?)),
             }
         }
+        found.asks_failure |= found.all.iter().chain(&found.any).chain(&found.not).any(|inner| inner.asks_failure);
         Ok(found)
     }
 

@@ -212,7 +212,7 @@ impl Engine {
 }
 
 fn any(matches: &[Match], view: &View<'_>) -> bool {
-    matches.iter().any(|one| one.holds(view))
+    matches.iter().any(|one| one.takes(view))
 }
 
 fn looks_of(index: usize, rule: &Rule, kind: Kind) -> Vec<Look> {

@@ -80,6 +80,7 @@ fields! {
     Executable = "executable", Flag, "whether a chmod made the file executable";
     SetUid = "set_uid", Flag, "whether a chmod made the file set-user-id";
     Fileless = "fileless", Flag, "whether the program of an exec has no name any more";
+    Stdin = "stdin", Text, "standard input of the program of an exec: `inet` (a connection), `listener`, `unix`, `pipe`, `terminal`, `file`, `null`, `closed`, `other`";
     Class = "class", Text, "kind of address: `loopback`, `private`, `link-local`, `multicast`, `public`, `unix`, `abstract`, `other`";
     Host = "host", Text, "IP address";
     Port = "port", Number, "port";
@@ -94,8 +95,8 @@ fields! {
     Everyone = "everyone", Flag, "whether a signal went to all processes (pid -1)";
     Signal = "signal", Number, "number of the signal";
     Id = "id", Number, "user or group id asked for";
-    Flags = "flags", Number, "CLONE_NEW* flags, new bits of a chmod, kind of a socket";
-    Family = "family", Number, "family of a socket (AF_*)";
+    Flags = "flags", Number, "CLONE_NEW* flags, new bits of a chmod, kind of a socket, also of a refused one";
+    Family = "family", Number, "family of a socket (AF_*), also of a refused one";
     Writable = "writable", Flag, "whether executable memory is writable as well";
     Length = "length", Number, "bytes of executable memory";
     Arg0 = "arg0", Number, "first argument register of a `call` or `refused` event";
@@ -151,6 +152,10 @@ impl View<'_> {
             }
             Field::Access => match &self.event.what {
                 What::Open { access, .. } => yes(access_name(*access)),
+                _ => false,
+            },
+            Field::Stdin => match &self.event.what {
+                What::Exec { stdin: Some(stdin), .. } => yes(stdin.name()),
                 _ => false,
             },
             Field::Class => self.address().is_some_and(|address| yes(class(address))),
@@ -210,6 +215,11 @@ impl View<'_> {
             (Field::Flags, What::Chmod { mode, .. }) => Some(u64::from(*mode)),
             (Field::Flags, What::Socket { kind, .. }) => Some(u64::from(*kind)),
             (Field::Family, What::Socket { family, .. }) => Some(u64::from(*family)),
+            // What the filter refuses is told as its call alone, where the tracer does not see the attempt.
+            (Field::Flags, What::Refused(refused)) if refused.call == "socket" => Some(refused.args[1] & 0xf),
+            (Field::Family, What::Refused(refused)) if refused.call == "socket" => {
+                Some(u64::from(refused.args[0] as u32))
+            }
             (Field::Length, What::Executable { length, .. }) => Some(*length),
             (Field::Arg0, What::Call { args, .. }) => Some(args[0]),
             (Field::Arg1, What::Call { args, .. }) => Some(args[1]),

@@ -92,7 +92,7 @@ impl Processes {
         self.know(event);
         match &event.what {
             What::Fork { child } => self.fork(event, *child),
-            What::Exec { path, args, .. } => self.exec(event.pid, path, args),
+            What::Exec { path, args, .. } if event.error.is_none() => self.exec(event.pid, path, args),
             _ => {}
         }
     }
@@ -299,7 +299,11 @@ mod tests {
     }
 
     fn exec(pid: u32, ppid: u32, path: &str) -> Event {
-        event(pid, ppid, What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false })
+        event(
+            pid,
+            ppid,
+            What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false, stdin: None },
+        )
     }
 
     #[test]

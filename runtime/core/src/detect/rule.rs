@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::field::{Field, View, digest};
 use super::kind::Kind;
 use super::pattern::{Numbers, Texts};
+use crate::event::What;
 use crate::finding::Severity;
 use crate::policy::Origin;
 
@@ -118,12 +119,20 @@ pub(super) struct Match {
     pub any: Vec<Match>,
     /// None of them may hold.
     pub not: Vec<Match>,
+    /// Whether it or one inside of it speaks of failure.
+    pub asks_failure: bool,
 }
 
 impl Match {
     /// Whether events of this kind can match.
     pub const fn looks_at(&self, kind: Kind) -> bool {
         self.kinds == 0 || self.kinds & 1 << kind.index() != 0
+    }
+
+    /// Whether an event matches that a rule looks at. An exec that failed executed nothing: only who speaks of failure means it.
+    pub fn takes(&self, view: &View<'_>) -> bool {
+        let is_failed_exec = view.event.error.is_some() && matches!(view.event.what, What::Exec { .. });
+        (self.asks_failure || !is_failed_exec) && self.holds(view)
     }
 
     /// Whether the event matches. What costs least is asked first.

@@ -106,6 +106,7 @@ fn examples() -> Vec<What> {
             args: vec!["ls".to_owned(), "/".to_owned()],
             cut: false,
             fileless: false,
+            stdin: Some(Stream::Pipe),
         },
         What::Exit { code: Some(0), signal: None },
         What::Socket { family: 2, kind: 1, protocol: 6 },

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::call::{Target, needs_how, targets};
+use super::dns;
 use crate::event::{Address, TEXT_BYTES_MAX, What};
 use crate::policy::normalise;
 use crate::refusal::Access;
@@ -19,6 +20,11 @@ use crate::seccomp::trace::{CHOSEN, NEW_NAMESPACES};
 const ADDRESS_BYTES_MAX: u32 = 128;
 /// Datagrams of one sendmmsg(2) that are looked at.
 const DATAGRAMS_MAX: u64 = 16;
+/// Parts of one message that are looked at.
+const PARTS_MAX: u64 = 8;
+/// Arguments, and bytes of one, of a program that is to be executed: as many as the kernel's probes look at.
+const EXEC_ARGS_MAX: usize = 32;
+const EXEC_ARG_BYTES_MAX: usize = 255;
 /// The bits of a mode that chmod(2) sets.
 const MODE: u32 = 0o7777;
 /// CLONE_NEWTIME, which clone(2) has no bit for.
@@ -47,6 +53,8 @@ pub trait Caller {
     fn process_of(&mut self, pidfd: i32) -> Option<i32>;
     /// Its own pid, as it numbers it.
     fn own_pid(&mut self) -> Option<i32>;
+    /// What a socket of its is connected to, and whether that is a stream.
+    fn peer(&mut self, fd: i32) -> Option<(Address, bool)>;
 }
 
 /// The caller's memory or descriptors did not give what the call names.
@@ -65,6 +73,8 @@ pub fn decode(call: &Call<'_>, caller: &mut dyn Caller, events: &mut Vec<What>) 
             let Some(inner) = socketcall(call, caller)? else { return Ok(()) };
             decode(&inner, caller, events)
         }
+        "sendto" => sendto(call, caller, events),
+        "sendmsg" => datagram(call, caller, call.args[1], events),
         "sendmmsg" => sendmmsg(call, caller, events),
         _ => {
             events.extend(one(call, caller)?);
@@ -86,10 +96,11 @@ fn one(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
     let [a, b, c, ..] = call.args;
     let name = || call.name.to_owned();
     Ok(Some(match call.name {
+        "execve" => execution(call.abi, caller, (None, a), b),
+        "execveat" => execution(call.abi, caller, (descriptor(a), b), c),
         "socket" => What::Socket { family: a as u32, kind: b as u32 & 0xf, protocol: c as u32 },
         "connect" => What::Connect { address: address(caller, b, c)? },
         "bind" => What::Bind { address: address(caller, b, c)? },
-        "sendto" | "sendmsg" => return send(call, caller),
         "ptrace" => What::Ptrace { call: name(), request: a, target: b as u32 },
         "process_vm_readv" | "process_vm_writev" => What::Ptrace { call: name(), request: 0, target: a as u32 },
         "bpf" => What::Bpf { command: a as u32 },
@@ -108,6 +119,33 @@ fn one(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
         other if CHOSEN.contains(&other) => What::Call { name: name(), args: call.args },
         _ => return file(call, caller),
     }))
+}
+
+/// A program that is to be executed. What cannot be read is left out: the call will fail for it, or the caller may not be read because it is
+/// about to become the sandbox's command.
+fn execution(abi: Abi, caller: &mut dyn Caller, (dirfd, name): (Option<i32>, u64), argv: u64) -> What {
+    let path = path(caller, dirfd, name).unwrap_or_default();
+    let word = word_bytes(abi);
+    let mut args = Vec::new();
+    let mut pointer =
+        |index: usize| words_at(caller, argv.wrapping_add(index as u64 * word), word, 1).map(|got| got[0]);
+    let mut pointers = Vec::new();
+    while pointers.len() <= EXEC_ARGS_MAX {
+        match pointer(pointers.len()) {
+            Ok(0) | Err(Unreadable) => break,
+            Ok(at) => pointers.push(at),
+        }
+    }
+    let mut cut = pointers.len() > EXEC_ARGS_MAX;
+    for at in pointers.into_iter().take(EXEC_ARGS_MAX) {
+        let Some(text) = caller.text(at) else {
+            cut = true;
+            break;
+        };
+        args.push(words(&text[..text.len().min(EXEC_ARG_BYTES_MAX)]));
+        cut |= text.len() > EXEC_ARG_BYTES_MAX;
+    }
+    What::Exec { path, args, cut, fileless: false, stdin: None }
 }
 
 fn is_set_ids(name: &str) -> bool {
@@ -160,6 +198,8 @@ fn socketcall<'a>(call: &Call<'_>, caller: &mut dyn Caller) -> Result<Option<Cal
         1 => ("socket", 3),
         2 => ("bind", 3),
         3 => ("connect", 3),
+        // send(2): without an address.
+        9 => ("sendto", 4),
         11 => ("sendto", 6),
         16 => ("sendmsg", 3),
         20 => ("sendmmsg", 4),
@@ -172,37 +212,74 @@ fn socketcall<'a>(call: &Call<'_>, caller: &mut dyn Caller) -> Result<Option<Cal
     Ok(Some(Call { abi: call.abi, name, args }))
 }
 
-fn send(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
-    let [_, b, c, _, e, f] = call.args;
-    if call.name == "sendto" {
-        // Without an address the socket's own peer gets it, which connect named.
-        return if e == 0 { Ok(None) } else { Ok(Some(What::Send { address: address(caller, e, f)?, bytes: c })) };
-    }
-    datagram(call.abi, caller, b)
+fn sendto(call: &Call<'_>, caller: &mut dyn Caller, events: &mut Vec<What>) -> Result<(), Unreadable> {
+    let [fd, at, bytes, _, name, length] = call.args;
+    let to = if name == 0 { None } else { Some(address(caller, name, length)?) };
+    let payload = caller.bytes(at, room(bytes)).unwrap_or_default();
+    sent(caller, Sent { fd, to, bytes, payload }, events);
+    Ok(())
 }
 
-/// A `struct msghdr`: where its name stands, and how long it is.
-fn datagram(abi: Abi, caller: &mut dyn Caller, header: u64) -> Decoded {
-    let words = words_at(caller, header, word_bytes(abi), 2)?;
-    // The length has 32 bits and is padded where words have 64.
-    match words[..] {
-        [0, _] => Ok(None),
-        [name, length] => Ok(Some(What::Send { address: address(caller, name, u64::from(length as u32))?, bytes: 0 })),
-        _ => Err(Unreadable),
+/// What goes out.
+struct Sent {
+    fd: u64,
+    /// Without an address the socket's own peer gets it, which connect named.
+    to: Option<Address>,
+    bytes: u64,
+    /// Its beginning; empty where it cannot be read, which the call will fail for.
+    payload: Vec<u8>,
+}
+
+/// A datagram to an address, and a question to a name server wherever it goes. Whoever a connected socket belongs to is only asked for what is a
+/// question: most of what is sent is none.
+fn sent(caller: &mut dyn Caller, sent: Sent, events: &mut Vec<What>) {
+    let Sent { fd, to, bytes, payload } = sent;
+    let is_question = || [false, true].into_iter().any(|tcp| dns::question(&payload, tcp).is_some());
+    let server = match &to {
+        Some(address) => Some((address.clone(), false)),
+        None if is_question() => caller.peer(fd as u32 as i32),
+        None => None,
+    };
+    if let Some(address) = to {
+        let datagram = What::Send { address, bytes };
+        if events.last() != Some(&datagram) {
+            events.push(datagram);
+        }
     }
+    if let Some((address, tcp)) = server
+        && address.inet().is_some_and(|(_, port)| port == dns::PORT)
+    {
+        events.push(dns::event(address, bytes, &payload, tcp));
+    }
+}
+
+fn room(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX).min(dns::PAYLOAD_BYTES_MAX)
+}
+
+/// A `struct msghdr`: where its name stands, how long it is, and its parts.
+fn datagram(call: &Call<'_>, caller: &mut dyn Caller, header: u64, events: &mut Vec<What>) -> Result<(), Unreadable> {
+    let word = word_bytes(call.abi);
+    let words = words_at(caller, header, word, 4)?;
+    let [name, length, parts, count] = words[..] else { return Err(Unreadable) };
+    // The length has 32 bits and is padded where words have 64.
+    let to = if name == 0 { None } else { Some(address(caller, name, u64::from(length as u32))?) };
+    let (mut bytes, mut payload) = (0u64, Vec::new());
+    for index in 0..count.min(PARTS_MAX) {
+        let Ok(part) = words_at(caller, parts.wrapping_add(index * 2 * word), word, 2) else { break };
+        bytes = bytes.saturating_add(part[1]);
+        let wanted = room(part[1]).min(dns::PAYLOAD_BYTES_MAX - payload.len());
+        payload.extend(caller.bytes(part[0], wanted).unwrap_or_default());
+    }
+    sent(caller, Sent { fd: call.args[0], to, bytes, payload }, events);
+    Ok(())
 }
 
 fn sendmmsg(call: &Call<'_>, caller: &mut dyn Caller, events: &mut Vec<What>) -> Result<(), Unreadable> {
     // `struct mmsghdr` is seven words and a count.
     let size = 8 * word_bytes(call.abi);
-    for index in 0..u64::from(call.args[2] as u32).min(DATAGRAMS_MAX) {
-        let header = call.args[1].wrapping_add(index * size);
-        let sent = datagram(call.abi, caller, header)?;
-        if events.last() != sent.as_ref() {
-            events.extend(sent);
-        }
-    }
-    Ok(())
+    let count = u64::from(call.args[2] as u32).min(DATAGRAMS_MAX);
+    (0..count).try_for_each(|index| datagram(call, caller, call.args[1].wrapping_add(index * size), events))
 }
 
 fn namespace(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {

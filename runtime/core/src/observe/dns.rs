@@ -8,6 +8,9 @@ use crate::event::{Address, What};
 /// Bytes of a payload that are enough: the length that TCP has in front, the header, the longest name, type and class.
 pub const PAYLOAD_BYTES_MAX: usize = 2 + HEADER_BYTES + NAME_BYTES_MAX + 4;
 
+/// The port of name servers.
+pub const PORT: u16 = 53;
+
 const HEADER_BYTES: usize = 12;
 /// Longest name in its form on the wire (RFC 1035, 2.3.4).
 const NAME_BYTES_MAX: usize = 255;

@@ -115,7 +115,7 @@ fn cut(event: &Event) -> Event {
 
 fn doer(event: &Event) -> Process {
     let exec = match &event.what {
-        What::Exec { path, args, .. } => Some((file(path, kind::EXECUTABLE), words(args))),
+        What::Exec { path, args, .. } if event.error.is_none() => Some((file(path, kind::EXECUTABLE), words(args))),
         _ => None,
     };
     let (program, line) = exec.unzip();

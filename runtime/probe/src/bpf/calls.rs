@@ -29,6 +29,8 @@ enum Operand {
     Text(u8),
     /// Memory: where, how much at most, and the argument that says how much.
     Bytes(u8, u8, u8),
+    /// The arguments of a program.
+    Argv(u8),
 }
 
 /// No argument: the working directory, or no length.
@@ -44,6 +46,7 @@ impl Operand {
             Operand::Result(arg, dir) => (3, arg, dir, 0),
             Operand::Text(arg) => (4, arg, 0, 0),
             Operand::Bytes(arg, bytes, length) => (5, arg, length, bytes),
+            Operand::Argv(arg) => (6, arg, 0, 0),
         };
         u32::from_le_bytes([kind, arg, dir, bytes])
     }
@@ -65,6 +68,8 @@ enum Condition {
     LocalAddress,
     /// The family in argument 0 is no internet family.
     LocalFamily,
+    /// It failed.
+    Failed,
 }
 
 impl Condition {
@@ -78,6 +83,7 @@ impl Condition {
             Condition::Pointed(mask) => (9, mask),
             Condition::LocalAddress => (10, 0),
             Condition::LocalFamily => (11, 0),
+            Condition::Failed => (12, 0),
         }
     }
 }
@@ -142,7 +148,7 @@ impl Row {
     }
 }
 
-use Operand::{Bytes, Fd, None as No, Path, Result as Opened, Text};
+use Operand::{Argv, Bytes, Fd, None as No, Path, Result as Opened, Text};
 
 /// Every recorded call.
 #[rustfmt::skip]
@@ -183,6 +189,9 @@ pub const ROWS: &[Row] = &[
     file("connect", Bytes(1, 110, 2), No).when(Condition::LocalAddress),
     file("bind", Bytes(1, 110, 2), No).when(Condition::LocalAddress),
 
+    // What succeeds is told by family process.
+    row(Family::Privilege, "execve", Path(0, CWD), Argv(1)).when(Condition::Failed),
+    row(Family::Privilege, "execveat", Path(1, 0), Argv(2)).when(Condition::Failed),
     privilege("setuid", No),
     privilege("setuid32", No),
     privilege("setgid", No),

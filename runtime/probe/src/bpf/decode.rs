@@ -5,10 +5,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use apex_core::event::{ARGS_MAX, Address, Errno, Event, TEXT_BYTES_MAX, What};
+use apex_core::event::{ARGS_MAX, Address, Errno, Event, Stream, TEXT_BYTES_MAX, What};
 use apex_core::observe;
 
-use super::record::{Malformed, Record, address_body, dns_body, exec_body, exit_body, fork_body, header, socket_body};
+use super::record::{
+    Malformed, Record, Text, address_body, dns_body, exec_body, exit_body, fork_body, header, socket_body,
+};
 use super::{lsm, meaning};
 
 const FORK: u16 = 1;
@@ -59,18 +61,32 @@ pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
     })
 }
 
-fn exec(record: &Record<'_>) -> What {
-    let words = record.text(1);
+/// Arguments of a program, and whether there were more.
+pub fn words(text: &Text<'_>) -> (Vec<String>, bool) {
     let mut args = Vec::new();
-    let mut cut = words.is_cut();
-    for word in words.parts() {
+    for word in text.parts() {
         if args.len() == ARGS_MAX {
-            cut = true;
-            break;
+            return (args, true);
         }
         args.push(String::from_utf8_lossy(word).into_owned());
     }
-    What::Exec { path: bounded(record.text(0).to_text()), args, cut, fileless: record.body(exec_body::fileless) != 0 }
+    (args, text.is_cut())
+}
+
+fn exec(record: &Record<'_>) -> What {
+    let (args, cut) = words(&record.text(1));
+    let fileless = record.body(exec_body::fileless) != 0;
+    What::Exec { path: bounded(record.text(0).to_text()), args, cut, fileless, stdin: Some(stdin(record)) }
+}
+
+fn stdin(record: &Record<'_>) -> Stream {
+    let mode = record.body(exec_body::stdin_mode);
+    if mode == 0 {
+        return Stream::Closed;
+    }
+    let device = record.body(exec_body::stdin_device);
+    let listens = record.body(exec_body::stdin_listens) != 0;
+    Stream::of(mode, (device >> 20, device & 0xf_ffff), record.body(exec_body::stdin_family), listens)
 }
 
 fn dns(record: &Record<'_>) -> What {
@@ -139,16 +155,28 @@ mod tests {
         let args = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
         check(
             EXEC,
-            &[1],
+            &[1, 0o140_777, 0, 2, 0],
             &[(NAMES, b"sh\0bin\0"), (RAW, b"sh\0-c\0\0")],
-            What::Exec { path: "/bin/sh".to_owned(), args: args(&["sh", "-c", ""]), cut: false, fileless: true },
+            What::Exec {
+                path: "/bin/sh".to_owned(),
+                args: args(&["sh", "-c", ""]),
+                cut: false,
+                fileless: true,
+                stdin: Some(Stream::Inet),
+            },
         );
         let many = b"x\0".repeat(ARGS_MAX + 1);
         check(
             EXEC,
             &[0],
             &[(NAMES, b"a\0"), (RAW, &many)],
-            What::Exec { path: "/a".to_owned(), args: vec!["x".to_owned(); ARGS_MAX], cut: true, fileless: false },
+            What::Exec {
+                path: "/a".to_owned(),
+                args: vec!["x".to_owned(); ARGS_MAX],
+                cut: true,
+                fileless: false,
+                stdin: Some(Stream::Closed),
+            },
         );
     }
 

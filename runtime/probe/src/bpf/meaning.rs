@@ -7,7 +7,7 @@ use apex_core::event::{Address, What};
 use apex_core::refusal::Access;
 
 use super::calls;
-use super::decode::bounded;
+use super::decode::{bounded, words};
 use super::record::{Malformed, Record, Text, call_body, header};
 
 const O_ACCMODE: u64 = 0o3;
@@ -83,6 +83,10 @@ impl Call<'_> {
         let call = self.name.to_owned();
         let args = self.args;
         match self.name {
+            "execve" | "execveat" => {
+                let (args, cut) = words(&self.words(1));
+                What::Exec { path: self.path(0), args, cut, fileless: false, stdin: None }
+            }
             "setuid" | "setgid" | "setreuid" | "setregid" | "setresuid" | "setresgid" | "setfsuid" | "setfsgid"
             | "setgroups" | "setuid32" | "setgid32" | "setreuid32" | "setregid32" | "setresuid32" | "setresgid32"
             | "setfsuid32" | "setfsgid32" | "setgroups32" => What::SetIds { call, id: args[0] as u32 },
@@ -264,6 +268,14 @@ mod tests {
     #[test]
     fn privileges() {
         let call = |name: &str| name.to_owned();
+        let exec = What::Exec {
+            path: "/tmp/a".to_owned(),
+            args: vec!["a".to_owned(), "-x".to_owned()],
+            cut: true,
+            fileless: false,
+            stdin: None,
+        };
+        check("execveat", [0; 6], &[(NAMES, b"tmp\0"), (RAW, b"a\0"), NONE, (RAW | 0x40, b"a\0-x\0")], exec);
         check("setresuid", [7, 8, 9, 0, 0, 0], &[], What::SetIds { call: call("setresuid"), id: 7 });
         let sets = [1u32, 0, 0, 2, 0, 0].map(u32::to_le_bytes).concat();
         check("capset", [0; 6], &[NONE, (RAW, &sets)], What::Capset { effective: 1 | 2 << 32 });

@@ -46,7 +46,11 @@ fn lines(at: u64, programs: &[&str], ends: bool) -> Vec<String> {
         sources: Default::default(),
     };
     let exec = |path: &&str| {
-        event(at, 3, What::Exec { path: (*path).to_owned(), args: Vec::new(), cut: false, fileless: false })
+        event(
+            at,
+            3,
+            What::Exec { path: (*path).to_owned(), args: Vec::new(), cut: false, fileless: false, stdin: None },
+        )
     };
     let mut events = vec![event(at, 0, What::Start(Box::new(start)))];
     events.extend(programs.iter().map(exec));

@@ -3,14 +3,17 @@
 //! Everything read is bounded. A process is stopped while it is looked at, but its siblings are not: what comes out describes.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use apex_core::event::{ARGS_MAX, What};
+use apex_core::event::{ARGS_MAX, Address, Stream, What};
 use apex_core::observe::decode::{Caller, cut, words};
+use apex_sys::net;
 use apex_sys::process::{self, Pid};
+use nix::libc;
 
 /// Longest path that the kernel takes, its NUL included (PATH_MAX).
 const PATH_BYTES_MAX: usize = 4096;
@@ -78,7 +81,20 @@ pub fn program(pid: Pid) -> Option<What> {
     let name = path.as_os_str().as_bytes();
     let name = if fileless { name.strip_suffix(DELETED).unwrap_or(name) } else { name };
     let (args, cut) = arguments(pid);
-    Some(What::Exec { path: words(name), args, cut, fileless })
+    Some(What::Exec { path: words(name), args, cut, fileless, stdin: stdin(pid) })
+}
+
+/// What descriptor 0 of a process stands for.
+fn stdin(pid: Pid) -> Option<Stream> {
+    let about = match fs::metadata(format!("/proc/{pid}/fd/0")) {
+        Ok(about) => about,
+        Err(error) => return (error.kind() == ErrorKind::NotFound).then_some(Stream::Closed),
+    };
+    let socket = socket(pid, 0);
+    let ask = |name| socket.as_ref().and_then(|socket| net::option(socket.as_fd(), name).ok());
+    let family = ask(libc::SO_DOMAIN).and_then(|family| u32::try_from(family).ok()).unwrap_or(0);
+    let device = (libc::major(about.rdev()), libc::minor(about.rdev()));
+    Some(Stream::of(about.mode(), device, family, ask(libc::SO_ACCEPTCONN) == Some(1)))
 }
 
 fn arguments(pid: Pid) -> (Vec<String>, bool) {
@@ -99,6 +115,19 @@ fn arguments(pid: Pid) -> (Vec<String>, bool) {
 /// The file that a descriptor of a thread stands for, if it has a name.
 pub fn opened(thread: Pid, fd: i64) -> Option<String> {
     link(thread, &format!("fd/{fd}")).map(|path| cut(&path))
+}
+
+/// A copy of a socket of a thread. It is held for a moment only: were the thread to close its own meanwhile, the end of the connection would be
+/// ours to wait for.
+fn socket(thread: Pid, fd: i32) -> Option<OwnedFd> {
+    let target = fs::read_link(format!("/proc/{thread}/fd/{fd}")).ok()?;
+    if !target.as_os_str().as_bytes().starts_with(b"socket:") {
+        return None;
+    }
+    // A thread that is not the first of its process has no pidfd of its own; all share their descriptors.
+    let process = identity(thread)?.process;
+    let pidfd = process::pidfd_open(process).ok()?;
+    process::pidfd_getfd(pidfd.as_fd(), fd).ok()
 }
 
 /// Where a magic link of a thread leads, in the words of its own mount namespace.
@@ -154,6 +183,13 @@ impl Caller for Stopped {
 
     fn own_pid(&mut self) -> Option<i32> {
         Some(self.own_pid)
+    }
+
+    fn peer(&mut self, fd: i32) -> Option<(Address, bool)> {
+        let socket = socket(self.thread, fd)?;
+        let address = Address::from_bytes(&net::peer(socket.as_fd()).ok()?)?;
+        let is_stream = net::option(socket.as_fd(), libc::SO_TYPE) == Ok(libc::SOCK_STREAM);
+        Some((address, is_stream))
     }
 }
 

@@ -303,6 +303,10 @@ impl Tracer {
             _ => None,
         };
         for mut what in pending {
+            // The program that came of it was told.
+            if matches!(what, What::Exec { .. }) && error.is_none() {
+                continue;
+            }
             if error.is_none() {
                 decode::complete(&mut what, value.cast_unsigned());
                 if let What::Open { path, .. } = &mut what
@@ -322,7 +326,8 @@ impl Tracer {
     /// Of a thread nothing is told; the process ends when its first thread is reported, which is after all others.
     fn gone(&mut self, pid: Pid, exit: What) {
         if let Some(thread) = self.threads.remove(&pid) {
-            for what in thread.pending {
+            // Nobody knows what became of a program that was about to be executed.
+            for what in thread.pending.into_iter().filter(|what| !matches!(what, What::Exec { .. })) {
                 self.tell(thread.process, what, None);
             }
         }
@@ -394,7 +399,7 @@ impl Tracer {
 fn is_told_at_once(what: &What) -> bool {
     match what {
         What::Connect { address } | What::Bind { address } => address.inet().is_some(),
-        What::Send { .. } | What::Signal { .. } => true,
+        What::Send { .. } | What::Dns { .. } | What::Signal { .. } => true,
         _ => false,
     }
 }

@@ -57,6 +57,11 @@ impl Caller for Invented {
     fn own_pid(&mut self) -> Option<i32> {
         Some(2)
     }
+
+    fn peer(&mut self, fd: i32) -> Option<(Address, bool)> {
+        let server = "inet:192.0.2.53:53".parse().ok()?;
+        matches!(fd, 6 | 7).then_some((server, fd == 7))
+    }
 }
 
 fn decoded(abi: Abi, name: &str, args: &[u64], mut caller: Invented) -> Result<Vec<What>, Unreadable> {
@@ -155,9 +160,43 @@ fn many_datagrams_are_told_once_for_each_address() {
     assert_eq!(sent, [send("inet:192.0.2.1:80"), send("inet:192.0.2.1:81")]);
 }
 
+const QUESTION: &[u8] = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03org\0\0\x10\0\x01";
+
+fn asked(address: &str, bytes: usize, tcp: bool) -> What {
+    let (address, qname) = (address.parse().unwrap(), "www.example.org".to_owned());
+    What::Dns { address, bytes: bytes as u64, qname, qtype: 16, tcp }
+}
+
+#[test]
+fn questions_are_told_by_whatever_call_they_go() {
+    let bytes = QUESTION.len();
+    let to_server = [&[2, 0, 0, 53, 127, 0, 0, 1], &[0; 8][..]].concat();
+    let memory = || Invented::default().with(64, &to_server).with(1024, QUESTION);
+    let length = bytes as u64;
+    let tell = |name: &str, args: &[u64], memory| decoded(Abi::X86_64, name, args, memory).unwrap();
+    let send = || What::Send { address: "inet:127.0.0.1:53".parse().unwrap(), bytes: length };
+    let own = || asked("inet:127.0.0.1:53", bytes, false);
+    assert_eq!(tell("sendto", &[3, 1024, length, 0, 64, 16], memory()), [send(), own()]);
+    let peers = || asked("inet:192.0.2.53:53", bytes, false);
+    assert_eq!(tell("sendto", &[6, 1024, length, 0, 0, 0], memory()), [peers()]);
+    // A socket without a peer, and one whose peer gets no question.
+    assert_eq!(tell("sendto", &[3, 1024, length, 0, 0, 0], memory()), []);
+    assert_eq!(tell("sendto", &[6, 1024, 9, 0, 0, 0], memory()), []);
+
+    // The length that TCP has in front, as a part of its own.
+    let memory = || memory().with(2048, &[0, length as u8]).words(4096, &[0, 0, 8192, 2, 0, 0, 0, 0]);
+    let memory = || memory().words(8192, &[2048, 2, 1024, length]);
+    assert_eq!(tell("sendmsg", &[7, 4096, 0], memory()), [asked("inet:192.0.2.53:53", bytes + 2, true)]);
+    assert_eq!(tell("sendmmsg", &[7, 4096, 1, 0], memory()), [asked("inet:192.0.2.53:53", bytes + 2, true)]);
+    // Parts that are not there are the call's own failure.
+    let absent = Invented::default().words(4096, &[0, 0, 8192, 2, 0, 0, 0, 0]);
+    assert_eq!(tell("sendmsg", &[7, 4096, 0], absent), []);
+}
+
 #[test]
 fn the_i386_door_to_sockets_is_opened() {
-    let memory = || Invented::default().with(64, INET).halves(512, &[3, 64, 16]).halves(640, &[64, 16, 0, 0, 0, 0, 0]);
+    let memory =
+        || Invented::default().with(64, INET).halves(512, &[3, 64, 16, 0]).halves(640, &[64, 16, 0, 0, 0, 0, 0]);
     assert_eq!(decoded(Abi::I386, "socketcall", &[3, 512], memory()), Ok(vec![What::Connect { address: inet() }]));
     let indirect = memory().halves(768, &[3, 640, 0]);
     assert_eq!(

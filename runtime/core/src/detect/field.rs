@@ -67,6 +67,8 @@ fields! {
     AncestorArgs = "ancestor_args", Text, "arguments of the parent or of a parent of it, up to eight";
     Uid = "uid", Number, "user id of the process as the host numbers it";
     Pid = "pid", Number, "process; for `bind`, `same` and thresholds";
+    Ppid = "ppid", Number, "its parent; for `bind`";
+    Serves = "serves", Flag, "whether the process, or one that it was born of, took a port of its own: on loopback it may well be talking to itself";
     Path = "path", Path, "file, directory, new name, target of a mount, program of an exec, UNIX socket";
     From = "from", Path, "old name of a rename or link, what a symbolic link says";
     Name = "name", Text, "last component of `path`; name of a memfd";
@@ -196,6 +198,7 @@ impl View<'_> {
             (Field::Argc, _) => Some(self.process.args.len() as u64).filter(|count| *count > 0),
             (Field::Uid, _) => Some(u64::from(self.event.uid)),
             (Field::Pid, _) => Some(u64::from(self.event.pid)),
+            (Field::Ppid, _) => Some(u64::from(self.process.ppid)),
             (Field::Alive, _) => Some(self.processes.alive(self.event.sandbox)),
             (Field::Clones, _) => Some(self.processes.clones(self.event.sandbox)),
             (Field::Nesting, _) => Some(self.processes.nesting(self.process)),
@@ -233,6 +236,7 @@ impl View<'_> {
     pub fn flag(&self, field: Field) -> Option<bool> {
         match (field, &self.event.what) {
             (Field::Failed, _) => Some(self.event.error.is_some()),
+            (Field::Serves, _) => Some(self.process.serves),
             (Field::Create, What::Open { create, .. }) => Some(*create),
             (Field::Truncate, What::Open { truncate, .. }) => Some(*truncate),
             (Field::Executable, What::Chmod { mode, .. }) => Some(mode & 0o111 != 0),

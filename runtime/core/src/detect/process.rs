@@ -15,6 +15,10 @@ const ENDED_MAX: usize = 4096;
 pub(super) const PARENTS_MAX: usize = 8;
 /// Longest line of joined arguments, in bytes.
 const LINE_BYTES_MAX: usize = 16 << 10;
+/// Programs that are many, by their first argument.
+const MANY: [&str; 2] = ["busybox", "toybox"];
+/// Programs that start another, wait for it, and do nothing else.
+const WAITERS: [&str; 3] = ["timeout", "setsid", "time"];
 /// Deepest nesting that is counted.
 const NESTING_MAX: u64 = 32;
 
@@ -32,6 +36,8 @@ pub(super) struct Process {
     pub line: String,
     /// The topmost process known above it.
     pub root: u32,
+    /// Whether it, or one that it was born of, has taken a port of its own.
+    pub serves: bool,
     sandbox: u64,
     is_clone: bool,
     has_ended: bool,
@@ -93,6 +99,9 @@ impl Processes {
         match &event.what {
             What::Fork { child } => self.fork(event, *child),
             What::Exec { path, args, .. } if event.error.is_none() => self.exec(event.pid, path, args),
+            What::Bind { address } if event.error.is_none() && address.inet().is_some() => {
+                self.by_pid.entry(event.pid).and_modify(|process| process.serves = true);
+            }
             _ => {}
         }
     }
@@ -137,6 +146,14 @@ impl Processes {
     /// Living processes of a sandbox that never executed a program.
     pub fn clones(&self, sandbox: u64) -> u64 {
         self.population.get(&sandbox).map_or(0, |population| population.clones)
+    }
+
+    /// Who started it: its parent, or what started that where the parent only waits for a program that it was given (`timeout 5 nc ...`).
+    pub fn starter(&self, process: &Process) -> u32 {
+        let parents = std::iter::once(process).chain(self.ancestors(process));
+        let own =
+            parents.take_while(|one| one.pid == process.pid || one.programs().any(|name| WAITERS.contains(&name)));
+        own.last().map_or(process.ppid, |last| last.ppid)
     }
 
     /// How many parents in a row run the same program with the same arguments.
@@ -190,6 +207,7 @@ impl Processes {
 
     fn exec(&mut self, pid: u32, path: &str, args: &[String]) {
         let Some(process) = self.by_pid.get_mut(&pid) else { return };
+        let args = applet(path, args);
         process.exe = path.to_owned();
         process.args = args.to_vec();
         process.line = line(args);
@@ -265,6 +283,19 @@ impl Processes {
             self.population.remove(&sandbox);
         }
     }
+}
+
+/// The arguments of a program that is many: `busybox nc -l` is `nc -l`, so that rules which name a program hold for it as well.
+fn applet<'a>(path: &str, mut args: &'a [String]) -> &'a [String] {
+    if MANY.contains(&name_of(path)) {
+        while let [first, second, ..] = args
+            && MANY.contains(&name_of(first))
+            && !second.starts_with('-')
+        {
+            args = &args[1..];
+        }
+    }
+    args
 }
 
 /// Arguments as one line, cut at a bound.
@@ -347,6 +378,48 @@ mod tests {
         assert!(processes.by_pid.len() <= PROCESSES_MAX);
         assert!(processes.forgotten > 0);
         assert_eq!(processes.living.len(), processes.by_pid.len());
+    }
+
+    #[test]
+    fn an_applet_is_known_by_its_own_name_and_arguments() {
+        let check = |path: &str, args: &[&str], names: &[&str], line: &str| {
+            let mut processes = Processes::default();
+            let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let what = What::Exec { path: path.to_owned(), args, cut: false, fileless: false };
+            feed(&mut processes, &[event(10, 1, what)]);
+            let process = processes.get(10).expect("it is known");
+            assert_eq!((process.programs().collect::<Vec<_>>().as_slice(), process.line.as_str()), (names, line));
+        };
+        check("/usr/bin/busybox", &["busybox", "sh"], &["busybox", "sh"], "sh");
+        check("/bin/toybox", &["/bin/toybox", "nc", "-l"], &["toybox", "nc"], "nc -l");
+        check("/bin/busybox", &["busybox", "busybox", "ash", "-i"], &["busybox", "ash"], "ash -i");
+        check("/bin/busybox", &["/bin/sh", "nc"], &["busybox", "sh"], "/bin/sh nc");
+        check("/bin/busybox", &["busybox", "--list"], &["busybox"], "busybox --list");
+        check("/bin/echo", &["busybox", "nc"], &["echo", "busybox"], "busybox nc");
+    }
+
+    #[test]
+    fn a_program_under_a_waiting_one_was_started_by_what_started_that() {
+        let mut processes = Processes::default();
+        feed(&mut processes, &[exec(10, 1, "/bin/sh"), event(10, 1, What::Fork { child: 11 })]);
+        feed(&mut processes, &[exec(11, 10, "/usr/bin/timeout"), event(11, 10, What::Fork { child: 12 })]);
+        feed(&mut processes, &[exec(12, 11, "/bin/nc")]);
+        let starter = |pid: u32| processes.starter(processes.get(pid).expect("it is known"));
+        assert_eq!((starter(10), starter(11), starter(12)), (1, 10, 10));
+    }
+
+    #[test]
+    fn a_port_of_its_own_is_known_of_a_process_and_its_children() {
+        let mut processes = Processes::default();
+        let bind = |address: &str| event(10, 1, What::Bind { address: address.parse().expect("an address") });
+        let serves = |processes: &Processes, pid: u32| processes.get(pid).map(|process| process.serves);
+        feed(&mut processes, &[exec(10, 1, "/bin/a"), bind("unix:/run/x"), event(10, 1, What::Fork { child: 11 })]);
+        assert_eq!(serves(&processes, 10), Some(false));
+        feed(
+            &mut processes,
+            &[bind("inet:127.0.0.1:0"), event(10, 1, What::Fork { child: 12 }), exec(12, 10, "/bin/b")],
+        );
+        assert_eq!([10, 11, 12].map(|pid| serves(&processes, pid)), [Some(true), Some(false), Some(true)]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) enum Scope {
     Process,
     /// A process and those born of it: a later step may be done by a descendant of who did the first.
     Lineage,
-    /// Processes with one parent.
+    /// Processes that one started.
     Siblings,
     /// All that descend from one topmost process.
     Tree,
@@ -64,7 +64,7 @@ impl Scope {
     pub fn of(self, view: &View<'_>) -> u64 {
         match self {
             Scope::Process | Scope::Lineage => u64::from(view.event.pid),
-            Scope::Siblings => u64::from(view.process.ppid),
+            Scope::Siblings => u64::from(view.processes.starter(view.process)),
             Scope::Tree => u64::from(view.process.root),
             Scope::Sandbox => view.event.sandbox,
         }

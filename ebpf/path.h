@@ -97,4 +97,19 @@ static __always_inline void add_path(struct buffer *buffer, u32 index, struct vf
 	add_path_of(buffer, index, (u64)mnt, (u64)dentry);
 }
 
+/* The path of an open file. */
+static __always_inline void add_file(struct buffer *buffer, u32 index, u32 fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd), *file = NULL;
+
+	if (fd >= BPF_CORE_READ(table, max_fds))
+		return;
+	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
+	if (!file)
+		return;
+	add_path(buffer, index, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry));
+}
+
 #endif

@@ -66,6 +66,55 @@ static __always_inline void look_at_stdin(struct task_struct *task, struct exec_
 	body->stdin_listens = BPF_CORE_READ(socket, sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
+/* Digits of a descriptor. */
+#define DIGITS_MAX 10
+
+/* The descriptor in the name that the kernel gives to what is executed by one, /dev/fd/NUMBER; -1 for every other name. */
+static __always_inline s64 descriptor_of(const char *text)
+{
+	const char prefix[] = "/dev/fd/";
+	s64 number = 0;
+	u32 at;
+
+	for (at = 0; at < sizeof(prefix) - 1; at++)
+		if (text[at] != prefix[at])
+			return -1;
+	for (at = 0; at < DIGITS_MAX; at++) {
+		char digit = text[sizeof(prefix) - 1 + at];
+
+		if (!digit)
+			return at ? number : -1;
+		if (digit < '0' || digit > '9')
+			return -1;
+		number = number * 10 + (digit - '0');
+	}
+	return -1;
+}
+
+/* The name that execve was called with: of a script that file, where the program is its interpreter by now. */
+static __always_inline void add_asked(struct buffer *buffer, u32 index, struct task_struct *task, struct linux_binprm *bprm)
+{
+	char *text = text_room(buffer);
+	s64 descriptor;
+	long bytes;
+	char first;
+
+	if (!text)
+		return;
+	bytes = bpf_probe_read_kernel_str(text, TEXT_BYTES_MAX, bprm->filename);
+	if (bytes <= 0)
+		return;
+	descriptor = descriptor_of(text);
+	if (descriptor >= 0) {
+		add_file(buffer, index, descriptor);
+		return;
+	}
+	first = text[0];
+	text_done(buffer, index, bytes, bytes == TEXT_BYTES_MAX ? TEXT_RAW | TEXT_CUT : TEXT_RAW);
+	if (first != '/')
+		add_path(buffer, index + 1, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry));
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
@@ -81,6 +130,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	look_at_stdin(task, &buffer->record.body.exec);
 	add_path(buffer, 0, BPF_CORE_READ(bprm, file, f_path.mnt), BPF_CORE_READ(bprm, file, f_path.dentry));
 	add_args(buffer, 1, task->mm);
+	add_asked(buffer, 2, task, bprm);
 	send(buffer);
 	return 0;
 }

@@ -94,7 +94,7 @@ struct fork_body {
 	u32 child;
 };
 
-/* Texts: the file, the arguments (each with its NUL). */
+/* Texts: the file, the arguments (each with its NUL), the file as it was asked for, and the directory that it starts from. */
 struct exec_body {
 	u32 fileless;
 	/* Of descriptor 0: as in st_mode, 0 when nothing is open. */
@@ -133,7 +133,9 @@ struct dns_body {
 	u32 is_tcp;
 };
 
-/* Texts: for each operand two, what the caller named, and the directory that it starts from or the file itself. */
+/* Texts: for each operand two, what the caller named, and the directory that it starts from or the file itself. Of an opened file that is told by
+ * both, the last one is the directory.
+ */
 struct call_body {
 	u64 args[6];
 };

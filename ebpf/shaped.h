@@ -7,6 +7,7 @@
 
 #define AT_FDCWD -100
 #define MAX_ERRNO 4095
+#define EINVAL 22
 #define AF_INET 2
 #define AF_INET6 10
 #define PROT_EXEC 0x4
@@ -26,6 +27,8 @@ enum operand_kind {
 	OPERAND_BYTES = 5,
 	/* The arguments of a program: pointers to strings, up to a null one. */
 	OPERAND_ARGV = 6,
+	/* As OPERAND_RESULT, and the path beside the file: what was asked for may lead there over links. The first operand alone. */
+	OPERAND_ASKED = 7,
 };
 
 /* Instead of an argument: the working directory, or no length. */
@@ -55,6 +58,10 @@ enum condition {
 	CONDITION_LOCAL_FAMILY = 11,
 	/* The call failed. */
 	CONDITION_FAILED = 12,
+	/* What the first operand names is there, and the name is not empty: that would be a descriptor's own file. To readlink(2) it is there as
+	 * well when it is no link.
+	 */
+	CONDITION_NAMED = 13,
 };
 
 #define OPERANDS_MAX 2
@@ -77,21 +84,6 @@ struct {
 static __always_inline s32 call_error(const struct call *call)
 {
 	return call->result < 0 && call->result >= -MAX_ERRNO ? -call->result : 0;
-}
-
-/* The path of an open file. */
-static __always_inline void add_file(struct buffer *buffer, u32 index, u32 fd)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **slots = BPF_CORE_READ(table, fd), *file = NULL;
-
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return;
-	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
-	if (!file)
-		return;
-	add_path(buffer, index, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry));
 }
 
 static __always_inline void add_directory(struct buffer *buffer, u32 index, s32 fd)
@@ -199,19 +191,22 @@ static __always_inline void add_operand(struct buffer *buffer, u32 index, const 
 					const struct call *call)
 {
 	u64 arg = arg_of(call, operand->arg), bytes;
+	bool is_opened;
+	char first = 0;
 
 	switch (operand->kind) {
 	case OPERAND_FD:
 		add_file(buffer, index + 1, arg);
 		break;
+	case OPERAND_ASKED:
 	case OPERAND_RESULT:
-		if (call->result >= 0) {
-			add_file(buffer, index + 1, call->result);
-			break;
-		}
-		/* fall through */
 	case OPERAND_PATH:
-		if (add_string(buffer, index, arg) != '/')
+		is_opened = operand->kind != OPERAND_PATH && call->result >= 0;
+		if (!is_opened || operand->kind == OPERAND_ASKED)
+			first = add_string(buffer, index, arg);
+		if (is_opened)
+			add_file(buffer, index + 1, call->result);
+		else if (first != '/')
 			add_directory(buffer, index + 1, operand->dir == NO_ARG ? AT_FDCWD : (s32)arg_of(call, operand->dir));
 		break;
 	case OPERAND_TEXT:
@@ -227,6 +222,21 @@ static __always_inline void add_operand(struct buffer *buffer, u32 index, const 
 		add_argv(buffer, index, arg, call->index >= ABI_CALLS ? 4 : 8);
 		break;
 	}
+}
+
+/* Where a path begins that was opened and is told beside its file; the text after all others. */
+static __always_inline void add_start(struct buffer *buffer, const struct operand *operand, const struct call *call)
+{
+	if (operand->kind == OPERAND_ASKED && call->result >= 0 && buffer->text[0] != '/')
+		add_directory(buffer, 3, operand->dir == NO_ARG ? AT_FDCWD : (s32)arg_of(call, operand->dir));
+}
+
+static __always_inline bool is_named(u64 pointer)
+{
+	char first = 0;
+
+	bpf_probe_read_user(&first, sizeof(first), (void *)pointer);
+	return first;
 }
 
 static __always_inline bool is_other(u32 target)
@@ -278,6 +288,8 @@ static __always_inline bool is_met(const struct shape *shape, const struct call 
 		return !is_internet(call->args[0]);
 	case CONDITION_FAILED:
 		return call_error(call) != 0;
+	case CONDITION_NAMED:
+		return (call->result >= 0 || call->result == -EINVAL) && is_named(arg_of(call, shape->operands[0].arg));
 	default:
 		return arg_of(call, shape->condition - CONDITION_ARG) & shape->mask;
 	}
@@ -305,6 +317,7 @@ static __always_inline int record_call(struct pt_regs *regs, long result)
 	__builtin_memcpy(&buffer->record.body.call, call.args, sizeof(buffer->record.body.call));
 	add_operand(buffer, 0, &shape->operands[0], &call);
 	add_operand(buffer, 2, &shape->operands[1], &call);
+	add_start(buffer, &shape->operands[0], &call);
 	send(buffer);
 	return 0;
 }

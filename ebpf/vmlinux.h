@@ -105,6 +105,7 @@ struct mm_struct {
 
 struct linux_binprm {
 	struct file *file;
+	const char *filename;
 };
 
 typedef struct {

@@ -179,6 +179,80 @@ fn secrets_stay_denied_and_are_told() {
     assert!(text.contains("# asked for and not granted: read /etc/shadow"), "{text}");
 }
 
+/// Learns `command` and expects the same output under what was learned, without `--why`, which would wait for nothing here.
+#[track_caller]
+fn expect_the_same(lesson: &Lesson, command: &[&str]) -> String {
+    let _ = std::fs::remove_file(lesson.file());
+    let first = lesson.run(&["--learn", &lesson.file()], command).expect_code(0);
+    let text = lesson.policy.read("learned.toml");
+    let again = lesson.run(&["--policy", &lesson.file()], command);
+    assert_eq!((again.code, again.out()), (0, first.out()), "{command:?}: {}\n{text}", again.err());
+    text
+}
+
+fn with_links() -> Lesson {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let lesson = Lesson::new("shell");
+    lesson.work.file("tool", "#!/bin/sh\necho tool \"$@\"\n");
+    lesson.work.file("nested", &format!("#!{}\n", lesson.work.at("tool")));
+    for script in ["tool", "nested"] {
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(lesson.work.at(script), mode).expect("own file");
+    }
+    lesson.work.file("rel/1/x", "behind links\n");
+    lesson.work.file("rel/1/other", "other\n");
+    lesson.work.dir("empty");
+    for (target, link) in [("rel/1", "current"), ("current/x", "lx"), ("../tool", "empty/t")] {
+        symlink(target, lesson.work.at(link)).expect("own directory");
+    }
+    lesson
+}
+
+#[test]
+fn scripts_are_executed_again() {
+    let lesson = with_links();
+    for command in [&["./tool", "a"][..], &["./nested", "b"], &["empty/t", "c"], &["/bin/sh", "-c", "./tool d"]] {
+        let text = expect_the_same(&lesson, command);
+        assert!(text.contains("\"${CWD}/tool\", reason = \"executed"), "{text}");
+    }
+}
+
+#[test]
+fn links_stand_inside_and_what_they_lead_to_is_granted_by_itself() {
+    let lesson = with_links();
+    let text = expect_the_same(&lesson, &["cat", "lx", "current/x", "/etc/os-release"]);
+    assert!(text.contains("\"${CWD}/rel/1/x\", reason = \"read") && !text.contains("rel/1/other"), "{text}");
+    expect_refused(&lesson, &text, &["cat", "current/other"], &["rel/1/other"]);
+    expect_the_same(&lesson, &["/bin/sh", "-c", "readlink lx current; readlink -f lx; cd current && cat x"]);
+}
+
+#[test]
+fn what_is_only_looked_at_is_there_again() {
+    let lesson = with_links();
+    let looks = "test -e /etc/debian_version && stat -c %s /etc/hostname && readlink /etc/os-release && test -L lx";
+    let text = expect_the_same(&lesson, &["/bin/sh", "-c", looks]);
+    assert!(text.contains("\"/etc/hostname\", reason = \"looked at by stat"), "{text}");
+    let text = expect_the_same(&lesson, &["/bin/sh", "-c", "test -d rel && cd empty && pwd"]);
+    assert!(text.contains("names = [") && !text.contains("read = ["), "the directories alone, empty: {text}");
+    expect_refused(&lesson, &text, &["cat", "rel/1/x"], &["rel/1/x"]);
+    let text = expect_the_same(&lesson, &["/bin/sh", "-c", "stat /etc/shadow > /tmp/out; test -e /proc/self/exe"]);
+    assert!(text.contains("# asked for and not granted: look at /etc/shadow"), "{text}");
+}
+
+/// The listener of `--why` outranks a tracer: what it would hide is not learned from.
+#[test]
+fn learning_with_why_is_whole_or_refused() {
+    let lesson = with_links();
+    let output = lesson.run(&["--learn", &lesson.file(), "--why"], &["cat", "rel/1/x"]);
+    if nix::unistd::geteuid().is_root() {
+        output.expect_code(0);
+        assert!(lesson.policy.read("learned.toml").contains("${CWD}/rel/1/x"));
+        return;
+    }
+    assert_eq!(output.out(), "", "nothing ran");
+    output.expect_refusal(&["--learn with --why", "leave --why out"]);
+}
+
 #[test]
 fn a_file_that_is_no_policy_stops_the_start() {
     let lesson = Lesson::new("shell");

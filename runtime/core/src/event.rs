@@ -71,6 +71,10 @@ pub enum What {
         path: String,
         /// Arguments, the first included.
         args: Vec<String>,
+        /// The file as it was asked to be executed, where that is not the program's own path: a script, or a name that leads over links.
+        /// Links are not followed in it, and `..` stays.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked: Option<String>,
         /// Whether arguments were cut.
         #[serde(default, skip_serializing_if = "is_false")]
         cut: bool,
@@ -156,6 +160,14 @@ pub enum What {
         /// Whether O_TRUNC was given (or truncate(2)).
         #[serde(default, skip_serializing_if = "is_false")]
         truncate: bool,
+    },
+    /// A name was looked at (stat, access, readlink, chdir and their kin), or led over links to a file that was opened. Only successes, each name
+    /// once, and only in a run that is learned from.
+    Look {
+        /// The name as it was asked for: links are not followed in it, and `..` stays.
+        path: String,
+        /// Whether a link at its end was followed.
+        follow: bool,
     },
     /// A directory was made.
     Mkdir {
@@ -394,6 +406,7 @@ impl What {
             What::Bind { .. } => "bind",
             What::Traffic { .. } => "traffic",
             What::Open { .. } => "open",
+            What::Look { .. } => "look",
             What::Mkdir { .. } => "mkdir",
             What::Rename { .. } => "rename",
             What::Unlink { .. } => "unlink",

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub(crate) use calls::group_of;
-pub use needs::{Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN};
+pub use needs::{LOOKS_MAX, Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN};
 pub use setting::{Given, Granted, Piece, Place, Setting, Top};
 pub use text::{LearnError, Previous};
 
@@ -70,6 +70,17 @@ pub enum Stands {
 pub trait Outside {
     /// What stands at `path`, links followed.
     fn stands(&self, path: &Path) -> Stands;
+
+    /// What the symbolic link at `path` says; `None` for anything else.
+    fn link(&self, _path: &Path) -> Option<PathBuf> {
+        None
+    }
+
+    /// The file that the kernel needs beside the program at `path` to start it, as the program names it (see
+    /// [`crate::observe::interpreter`]).
+    fn interpreter(&self, _path: &Path) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// Nobody to ask.
@@ -116,6 +127,10 @@ pub struct Learner {
     reads: Uses,
     /// Executed.
     execs: Uses,
+    /// Asked to be executed, by another name than the program's: links stand in it, and `..`.
+    asked: Uses,
+    /// Looked at, likewise, and whether a link at the end was followed.
+    looks: BTreeMap<(PathBuf, bool), Use>,
     /// Changed where they stand.
     edits: Uses,
     /// Opened with O_CREAT: whether they were there is for the end to tell.
@@ -149,6 +164,8 @@ impl Learner {
             setting,
             reads: Uses::new(),
             execs: Uses::new(),
+            asked: Uses::new(),
+            looks: BTreeMap::new(),
             edits: Uses::new(),
             creates: Uses::new(),
             names: Uses::new(),
@@ -194,7 +211,17 @@ impl Learner {
             self.governors.entry(group).or_default().add(1, by);
         }
         match &event.what {
-            What::Exec { path, fileless: false, .. } => self.note(|own| &mut own.execs, path, by),
+            What::Exec { path, asked, fileless, .. } => {
+                if !fileless {
+                    self.note(|own| &mut own.execs, path, by);
+                }
+                if let Some(asked) = asked {
+                    self.ask_for(asked, by);
+                }
+            }
+            What::Look { path, follow } => self.look(path, *follow, by),
+            // The file's own path: a link at its end is what was looked at.
+            What::Open { path, access: Access::Look, create: false, .. } => self.look(path, false, by),
             What::Open { path, access, create, .. } => match (access, create) {
                 (Access::Exec, _) => self.note(|own| &mut own.execs, path, by),
                 (Access::Look | Access::Read, false) => self.note(|own| &mut own.reads, path, by),
@@ -296,6 +323,33 @@ impl Learner {
         uses.entry(path).or_default().add(1, by);
     }
 
+    fn ask_for(&mut self, name: &str, by: &str) {
+        if let Some(name) = self.named(name)
+            && (self.asked.len() < PATHS_MAX || self.asked.contains_key(&name))
+        {
+            self.asked.entry(name).or_default().add(1, by);
+        }
+    }
+
+    fn look(&mut self, name: &str, follow: bool, by: &str) {
+        let Some(name) = self.named(name) else { return };
+        let key = (name, follow);
+        if self.looks.len() == PATHS_MAX && !self.looks.contains_key(&key) {
+            self.left_out += 1;
+            return;
+        }
+        self.looks.entry(key).or_default().add(1, by);
+    }
+
+    /// A name as it stands, absolute and of the host: where `..` leads depends on links.
+    fn named(&mut self, name: &str) -> Option<PathBuf> {
+        let Some(plain) = plain(name) else {
+            self.left_out += 1;
+            return None;
+        };
+        (!is_of_the_kernel(&plain)).then(|| PathBuf::from(name))
+    }
+
     fn make(&mut self, path: &str, is_dir: bool) {
         if let Some(path) = plain(path)
             && self.made.len() < PATHS_MAX
@@ -316,6 +370,12 @@ impl Learner {
         }
         for (path, seen) in &self.execs {
             needs.exec(path, seen);
+        }
+        for (path, seen) in &self.asked {
+            needs.asked(path, seen);
+        }
+        for ((path, follow), seen) in &self.looks {
+            needs.look(path, *follow, seen);
         }
         for (path, seen) in &self.edits {
             needs.edit(path, seen);

@@ -191,6 +191,9 @@ pub struct Begin {
     pub rules: Vec<String>,
     /// Whether there is a system call filter whose listener tells of refusals.
     pub has_listener: bool,
+    /// Whether that listener gets every call with a path or an address (`--why`), which then no tracer sees.
+    #[serde(default)]
+    pub record: bool,
     /// What was asked for of the baseline; without, the run is judged if there is one.
     #[serde(default)]
     pub baseline: Option<Baseline>,

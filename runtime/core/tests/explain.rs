@@ -24,6 +24,7 @@ fn policy() -> Policy {
         filesystem: Filesystem {
             read: vec![],
             write: vec![],
+            names: vec![],
             exec: vec![],
             hide: vec![rule("/srv/app/hidden", 8)],
             deny: vec![rule("/srv/app/secret", 9)],

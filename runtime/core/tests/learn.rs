@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use apex_core::backtest::Backtest;
 use apex_core::event::{Errno, Event, What};
 use apex_core::host::{CgroupSupport, Host, PathFact};
-use apex_core::learn::{Learned, Learner, Outside, Place, Previous, Right, Setting, Stands};
-use apex_core::plan::{CgroupPlan, Plan, Request};
+use apex_core::learn::{LOOKS_MAX, Learned, Learner, Outside, Place, Previous, Right, Setting, Stands};
+use apex_core::plan::{CgroupPlan, Mount, Plan, Request};
 use apex_core::planner;
 use apex_core::policy::{Flags, Inputs, Mode, Policy, PolicyError, resolve, resolve_for_learning};
 use apex_core::refusal::{Access, Attempt};
@@ -74,6 +74,18 @@ const NEW: &[&str] = &[
     "/srv/www/new.html",
 ];
 
+/// Links, and what they say.
+const LINKS: &[(&str, &str)] = &[
+    ("/home/u/project/current", "data"),
+    ("/home/u/project/second", "current/../build"),
+    ("/home/u/project/latest", "/home/u/project/current/a0"),
+    ("/home/u/project/turns", "turns"),
+    ("/home/u/project/key", ".ssh/key"),
+];
+/// Scripts, and the interpreters that they name.
+const SCRIPTS: &[(&str, &str)] =
+    &[("/home/u/project/run.sh", "/home/u/project/latest"), ("/home/u/project/data/a0", "/usr/bin/python3")];
+
 struct World;
 
 impl World {
@@ -94,6 +106,14 @@ impl Outside for World {
             PathFact::Dir => Stands::Dir,
             _ => Stands::File,
         }
+    }
+
+    fn link(&self, path: &Path) -> Option<PathBuf> {
+        LINKS.iter().find(|(link, _)| Path::new(link) == path).map(|(_, target)| target.into())
+    }
+
+    fn interpreter(&self, path: &Path) -> Option<PathBuf> {
+        SCRIPTS.iter().find(|(script, _)| Path::new(script) == path).map(|(_, interpreter)| interpreter.into())
     }
 }
 
@@ -172,7 +192,14 @@ fn open(path: &str, access: Access, create: bool) -> Event {
 }
 
 fn exec(path: &str) -> Event {
-    event(What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false, stdin: None })
+    event(What::Exec {
+        path: path.to_owned(),
+        args: vec![path.to_owned()],
+        asked: None,
+        cut: false,
+        fileless: false,
+        stdin: None,
+    })
 }
 
 fn calls(names: &[&str]) -> Event {
@@ -311,6 +338,122 @@ fn secrets_and_shared_places_are_listed_instead() {
             "read /home/u/project/.ssh/key"
         ]
     );
+}
+
+fn look(path: &str, follow: bool) -> Event {
+    event(What::Look { path: path.to_owned(), follow })
+}
+
+fn asked(path: &str, asked: &str) -> Event {
+    let (path, asked) = (path.to_owned(), Some(asked.to_owned()));
+    event(What::Exec { path, args: vec![], asked, cut: false, fileless: false, stdin: None })
+}
+
+#[test]
+fn links_on_the_way_are_names_and_their_end_is_granted_by_itself() {
+    let file = (Right::Read, "/home/u/project/data/a0");
+    let link = (Right::Name, "/home/u/project/current");
+    let opened = open("/home/u/project/data/a0", Access::Read, false);
+    check(Mode::Isolation, &[opened.clone(), look("/home/u/project/current/a0", true)], &[file, link]);
+    let latest = (Right::Name, "/home/u/project/latest");
+    check(Mode::Isolation, &[opened, look("/home/u/project/latest", true)], &[file, link, latest]);
+    // The link itself, and `..` behind a link: what stands beside where it leads.
+    check(Mode::Isolation, &[look("/home/u/project/latest", false)], &[latest]);
+    let built = (Right::Read, "/home/u/project/build/x.o");
+    let second = (Right::Name, "/home/u/project/second");
+    check(Mode::Isolation, &[look("/home/u/project/second/x.o", true)], &[built, link, second]);
+    // A directory that is granted shows its links.
+    let tree = open("/home/u/project", Access::Read, false);
+    check(Mode::Isolation, &[tree, look("/home/u/project/current/a0", true)], &[(Right::Read, "/home/u/project")]);
+}
+
+#[test]
+fn a_circle_of_links_ends() {
+    check(Mode::Isolation, &[look("/home/u/project/turns", true)], &[(Right::Name, "/home/u/project/turns")]);
+}
+
+#[test]
+fn what_is_looked_at_is_granted_narrowly() {
+    let text = check(
+        Mode::Isolation,
+        &[look("/home/u/project/data/a0", true), look("/home/u/project/build", true)],
+        &[(Right::Read, "/home/u/project/data/a0"), (Right::Name, "/home/u/project/build")],
+    );
+    let text = text.to_toml(None).unwrap();
+    assert!(text.contains("\"looked at by job, once in 1 of 1 runs\""), "{text}");
+    let plan = plan_of(&policy_of(&text));
+    assert!(plan.mounts.iter().any(|mount| matches!(mount, Mount::Dir { dest } if dest.ends_with("build"))));
+    assert_eq!(refused(&plan, &[open("/home/u/project/build/x.o", Access::Read, false)]).len(), 1, "{text}");
+    // Many looks are not their directory, where many reads are, and no name is cut.
+    let many: Vec<Event> = (0..9).map(|n| look(&format!("/home/u/project/data/a{n}"), true)).collect();
+    let learned = learn(&setting(Mode::Isolation, false), &many, None);
+    assert_eq!(granted(&learned).len(), 9);
+    check(Mode::Isolation, &[look("/opt/tool-1.2.3/bin/t", true)], &[(Right::Read, "/opt/tool-1.2.3/bin/t")]);
+}
+
+#[test]
+fn looks_give_no_secrets_and_nothing_of_the_kernel() {
+    let events = [
+        look("/etc/shadow", true),
+        look("/home/u/project/.ssh/key", true),
+        look("/home/u/project/key", true),
+        look("/proc/self/exe", false),
+        look("/dev/null", true),
+        look("/sys/kernel", true),
+        look("/etc/passwd", true),
+        look("/home/u/project/none", true),
+        look("/home/u/project/main.py\u{1b}", true),
+    ];
+    let learned = check(Mode::Isolation, &events, &[(Right::Name, "/home/u/project/key")]);
+    let asked: Vec<&str> = learned.asked.iter().map(|(what, _)| what.as_str()).collect();
+    assert_eq!(asked, ["look at /etc/shadow", "look at /home/u/project/.ssh/key"]);
+}
+
+#[test]
+fn a_file_that_was_looked_at_first_and_read_later_is_read() {
+    let setting = setting(Mode::Isolation, false);
+    let text = learn(&setting, &[look("/home/u/project/main.py", true)], None).to_toml(None).unwrap();
+    let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+    let again = learn(&setting, &[look("/home/u/project/main.py", true)], Some(&previous));
+    let text = again.to_toml(Some((&text, "p.toml"))).unwrap();
+    assert!(text.contains("looked at by job, 2 times in 2 of 2 runs"), "{text}");
+    let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+    let read = learn(&setting, &[open("/home/u/project/main.py", Access::Read, false)], Some(&previous));
+    let text = read.to_toml(Some((&text, "p.toml"))).unwrap();
+    assert!(text.contains("\"read by job, 3 times in 3 of 3 runs\"") && !text.contains("looked"), "{text}");
+}
+
+#[test]
+fn a_policy_has_room_for_so_many_looks() {
+    struct Many;
+    impl Outside for Many {
+        fn stands(&self, _: &Path) -> Stands {
+            Stands::File
+        }
+    }
+    let mut learner = Learner::new(setting(Mode::Isolation, false));
+    (0..LOOKS_MAX + 5).for_each(|n| learner.observe(&look(&format!("/home/u/project/data/b{n}"), true)));
+    let learned = learner.finish(None, &Many);
+    assert_eq!(learned.files.len(), LOOKS_MAX);
+    assert_eq!(learned.asked, [("look at more files".to_owned(), "5 beyond 256".to_owned())]);
+}
+
+#[test]
+fn a_script_is_executed_and_read_and_so_is_a_script_that_interprets_it() {
+    check(
+        Mode::Isolation,
+        &[asked("/usr/bin/python3", "/home/u/project/./run.sh")],
+        &[
+            (Right::Read, "/home/u/project/data/a0"),
+            (Right::Read, "/home/u/project/run.sh"),
+            (Right::Exec, "/home/u/project/data/a0"),
+            (Right::Exec, "/home/u/project/run.sh"),
+            (Right::Name, "/home/u/project/current"),
+            (Right::Name, "/home/u/project/latest"),
+        ],
+    );
+    // By its descriptor alone, or by a name of the kernel's.
+    check(Mode::Isolation, &[asked("/usr/bin/python3", "/dev/fd/3"), asked("/usr/bin/python3", "")], &[]);
 }
 
 #[test]
@@ -651,6 +794,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => any.clone().prop_map(|path| open(path, Access::Write, true)),
         1 => prop::sample::select(FILES).prop_map(|path| open(path, Access::Write, false)),
         1 => prop::sample::select(FILES).prop_map(exec),
+        1 => prop::sample::select(FILES).prop_map(|path| look(path, true)),
+        1 => prop::sample::select(LINKS).prop_map(|(link, _)| look(&format!("{link}/a0"), true)),
         1 => new.prop_map(|path| event(What::Mkdir { path: path.into() })),
         1 => any.clone().prop_map(|path| event(What::Unlink { path: path.into() })),
         1 => (any.clone(), any).prop_map(|(from, to)| event(What::Rename { from: from.into(), to: to.into() })),
@@ -728,7 +873,7 @@ proptest! {
         // The resolution holds the text against the ceiling and fails otherwise.
         let policy = policy_of(&learned.to_toml(None).unwrap());
         prop_assert_eq!(policy.mode, mode);
-        let seen: BTreeMap<PathBuf, ()> = FILES.iter().chain(NEW).map(|path| (PathBuf::from(path), ())).collect();
+        let seen: BTreeMap<PathBuf, ()> = FILES.iter().chain(NEW).copied().chain(LINKS.iter().map(|(link, _)| *link)).map(|path| (PathBuf::from(path), ())).collect();
         for (_, path) in learned.files.keys() {
             prop_assert!(seen.keys().any(|seen| seen.starts_with(path)), "{} was not seen", path.display());
             let wide = ["/", "/home", HOME, "/etc", "/opt", "/srv", "/var", "/var/lib", "/var/log", "/usr"];

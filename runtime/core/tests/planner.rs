@@ -33,33 +33,40 @@ impl Invented {
     }
 
     fn plan(&self, mode: Mode, home: &str, flags: Flags, argv: &str, workdir: Option<&str>) -> Result<Plan, PlanError> {
-        self.plan_by(None, mode, (home, flags), argv, workdir)
+        self.plan_of(Inputs { flags, ..self.inputs(mode, home) }, "", argv, workdir)
     }
 
-    /// By a policy file, which says nothing.
-    fn plan_by(
-        &self,
-        policy: Option<&str>,
-        mode: Mode,
-        (home, flags): (&str, Flags),
-        argv: &str,
-        workdir: Option<&str>,
-    ) -> Result<Plan, PlanError> {
+    /// With a policy file that says nothing.
+    fn plan_by(&self, policy: &str, flags: Flags) -> Result<Plan, PlanError> {
+        let inputs = Inputs { policy_file: Some(policy.into()), flags, ..self.inputs(Mode::Isolation, HOME) };
+        self.plan_of(inputs, "", "true", None)
+    }
+
+    /// With a policy file.
+    fn plan_with(&self, text: &str) -> Result<Plan, PlanError> {
+        let inputs = Inputs { policy_file: Some("/p.toml".into()), ..self.inputs(Mode::Isolation, HOME) };
+        self.plan_of(inputs, text, "true", None)
+    }
+
+    fn inputs(&self, mode: Mode, home: &str) -> Inputs<'static> {
         let groups: Vec<&str> = apex_core::seccomp::groups::iter().map(|group| group.name).collect();
-        let inputs = Inputs {
+        Inputs {
             mode: Some(mode),
             profile: None,
-            policy_file: policy.map(PathBuf::from),
-            flags,
+            policy_file: None,
+            flags: Flags::default(),
             home: Some(home.into()),
             cwd: self.cwd.clone(),
             tmpdir: None,
             system_config: None,
             user_config: None,
-            groups: &groups,
-        };
-        let text = |path: &Path| Ok((Some(path) == policy.map(Path::new)).then(String::new));
-        let policy = resolve(&inputs, &mut { text }).unwrap();
+            groups: Vec::leak(groups),
+        }
+    }
+
+    fn plan_of(&self, inputs: Inputs<'_>, text: &str, argv: &str, workdir: Option<&str>) -> Result<Plan, PlanError> {
+        let load = |path: &Path| Ok((Some(path) == inputs.policy_file.as_deref()).then(|| text.to_owned()));
+        let policy = resolve(&inputs, &mut { load }).unwrap();
         let request = Request {
             argv: vec![argv.into()],
             workdir: workdir.map(PathBuf::from),
@@ -198,7 +205,7 @@ fn a_policy_is_read_only_where_its_command_may_write() {
     let policy = "/home/ann/job/conf/apex/p.toml";
     let host = Invented::new("/home/ann/job", &["/home/ann/job/data", policy]);
     let check = |flags: Flags, expected: &[(&str, bool, BindAccess)]| {
-        let plan = host.plan_by(Some(policy), Mode::Isolation, (HOME, flags), "true", None).unwrap();
+        let plan = host.plan_by(policy, flags).unwrap();
         let expected: Vec<_> =
             expected.iter().map(|(path, last, access)| ((*path).to_owned(), *last, *access)).collect();
         assert_eq!(kept(&plan), expected);
@@ -220,7 +227,7 @@ fn a_policy_is_read_only_where_its_command_may_write() {
 fn a_policy_behind_a_link_that_its_command_could_replace_is_refused() {
     let mut host = Invented::new("/home/ann/job", &["/home/ann/job/data", "/home/ann/safe/p.toml"]);
     host.paths.insert("/home/ann/job/p.toml".into(), PathFact::Symlink("/home/ann/safe/p.toml".into()));
-    let plan = |flags| host.plan_by(Some("/home/ann/job/p.toml"), Mode::Isolation, (HOME, flags), "true", None);
+    let plan = |flags| host.plan_by("/home/ann/job/p.toml", flags);
     let refused = plan(rw("/home/ann/job")).unwrap_err();
     assert!(refused.to_string().contains("name /home/ann/safe/p.toml itself"), "{refused}");
     assert_eq!(kept(&plan(rw("/home/ann/job/data")).unwrap()), []);
@@ -235,4 +242,46 @@ fn a_grant_below_a_private_directory_is_not_covered_by_the_root() {
         plan.mounts.iter().filter(|mount| matches!(mount, Mount::Bind { dest, .. } if dest == Path::new(path))).count()
     };
     assert_eq!((count("/tmp/job"), count("/home/ann/job")), (1, 0));
+}
+
+#[test]
+fn a_name_is_a_link_or_an_empty_directory_and_gives_nothing_more() {
+    let mut host = Invented::new(HOME, &["/srv/a/b/x", "/srv/a/file", "/opt/t/x"]);
+    for (link, target) in [("/srv/a/l", "b/x"), ("/srv/way", "/etc"), ("/opt/t/l", "x")] {
+        host.paths.insert(link.into(), PathFact::Symlink(target.into()));
+    }
+    let row = |path: &str| format!("{{ path = \"{path}\", optional = true }}, ");
+    let names = ["/srv/a/l", "/srv/a/b", "/srv/a/file", "/srv/none", "/srv/way", "/opt/t/l", "/etc"].map(row);
+    let text = format!(
+        "[filesystem]\nread = [\"/opt/t\", {{ path = \"/srv/a/file\", dest = \"/srv/way/file\" }}]\nnames = [{}]\n",
+        names.concat()
+    );
+    let plan = host.plan_with(&text).unwrap();
+    let link = |mount: &Mount| match mount {
+        Mount::Symlink { dest, target } => Some((dest.clone(), target.clone())),
+        _ => None,
+    };
+    let links: Vec<_> =
+        plan.mounts.iter().filter_map(link).filter(|(dest, _)| dest.parent() != Some(Path::new("/"))).collect();
+    // Not where a grant shows it, and not where something is mounted below: that would be made through the link.
+    assert_eq!(
+        links,
+        [
+            (PathBuf::from("/etc/localtime"), PathBuf::from("/usr/share/zoneinfo/UTC")),
+            ("/srv/a/l".into(), "b/x".into())
+        ]
+    );
+    let dirs: Vec<_> = plan.mounts.iter().filter(|mount| matches!(mount, Mount::Dir { .. })).collect();
+    assert_eq!(dirs, [&Mount::Dir { dest: "/srv/a/b".into() }]);
+    let rules = &plan.landlock.unwrap().rules;
+    assert!(rules.iter().all(|rule| !rule.path.starts_with("/srv/a")), "{rules:?}");
+}
+
+#[test]
+fn a_denied_name_and_the_name_of_a_file_are_refused() {
+    let host = Invented::new(HOME, &["/srv/a/file"]);
+    let denied = host.plan_with("[filesystem]\nnames = [\"/srv/a\"]\ndeny = [\"/srv\"]\n");
+    assert!(matches!(denied, Err(PlanError::Denied { .. })), "{denied:?}");
+    let file = host.plan_with("[filesystem]\nnames = [\"/srv/a/file\"]\n");
+    assert!(matches!(file, Err(PlanError::RefusedPath { .. })), "{file:?}");
 }

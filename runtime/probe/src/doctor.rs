@@ -9,7 +9,7 @@ use apex_core::watch::{Level, Source};
 use caps::{CapSet, Capability};
 use serde_json::json;
 
-use crate::sources;
+use crate::sources::{self, Listener, Wish};
 
 /// The verb.
 pub fn run(arguments: Vec<OsString>) -> Result<u8> {
@@ -21,7 +21,9 @@ pub fn run(arguments: Vec<OsString>) -> Result<u8> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     let may_probe = has(Capability::CAP_SYS_ADMIN) || (has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON));
     // Loading attaches nothing: what the kernel verified is gone when it is dropped.
-    let chosen = sources::choose(Level::Full, Some(Scope::Full), may_probe, true).sources;
+    let wish =
+        Wish { level: Level::Full, scope: Some(Scope::Full), may_probe, listener: Listener::Refusals, learns: false };
+    let chosen = sources::choose(wish).sources;
     let mut out = std::io::stdout().lock();
     if as_json {
         writeln!(out, "{:#}", json!({ "level": Level::Full, "may_probe": may_probe, "sources": chosen }))?;

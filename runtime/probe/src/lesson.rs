@@ -15,6 +15,7 @@ use apex_core::amount::count;
 use apex_core::escape;
 use apex_core::event::Event;
 use apex_core::learn::{Learner, Outside, Previous, Stands};
+use apex_core::observe::{HEAD_BYTES, interpreter};
 use apex_core::policy::FILE_SIZE_MAX;
 use apex_core::watch::Learn;
 
@@ -111,6 +112,18 @@ impl Outside for Host {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Stands::Nothing,
             Err(_) => Stands::Unknown,
         }
+    }
+
+    fn link(&self, path: &Path) -> Option<PathBuf> {
+        fs::read_link(path).ok()
+    }
+
+    fn interpreter(&self, path: &Path) -> Option<PathBuf> {
+        // Whoever opens a FIFO waits.
+        let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).ok()?;
+        let mut head = Vec::new();
+        file.take(HEAD_BYTES as u64).read_to_end(&mut head).ok()?;
+        interpreter(&head).map(Path::to_owned)
     }
 }
 

@@ -21,6 +21,7 @@ use apex_core::watch::{Family, Source};
 use apex_sys::{Errno, ptrace, signal};
 
 use crate::source::Batch;
+use crate::sources::Listener;
 use tracer::Tracer;
 
 /// Wakes the tracer from its wait. Ignored by default, so that it does no harm where it comes late.
@@ -93,8 +94,12 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
+/// Why a tracer sees neither files nor connections beside a recording listener.
+const OUTRANKED: &str = "with --why each call with a path or an address goes to the listener of the system call filter, which outranks the tracer; \
+                         leave --why out, or run as root";
+
 /// Where the families come from when this is the source; `None` as scope where nothing is watched.
-pub fn sources(scope: Option<Scope>, with_listener: bool) -> BTreeMap<Family, Source> {
+pub fn sources(scope: Option<Scope>, listener: Listener) -> BTreeMap<Family, Source> {
     let missing = |reason: &str| Source::Missing { reason: reason.to_owned() };
     let obstacle = obstacle();
     let traced = || obstacle.as_deref().map_or(Source::Ptrace, missing);
@@ -103,11 +108,12 @@ pub fn sources(scope: Option<Scope>, with_listener: bool) -> BTreeMap<Family, So
         .map(|family| {
             let source = match family {
                 _ if scope.is_none() => missing("nothing is watched at level off"),
+                Family::File | Family::Network if listener == Listener::Paths => missing(OUTRANKED),
                 Family::Process | Family::Network | Family::Privilege => traced(),
                 Family::File if scope >= Some(Scope::Full) => traced(),
                 Family::Syscall if scope == Some(Scope::Every) => traced(),
                 Family::File => missing("files are watched at level full"),
-                Family::Refusal if with_listener => Source::Listener,
+                Family::Refusal if listener != Listener::None => Source::Listener,
                 Family::Refusal => missing("no system call filter is in force"),
                 Family::Syscall => {
                     missing("without kernel probes, counting every call would stop the program at each; run as root")

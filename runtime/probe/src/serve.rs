@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use apex_core::event::{Event, Loss, What};
-use apex_core::seccomp::trace::Scope;
 use apex_core::watch::{FromProbe, Reaction, ToProbe};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -21,7 +20,7 @@ use crate::link::{self, Link, LinkError};
 use crate::pipeline::Pipeline;
 use crate::privilege;
 use crate::source::{Batch, QUEUE_BATCHES_MAX};
-use crate::sources::{self, Running, Sandbox};
+use crate::sources::{self, Running, Sandbox, Wish};
 
 /// How long a prober whose launcher is gone may take to write what it has.
 const LAST_WITHIN: Duration = Duration::from_secs(20);
@@ -80,7 +79,13 @@ fn watch(link: Link) -> Result<()> {
     };
     let lesson = begin.learn.as_ref().map(Lesson::open).transpose()?;
     let mut pipeline = Pipeline::open(&begin, Engines::new(&begin)?, lesson)?;
-    let chosen = sources::choose(begin.start.level, Scope::of_run(&begin), begin.may_probe, begin.has_listener);
+    let chosen = sources::choose(Wish::of(&begin));
+    if chosen.wants_trace() && begin.record && begin.learn.is_some() {
+        bail!(
+            "--learn with --why: as an ordinary user files and connections are traced, and --why takes those calls from the tracer, so nothing \
+             of them would be learned; leave --why out, or run as root"
+        );
+    }
     pipeline.sources(chosen.sources.clone());
     link.say(&FromProbe::Prepared {
         sources: chosen.sources.clone(),

@@ -10,7 +10,7 @@ use std::sync::mpsc::SyncSender;
 
 use apex_core::seccomp::trace::Scope;
 use apex_core::summary::ProbeCost;
-use apex_core::watch::{Family, Level, Source};
+use apex_core::watch::{Begin, Family, Level, Source};
 
 use crate::bpf::{self, Probes};
 use crate::ptrace;
@@ -54,26 +54,68 @@ pub enum Running {
     Nothing,
 }
 
-/// Chooses, and loads what takes time. `may_probe` spares a caller without privilege the attempt; `has_listener` tells whether there is
-/// a system call filter that refuses; `scope` is what a tracer would see.
-pub fn choose(level: Level, scope: Option<Scope>, may_probe: bool, has_listener: bool) -> Chosen {
-    let mut chosen = choose_means(level, scope, may_probe, has_listener);
-    if has_listener && level != Level::Off {
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// How much.
+    pub level: Level,
+    /// What a tracer would see.
+    pub scope: Option<Scope>,
+    /// Spares a caller without privilege the attempt to load.
+    pub may_probe: bool,
+    /// Whether there is a system call filter that refuses, and what its listener is told of.
+    pub listener: Listener,
+    /// Whether the run is learned from.
+    pub learns: bool,
+}
+
+/// The listener of the system call filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// No filter is in force.
+    None,
+    /// It is told of what is refused.
+    Refusals,
+    /// It gets every call with a path or an address (`--why`), before a tracer would.
+    Paths,
+}
+
+impl Wish {
+    /// Of a run.
+    pub fn of(begin: &Begin) -> Wish {
+        Wish {
+            level: begin.start.level,
+            scope: Scope::of_run(begin),
+            may_probe: begin.may_probe,
+            listener: match (begin.has_listener, begin.record) {
+                (false, _) => Listener::None,
+                (true, false) => Listener::Refusals,
+                (true, true) => Listener::Paths,
+            },
+            learns: begin.learn.is_some(),
+        }
+    }
+}
+
+/// Chooses, and loads what takes time.
+pub fn choose(wish: Wish) -> Chosen {
+    let mut chosen = choose_means(wish);
+    if wish.listener != Listener::None && wish.level != Level::Off {
         chosen.sources.insert(Family::Refusal, Source::Listener);
     }
     chosen
 }
 
-fn choose_means(level: Level, scope: Option<Scope>, may_probe: bool, has_listener: bool) -> Chosen {
+fn choose_means(wish: Wish) -> Chosen {
     let mut refused = BTreeMap::new();
-    if may_probe {
-        match Probes::load(level) {
+    if wish.may_probe {
+        match Probes::load_for(wish.level, wish.learns) {
             (Some(probes), sources) => return Chosen { sources, means: Means::Probes(probes) },
             (None, sources) => refused = sources,
         }
     }
-    let mut sources = ptrace::sources(scope, has_listener);
-    let scope = scope.filter(|_| sources.values().any(|source| *source == Source::Ptrace));
+    let mut sources = ptrace::sources(wish.scope, wish.listener);
+    let scope = wish.scope.filter(|_| sources.values().any(|source| *source == Source::Ptrace));
     for (family, source) in &mut sources {
         // Where neither gives it, why the kernel refused the probe says more to somebody who may load probes.
         if let (Source::Missing { .. }, Some(better @ Source::Missing { .. })) = (&*source, refused.remove(family)) {

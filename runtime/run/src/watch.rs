@@ -90,6 +90,7 @@ impl Prober {
             learn: None,
             rules: rules.collect(),
             has_listener: plan.seccomp.is_some(),
+            record: options.why,
             baseline: options.baseline,
             may_probe: apex_jail::host::may_load_programs(),
         };

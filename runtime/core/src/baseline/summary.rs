@@ -165,7 +165,8 @@ impl Recorder {
         }
         self.turn_window(event.time_ns);
         match &event.what {
-            What::Start(_) | What::End(_) | What::Lost { .. } => return,
+            // Runs that are learned from are no others for being looked at more closely.
+            What::Start(_) | What::End(_) | What::Lost { .. } | What::Look { .. } => return,
             What::Calls { counts } => return counts.iter().for_each(|(name, count)| self.call(name, *count)),
             What::Traffic { received_bytes, sent_bytes } => {
                 self.count("bytes received", *received_bytes);

@@ -57,7 +57,14 @@ fn start(seed: u64) -> Event {
 }
 
 fn exec(path: &str) -> What {
-    What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false, stdin: None }
+    What::Exec {
+        path: path.to_owned(),
+        args: vec![path.to_owned()],
+        asked: None,
+        cut: false,
+        fileless: false,
+        stdin: None,
+    }
 }
 
 fn open(path: String, access: Access) -> What {

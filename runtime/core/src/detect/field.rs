@@ -323,6 +323,7 @@ impl View<'_> {
         match &self.event.what {
             What::Exec { path, .. }
             | What::Open { path, .. }
+            | What::Look { path, .. }
             | What::Mkdir { path }
             | What::Unlink { path }
             | What::Chmod { path, .. }

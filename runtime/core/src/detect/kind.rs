@@ -7,7 +7,7 @@ use crate::event::What;
 pub(super) struct Kind(u8);
 
 /// As in the JSON of an event, in the order of [`Kind::of`].
-const NAMES: [&str; 33] = [
+const NAMES: [&str; 34] = [
     "start",
     "end",
     "fork",
@@ -41,6 +41,7 @@ const NAMES: [&str; 33] = [
     "refused",
     "lost",
     "dns",
+    "look",
 ];
 
 impl Kind {
@@ -83,6 +84,7 @@ impl Kind {
             What::Refused(_) => 30,
             What::Lost { .. } => 31,
             What::Dns { .. } => 32,
+            What::Look { .. } => 33,
         })
     }
 

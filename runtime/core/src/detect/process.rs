@@ -333,7 +333,14 @@ mod tests {
         event(
             pid,
             ppid,
-            What::Exec { path: path.to_owned(), args: vec![path.to_owned()], cut: false, fileless: false, stdin: None },
+            What::Exec {
+                path: path.to_owned(),
+                args: vec![path.to_owned()],
+                asked: None,
+                cut: false,
+                fileless: false,
+                stdin: None,
+            },
         )
     }
 
@@ -385,7 +392,8 @@ mod tests {
         let check = |path: &str, args: &[&str], names: &[&str], line: &str| {
             let mut processes = Processes::default();
             let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-            let what = What::Exec { path: path.to_owned(), args, cut: false, fileless: false };
+            let what =
+                What::Exec { path: path.to_owned(), args, asked: None, cut: false, fileless: false, stdin: None };
             feed(&mut processes, &[event(10, 1, what)]);
             let process = processes.get(10).expect("it is known");
             assert_eq!((process.programs().collect::<Vec<_>>().as_slice(), process.line.as_str()), (names, line));

@@ -104,6 +104,7 @@ fn examples() -> Vec<What> {
         What::Exec {
             path: "/usr/bin/ls".to_owned(),
             args: vec!["ls".to_owned(), "/".to_owned()],
+            asked: Some("/bin/ls".to_owned()),
             cut: false,
             fileless: false,
             stdin: Some(Stream::Pipe),
@@ -122,6 +123,7 @@ fn examples() -> Vec<What> {
         What::Bind { address: address() },
         What::Traffic { received_bytes: 4096, sent_bytes: 512 },
         What::Open { path: path(), access: Access::Write, create: true, truncate: true },
+        What::Look { path: "/etc/os-release".to_owned(), follow: true },
         What::Mkdir { path: "/tmp/job".to_owned() },
         What::Rename { from: "/tmp/job/out.part".to_owned(), to: path() },
         What::Unlink { path: path() },

@@ -6,8 +6,12 @@
 //!   of its own.
 //! - [`SIBLINGS_MIN`] grants in one directory become the directory; so do [`TREE_MIN`] grants below it in [`SUBTREES_MIN`] subdirectories.
 //! - What is made needs its directory; what is moved or linked needs one directory around both ends, since a mount has no way into another.
+//! - Links that were passed and what was only looked at are granted narrower, see `looks`.
 //! - Nothing becomes a grant that is shared by others (`name::is_shared`), holds a secret, is denied, or lies where the ceiling forbids it.
 
+mod looks;
+
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -25,6 +29,8 @@ pub const SIBLINGS_MIN: usize = 8;
 pub const TREE_MIN: usize = 24;
 /// See [`TREE_MIN`].
 pub const SUBTREES_MIN: usize = 3;
+pub use looks::LOOKS_MAX;
+
 /// Notes that a reason tells.
 pub(super) const NOTES_MAX: usize = 6;
 
@@ -44,6 +50,8 @@ pub enum Right {
     Exec,
     /// A private directory.
     Tmpfs,
+    /// A name without what is behind it: a link, an empty directory.
+    Name,
 }
 
 impl Right {
@@ -54,11 +62,12 @@ impl Right {
             Right::Write => "write",
             Right::Exec => "exec",
             Right::Tmpfs => "tmpfs",
+            Right::Name => "names",
         }
     }
 
     /// All of them.
-    pub const ALL: [Right; 4] = [Right::Read, Right::Write, Right::Exec, Right::Tmpfs];
+    pub const ALL: [Right; 5] = [Right::Read, Right::Write, Right::Exec, Right::Tmpfs, Right::Name];
 }
 
 /// One thing that is needed.
@@ -70,6 +79,8 @@ pub struct Need {
     pub runs: u64,
     /// A few details for people.
     pub notes: BTreeSet<String>,
+    /// Of reading: whether it was opened, and not only looked at.
+    pub is_opened: bool,
 }
 
 impl Need {
@@ -78,6 +89,7 @@ impl Need {
         self.seen.by.extend(other.seen.by);
         self.runs = self.runs.max(other.runs);
         self.notes.extend(other.notes);
+        self.is_opened |= other.is_opened;
         self.trim();
     }
 
@@ -88,7 +100,8 @@ impl Need {
 
     /// The need of an earlier run for a path.
     pub(super) fn earlier(seen: Use, runs: u64, listed: bool) -> Need {
-        Need { seen, runs, notes: BTreeSet::from([if listed { LISTED } else { CONTENT }.to_owned()]) }
+        let notes = BTreeSet::from([if listed { LISTED } else { CONTENT }.to_owned()]);
+        Need { seen, runs, notes, is_opened: true }
     }
 
     pub(super) fn trim(&mut self) {
@@ -111,6 +124,8 @@ pub(super) struct Needs<'a> {
     previous: Option<&'a Previous>,
     made: BTreeSet<PathBuf>,
     made_dirs: BTreeSet<PathBuf>,
+    /// What links of the host say, once asked.
+    links: RefCell<BTreeMap<PathBuf, Option<PathBuf>>>,
     wanted: Wanted,
     asked: BTreeMap<String, String>,
     /// What the run looked for in vain although the host has it.
@@ -125,6 +140,7 @@ impl<'a> Needs<'a> {
             previous,
             made: BTreeSet::new(),
             made_dirs: BTreeSet::new(),
+            links: RefCell::default(),
             wanted: Wanted::new(),
             asked: BTreeMap::new(),
             unseen: Vec::new(),
@@ -185,7 +201,11 @@ impl<'a> Needs<'a> {
 
     /// A change of what is there.
     pub fn edit(&mut self, path: &Path, seen: &Use) {
-        if self.is_made(path) || self.is_private(path, seen) || self.base_writes(path) {
+        if self.is_made(path) {
+            return;
+        }
+        let path = &self.real(path, seen);
+        if self.is_private(path, seen) || self.base_writes(path) {
             return;
         }
         if self.was_shown(Right::Write, path, seen) && self.outside.stands(path) != Stands::Nothing {
@@ -220,11 +240,13 @@ impl<'a> Needs<'a> {
     /// A name that comes or goes.
     pub fn name(&mut self, path: &Path, seen: &Use) {
         let place = self.place_of(path);
+        let place = self.real(&place, seen);
         self.write_in(&place, path, seen);
     }
 
     pub fn move_between(&mut self, from: &Path, to: &Path) {
         let (one, other) = (self.place_of(from), self.place_of(to));
+        let (one, other) = (self.real(&one, &Use::default()), self.real(&other, &Use::default()));
         let around = common(&one, &other);
         if one != other && !self.base_writes(&around) && !self.setting_is_private(&around) {
             let same_piece = self.setting.run.top(&one) == self.setting.run.top(&other);
@@ -380,7 +402,8 @@ impl<'a> Needs<'a> {
 
     fn add_noted(&mut self, right: Right, path: PathBuf, seen: &Use, note: &str) {
         let need = self.wanted.entry((right, path)).or_default();
-        need.join(Need { seen: seen.clone(), runs: 0, notes: BTreeSet::from([note.to_owned()]) });
+        let notes = BTreeSet::from([note.to_owned()]);
+        need.join(Need { seen: seen.clone(), is_opened: true, notes, ..Need::default() });
     }
 
     /// Why nothing may be granted at `path`, as far as that is known.
@@ -433,6 +456,7 @@ impl<'a> Needs<'a> {
                 need.seen.times = need.seen.times.saturating_add(old.seen.times);
                 need.seen.by.extend(old.seen.by.iter().cloned());
                 need.notes.extend(old.notes.iter().cloned());
+                need.is_opened |= old.is_opened;
                 need.runs = old.runs;
                 need.trim();
             }
@@ -452,6 +476,7 @@ impl<'a> Needs<'a> {
                 need.notes.insert(CONTENT.to_owned());
             }
         }
+        self.settle_looks(&mut wanted);
         if let Some(previous) = self.previous {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
         }
@@ -461,7 +486,8 @@ impl<'a> Needs<'a> {
     /// Directories from the deepest up: each joins what lies below it once there is enough.
     fn join_siblings(&self, wanted: &mut Wanted, right: Right) {
         let mut dirs: BTreeSet<(std::cmp::Reverse<usize>, PathBuf)> = BTreeSet::new();
-        for (_, path) in wanted.keys().filter(|(of, _)| *of == right) {
+        // One look at a file says nothing about the next.
+        for ((_, path), _) in wanted.iter().filter(|((of, _), need)| *of == right && need.is_opened) {
             for dir in path.ancestors().skip(1) {
                 dirs.insert((std::cmp::Reverse(dir.components().count()), dir.to_owned()));
             }
@@ -469,10 +495,9 @@ impl<'a> Needs<'a> {
         for (_, dir) in dirs {
             let below: Vec<PathBuf> = wanted
                 .range((right, dir.clone())..)
-                .map(|((of, path), _)| (*of, path))
-                .take_while(|(of, path)| *of == right && path.starts_with(&dir))
-                .map(|(_, path)| path.clone())
-                .filter(|path| *path != dir)
+                .take_while(|((of, path), _)| *of == right && path.starts_with(&dir))
+                .filter(|((_, path), need)| *path != dir && need.is_opened)
+                .map(|((_, path), _)| path.clone())
                 .collect();
             let direct = below.iter().filter(|path| path.parent() == Some(&dir)).count();
             let subtrees: BTreeSet<&std::ffi::OsStr> = below
@@ -553,6 +578,8 @@ fn drop_covered(wanted: &mut Wanted) {
                 !above().any(|dir| gives(Right::Read, dir)) && !path.ancestors().any(|dir| gives(Right::Write, dir))
             }
             Right::Write | Right::Exec | Right::Tmpfs => !above().any(|dir| gives(*right, dir)),
+            // Judged when all that is granted is known.
+            Right::Name => true,
         }
     });
 }

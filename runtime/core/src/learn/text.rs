@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::edit::{USED, WITH, absent, close, list, order, row, table, update, word_of};
-use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value};
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value, value};
 
 use super::calls::companion_of;
 use super::needs::{NOTES_MAX, leads_to};
@@ -151,7 +151,8 @@ impl Previous {
             let Some(path) = expand(word, setting) else { continue };
             if listed.contains(word) {
                 let Need { seen: uses, runs, .. } = need(seen);
-                self.files.insert((right, path), Need::earlier(uses, runs, seen.listed));
+                let need = Need::earlier(uses, runs, seen.listed);
+                self.files.insert((right, path), Need { is_opened: !seen.looked, ..need });
             } else {
                 self.removed.insert(path);
             }
@@ -169,7 +170,13 @@ impl Previous {
     /// Whether a line of a person gives it already.
     pub(super) fn hand_covers(&self, right: Right, path: &Path) -> bool {
         self.hand.iter().any(|(given, place)| {
-            path.starts_with(place) && (*given == right || *given == Right::Write && right == Right::Read)
+            path.starts_with(place)
+                && match right {
+                    Right::Name => {
+                        *given == Right::Name && path == place || matches!(given, Right::Read | Right::Write)
+                    }
+                    _ => *given == right || *given == Right::Write && right == Right::Read,
+                }
         })
     }
 }
@@ -199,7 +206,7 @@ fn profiles(doc: &DocumentMut) -> Vec<String> {
 
 fn need(seen: &SeenTable) -> Need {
     let by = seen.by.iter().take(PROGRAMS_MAX).cloned().collect();
-    Need { seen: Use { times: seen.times, by }, runs: seen.runs, notes: BTreeSet::new() }
+    Need { seen: Use { times: seen.times, by }, runs: seen.runs, notes: BTreeSet::new(), is_opened: !seen.looked }
 }
 
 fn parse(text: &str, file: &str) -> Result<DocumentMut, LearnError> {
@@ -333,7 +340,7 @@ impl Learned {
                 let Some(word) = shorten(path, &self.setting) else { continue };
                 let value = match right {
                     Right::Tmpfs => Value::from(word.as_str()),
-                    Right::Read | Right::Write | Right::Exec => {
+                    Right::Read | Right::Write | Right::Exec | Right::Name => {
                         let source = match self.setting.run.top(path) {
                             Some(Top::Piece(piece)) => leads_to(piece, path),
                             Some(Top::Tmpfs(_)) | None => path.clone(),
@@ -351,11 +358,13 @@ impl Learned {
 
     fn reason(&self, right: Right, need: &Need) -> String {
         let verb = match right {
+            Right::Read if !need.is_opened => "looked at",
             Right::Read if need.is_listing() => "listed",
             Right::Read => "read",
             Right::Write => "written",
             Right::Exec => "executed",
             Right::Tmpfs => "used",
+            Right::Name => "its name alone: passed or looked at",
         };
         format!("{verb}{}", self.counted(need))
     }
@@ -448,15 +457,21 @@ impl Learned {
         let mut seen = Table::new();
         for ((right, path), need) in &self.files {
             if let Some(word) = shorten(path, &self.setting) {
-                seen.insert(&key(right.name(), &word), counter(need));
+                let mut row = counter(need);
+                if *right == Right::Read && !need.is_opened {
+                    row.insert("looked", true.into());
+                }
+                seen.insert(&key(right.name(), &word), value(row));
             }
         }
         for (group, need) in self.groups.iter().flatten() {
-            seen.insert(&key("calls", group), counter(need));
+            seen.insert(&key("calls", group), value(counter(need)));
         }
         match &self.network {
-            Some(need) => drop(seen.insert("network host", counter(need))),
-            None if self.setting.base.has_network => drop(seen.insert("network none", counter(&Need::default()))),
+            Some(need) => drop(seen.insert("network host", value(counter(need)))),
+            None if self.setting.base.has_network => {
+                drop(seen.insert("network none", value(counter(&Need::default()))))
+            }
             None => {}
         }
         let mut learned = Table::new();
@@ -495,7 +510,7 @@ impl Learned {
     }
 }
 
-fn counter(need: &Need) -> Item {
+fn counter(need: &Need) -> InlineTable {
     let mut row = InlineTable::new();
     row.insert("times", i64::try_from(need.seen.times).unwrap_or(i64::MAX).into());
     row.insert("runs", i64::try_from(need.runs).unwrap_or(i64::MAX).into());
@@ -506,7 +521,7 @@ fn counter(need: &Need) -> Item {
     if need.is_listing() {
         row.insert("listed", true.into());
     }
-    Item::Value(Value::InlineTable(row))
+    row
 }
 
 impl Need {

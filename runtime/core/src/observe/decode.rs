@@ -8,13 +8,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::absolute;
 use super::call::{Target, needs_how, targets};
 use super::dns;
 use crate::event::{Address, TEXT_BYTES_MAX, What};
 use crate::policy::normalise;
 use crate::refusal::Access;
 use crate::seccomp::Abi;
-use crate::seccomp::trace::{CHOSEN, NEW_NAMESPACES};
+use crate::seccomp::trace::{CHOSEN, LOOKS, NEW_NAMESPACES};
 
 /// Longest socket address that the kernel takes (`struct sockaddr_storage`).
 const ADDRESS_BYTES_MAX: u32 = 128;
@@ -83,6 +84,31 @@ pub fn decode(call: &Call<'_>, caller: &mut dyn Caller, events: &mut Vec<What>) 
     }
 }
 
+/// The name that a call looks at or opens, as it was asked for; nothing for other calls, and for a descriptor's own file.
+pub fn look(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
+    let opens = matches!(call.name, "open" | "openat" | "openat2" | "creat");
+    if !opens && !LOOKS.contains(&call.name) {
+        return Ok(None);
+    }
+    let how = match needs_how(call.name, &call.args) {
+        Some(address) => Some(words_at(caller, address, 8, 1)?[0]),
+        None => None,
+    };
+    let Some(target) = targets(call.abi, call.name, &call.args, how).into_iter().next() else { return Ok(None) };
+    let name = caller.text(target.address).ok_or(Unreadable)?;
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let base = if name.starts_with(b"/") { None } else { caller.file(target.dirfd) };
+    Ok(Some(What::Look { path: asked(base.as_deref(), &name), follow: target.follow }))
+}
+
+/// A name as it was asked for, made absolute: links are not followed in it, and where `..` leads depends on them.
+pub fn asked(base: Option<&Path>, name: &[u8]) -> String {
+    let base = base.unwrap_or(Path::new("/"));
+    cut(&absolute(base, Path::new(OsStr::from_bytes(name))))
+}
+
 /// Puts in what only the result tells. `value` is what the call returned.
 pub fn complete(what: &mut What, value: u64) {
     if let What::Executable { call, address, .. } = what
@@ -145,7 +171,7 @@ fn execution(abi: Abi, caller: &mut dyn Caller, (dirfd, name): (Option<i32>, u64
         args.push(words(&text[..text.len().min(EXEC_ARG_BYTES_MAX)]));
         cut |= text.len() > EXEC_ARG_BYTES_MAX;
     }
-    What::Exec { path, args, cut, fileless: false, stdin: None }
+    What::Exec { path, args, asked: None, cut, fileless: false, stdin: None }
 }
 
 fn is_set_ids(name: &str) -> bool {

@@ -154,7 +154,7 @@ fn file(path: &str, type_id: u32) -> File {
 fn touched(what: &What) -> Option<File> {
     match what {
         What::Exec { path, .. } => Some(file(path, kind::EXECUTABLE)),
-        What::Open { path, .. } | What::Unlink { path } => Some(file(path, kind::UNKNOWN)),
+        What::Open { path, .. } | What::Look { path, .. } | What::Unlink { path } => Some(file(path, kind::UNKNOWN)),
         What::Chmod { path, .. } | What::Chown { path, .. } => Some(file(path, kind::UNKNOWN)),
         What::Mkdir { path } => Some(file(path, kind::FOLDER)),
         What::Symlink { path, .. } => Some(file(path, kind::SYMLINK)),

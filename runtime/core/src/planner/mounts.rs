@@ -50,6 +50,7 @@ impl<'a> Mounts<'a> {
         }
         self.split_executable();
         self.keep_policy()?;
+        self.add_names()?;
         Ok(self)
     }
 
@@ -84,6 +85,55 @@ impl<'a> Mounts<'a> {
                 host.path(source, true);
             }
             self.list.extend(kept);
+        }
+        Ok(())
+    }
+
+    /// Names without what is behind them, outermost first.
+    fn add_names(&mut self) -> Result<(), PlanError> {
+        let mut names: Vec<&Grant> = self.filesystem.names.iter().collect();
+        names.sort_by_key(|name| name.dest.components().count());
+        for name in names {
+            // By its own name: where a link leads to grants itself or is not inside.
+            if let Some(deny) = self.filesystem.deny.iter().find(|deny| covers(&deny.path, &name.path)) {
+                let (path, grant, deny) = (shown(&name.path), name.origin.clone(), deny.origin.clone());
+                return Err(PlanError::Denied { path, grant, deny });
+            }
+            // A piece of the host above shows the name by itself. What is mounted below stands in a directory: were a link there, making its
+            // place would follow the link out of the new root.
+            let stands = |mount: &Mount| {
+                !matches!(mount, Mount::Tmpfs { .. } | Mount::Dir { .. }) && covers(dest(mount), &name.dest)
+                    || covers(&name.dest, dest(mount))
+            };
+            if is_made(&name.dest) || self.list.iter().any(stands) {
+                continue;
+            }
+            let dest = name.dest.clone();
+            match self.host.path(&name.path, false) {
+                PathFact::Symlink(target) => self.list.push(Mount::Symlink { dest, target }),
+                PathFact::Dir => self.list.push(Mount::Dir { dest }),
+                PathFact::Missing if name.optional => {}
+                PathFact::Missing => {
+                    return Err(PlanError::MissingPath { path: shown(&name.path), origin: name.origin.clone() });
+                }
+                // Behind the name of a file there is nothing but its content, which `read` gives.
+                PathFact::File | PathFact::Refused(_) if name.optional => {}
+                PathFact::File => {
+                    let reason = "it is a file, whose name alone is nothing; put it in `read`".to_owned();
+                    return Err(PlanError::RefusedPath {
+                        path: shown(&name.path),
+                        origin: name.origin.clone(),
+                        reason,
+                    });
+                }
+                PathFact::Refused(reason) => {
+                    return Err(PlanError::RefusedPath {
+                        path: shown(&name.path),
+                        origin: name.origin.clone(),
+                        reason,
+                    });
+                }
+            }
         }
         Ok(())
     }
@@ -410,6 +460,13 @@ impl<'a> Mounts<'a> {
             PathFact::Missing => None,
         }
     }
+}
+
+/// Whether the sandbox's own root has, or leads to, something else at a path.
+fn is_made(path: &Path) -> bool {
+    let files = ["/etc/passwd", "/etc/group", "/etc/hosts"];
+    files.iter().any(|file| covers(path, Path::new(file)))
+        || ["/dev", "/proc"].iter().any(|dir| covers(Path::new(dir), path))
 }
 
 /// Whether an existing mount already gives what is wanted, at the same place and from the same source.

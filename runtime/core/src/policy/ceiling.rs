@@ -171,8 +171,8 @@ impl Ceiling {
             Place::Bind(access, grant) => Some((*access, grant)),
             Place::Tmpfs(_) => None,
         });
-        let exec = draft.exec.iter().map(|grant| (Access::Read, grant));
-        for (access, grant) in binds.chain(exec) {
+        let others = draft.exec.iter().chain(&draft.names).map(|grant| (Access::Read, grant));
+        for (access, grant) in binds.chain(others) {
             let Grant { path, dest, origin, .. } = grant;
             for name in [path, dest] {
                 if let Some(forbidden) = overlap(&self.grant_forbidden, name) {

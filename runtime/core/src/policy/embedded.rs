@@ -169,6 +169,8 @@ impl Embedded {
             read: paths(self.read),
             write: paths(self.write),
             exec: paths(self.exec),
+            // No built-in file knows a name that matters by itself.
+            names: Vec::new(),
             hide: paths(self.hide),
             deny: paths(self.deny),
             tmpfs: self.tmpfs.iter().map(tmpfs).collect(),

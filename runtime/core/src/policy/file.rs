@@ -82,6 +82,8 @@ pub struct SeenTable {
     pub by: Vec<String>,
     /// Whether it is a directory of which the names alone were read.
     pub listed: bool,
+    /// Whether it was only looked at, and never opened.
+    pub looked: bool,
 }
 
 /// `[filesystem]`
@@ -89,7 +91,7 @@ pub struct SeenTable {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, expecting = "the table `[filesystem]`")]
 pub struct FilesystemTable {
-    /// `false` forgets what earlier layers put in `read`, `write`, `exec` and `tmpfs`; their `hide` and `deny` stay.
+    /// `false` forgets what earlier layers put in `read`, `write`, `exec`, `names` and `tmpfs`; their `hide` and `deny` stay.
     pub inherit: Option<bool>,
     /// Readable.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<super::schema::PathOrTable>"))]
@@ -100,6 +102,9 @@ pub struct FilesystemTable {
     /// Where files may be executed; makes nothing visible by itself.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<super::schema::PathOrTable>"))]
     pub exec: Vec<Spanned<Entry<PathTable>>>,
+    /// Names that stand inside without what is behind them: a symbolic link as it is, a directory as an empty one.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<super::schema::PathOrTable>"))]
+    pub names: Vec<Spanned<Entry<PathTable>>>,
     /// Shown as empty.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<super::schema::PathOrTable>"))]
     pub hide: Vec<Spanned<Entry<PathTable>>>,

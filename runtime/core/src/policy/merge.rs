@@ -80,6 +80,7 @@ pub(super) struct Limits {
 pub(super) struct Draft {
     pub places: Vec<Place>,
     pub exec: Vec<Grant>,
+    pub names: Vec<Grant>,
     pub hide: Vec<Grant>,
     pub deny: Vec<Grant>,
     pub proc: Option<Rule<ProcView>>,
@@ -149,6 +150,7 @@ impl Draft {
         if table.inherit == Some(false) {
             self.places.clear();
             self.exec.clear();
+            self.names.clear();
         }
         for entry in table.tmpfs {
             let Rule { value: Entry(TmpfsTable { path, size }), origin } = source.rule(entry);
@@ -163,6 +165,9 @@ impl Draft {
         }
         for entry in table.exec {
             self.add_exec(source.grant(entry)?)?;
+        }
+        for entry in table.names {
+            self.add_name(source.refusal("names", entry)?)?;
         }
         for entry in table.hide {
             let grant = source.refusal("hide", entry)?;
@@ -231,6 +236,15 @@ impl Draft {
         Ok(())
     }
 
+    fn add_name(&mut self, grant: Grant) -> Result<(), PolicyError> {
+        self.names.retain(|other| other.dest.as_os_str() != grant.dest.as_os_str());
+        if self.names.len() == PATH_RULES_MAX {
+            return Err(too_many(&grant.origin));
+        }
+        self.names.push(grant);
+        Ok(())
+    }
+
     pub fn add_deny(&mut self, grant: Grant) -> Result<(), PolicyError> {
         add_refusal(&mut self.deny, grant)
     }
@@ -295,6 +309,7 @@ impl Draft {
             read: Vec::with_capacity(self.places.len()),
             write: Vec::new(),
             exec: self.exec,
+            names: self.names,
             hide: self.hide,
             deny: self.deny,
             tmpfs: Vec::new(),

@@ -142,6 +142,8 @@ pub struct Filesystem {
     pub write: Vec<Grant>,
     /// Where files may be executed (mapped PROT_EXEC too); does not make anything visible by itself.
     pub exec: Vec<Grant>,
+    /// Names that stand inside without what is behind them: a symbolic link as it is, a directory as an empty one.
+    pub names: Vec<Grant>,
     /// Shown as empty.
     pub hide: Vec<Grant>,
     /// Refused under every name, also before the file exists. Always wins.

@@ -173,6 +173,27 @@ const FILES: &[&str] = &[
     "lchown32",
 ];
 
+/// Calls that look at a name: stopped at as what they are, and not as one of all calls, to learn from a run.
+pub const LOOKS: &[&str] = &[
+    "stat",
+    "stat64",
+    "oldstat",
+    "lstat",
+    "lstat64",
+    "oldlstat",
+    "newfstatat",
+    "fstatat64",
+    "statx",
+    "access",
+    "faccessat",
+    "faccessat2",
+    "readlink",
+    "readlinkat",
+    "statfs",
+    "statfs64",
+    "chdir",
+];
+
 /// A condition on one argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Test {
@@ -268,6 +289,7 @@ fn stopped(abi: Abi, scope: Scope) -> BTreeMap<u32, Leaf> {
         let is_base = |nr: &u32| groups::of_call(abi, *nr).is_none_or(|group| group.name == groups::BASE);
         let known = u32::try_from(abi.calls().len()).unwrap_or(u32::MAX);
         stopped.extend((0..known).filter(|nr| !is_base(nr)).map(|nr| (nr, Leaf::Trace)));
+        stopped.extend(LOOKS.iter().filter_map(|name| abi.call_number(name)).map(|nr| (nr, Leaf::Trace)));
         let mark: &'static [Test] = &[Test::Not(5, UNTRACED_MARK)];
         stopped.extend(abi.call_number("seccomp").map(|nr| (nr, Leaf::Args(mark))));
     }

@@ -4,9 +4,10 @@
 //! no program of ours writes.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use apex_core::event::{ARGS_MAX, Address, Errno, Event, Stream, TEXT_BYTES_MAX, What};
-use apex_core::observe;
+use apex_core::observe::{self, absolute};
 
 use super::record::{
     Malformed, Record, Text, address_body, dns_body, exec_body, exit_body, fork_body, header, socket_body,
@@ -61,6 +62,25 @@ pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
     })
 }
 
+/// The name by which the file of an event was opened, where it is another than the file's own and the record has it.
+pub fn asked(bytes: &[u8], event: &Event) -> Option<Event> {
+    let What::Open { path, .. } = &event.what else { return None };
+    let record = Record::parse(bytes).ok()?;
+    let what = meaning::asked(&record).filter(|look| !matches!(look, What::Look { path: name, .. } if name == path))?;
+    Some(Event { what, ..event.clone() })
+}
+
+/// A name as it was asked for, made absolute: links are not followed in it, and where `..` leads depends on them.
+pub fn named(words: Text<'_>, start: Text<'_>) -> Option<String> {
+    let name = words.to_text();
+    if !words.is_some() || words.is_cut() || name.is_empty() {
+        return None;
+    }
+    let start = if start.is_some() { start.to_text() } else { "/".to_owned() };
+    // A path that is cut begins with dots and stays what it is: no path.
+    Some(bounded(absolute(Path::new(&start), Path::new(&name)).to_string_lossy().into_owned()))
+}
+
 /// Arguments of a program, and whether there were more.
 pub fn words(text: &Text<'_>) -> (Vec<String>, bool) {
     let mut args = Vec::new();
@@ -75,8 +95,10 @@ pub fn words(text: &Text<'_>) -> (Vec<String>, bool) {
 
 fn exec(record: &Record<'_>) -> What {
     let (args, cut) = words(&record.text(1));
+    let path = bounded(record.text(0).to_text());
+    let asked = named(record.text(2), record.text(3)).filter(|asked| *asked != path);
     let fileless = record.body(exec_body::fileless) != 0;
-    What::Exec { path: bounded(record.text(0).to_text()), args, cut, fileless, stdin: Some(stdin(record)) }
+    What::Exec { path, args, asked, cut, fileless, stdin: Some(stdin(record)) }
 }
 
 fn stdin(record: &Record<'_>) -> Stream {
@@ -160,6 +182,7 @@ mod tests {
             What::Exec {
                 path: "/bin/sh".to_owned(),
                 args: args(&["sh", "-c", ""]),
+                asked: None,
                 cut: false,
                 fileless: true,
                 stdin: Some(Stream::Inet),
@@ -173,6 +196,7 @@ mod tests {
             What::Exec {
                 path: "/a".to_owned(),
                 args: vec!["x".to_owned(); ARGS_MAX],
+                asked: None,
                 cut: true,
                 fileless: false,
                 stdin: Some(Stream::Closed),

@@ -11,7 +11,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, ProgramArray};
 use aya::programs::Program;
 
-use super::calls::{self, CALLS, ROWS};
+use super::calls::{self, CALLS, LOOKS, ROWS};
 use super::cgroup::Place;
 use super::objects::Loaded;
 
@@ -81,8 +81,9 @@ fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut aya::maps::Map {
     ebpf.map_mut(name).expect("every object has the shared maps")
 }
 
-/// Lets the hook on system calls reach one family's program for the calls that it wants, and tells that program their shapes.
-pub fn connect(hook: &mut Ebpf, object: &mut Loaded) -> Result<(), MapError> {
+/// Lets the hook on system calls reach one family's program for the calls that it wants, and tells that program their shapes. Whoever learns wants
+/// the names that are looked at as well.
+pub fn connect(hook: &mut Ebpf, object: &mut Loaded, learns: bool) -> Result<(), MapError> {
     let called =
         object.programs.iter().find(|program| program.is_called).expect("only families with one are connected");
     let Some(Program::BtfTracePoint(program)) = object.ebpf.program(called.name) else {
@@ -91,7 +92,9 @@ pub fn connect(hook: &mut Ebpf, object: &mut Loaded) -> Result<(), MapError> {
     let program = program.fd().expect("it was loaded").try_clone().map_err(MapError::IoError)?;
     let mut shapes: Array<_, [u64; 2]> = Array::try_from(map(&mut object.ebpf, "shapes"))?;
     let mut wanted = ProgramArray::try_from(map(hook, "wanted"))?;
-    for row in ROWS.iter().filter(|row| row.family == object.family) {
+    let looks = if learns { LOOKS } else { &[] };
+    for row in ROWS.iter().chain(looks).filter(|row| row.family == object.family) {
+        let row = if learns { row.asked() } else { *row };
         for index in row.indices() {
             shapes.set(index, row.shape(), 0)?;
             wanted.set(index, &program, 0)?;

@@ -4,10 +4,12 @@
 //! the directory that they are relative to, `.` and `..` taken away without looking at any link.
 
 use apex_core::event::{Address, What};
+use apex_core::observe::{needs_how, targets};
 use apex_core::refusal::Access;
+use apex_core::seccomp::Abi;
 
 use super::calls;
-use super::decode::{bounded, words};
+use super::decode::{bounded, named, words};
 use super::record::{Malformed, Record, Text, call_body, header};
 
 const O_ACCMODE: u64 = 0o3;
@@ -21,6 +23,7 @@ const AF_UNIX: u16 = 1;
 
 /// A call with its operands in words.
 struct Call<'a> {
+    abi: Abi,
     name: &'static str,
     args: [u64; 6],
     record: &'a Record<'a>,
@@ -28,8 +31,20 @@ struct Call<'a> {
 
 /// Reads a record of a system call.
 pub fn what(record: &Record<'_>) -> Result<What, Malformed> {
+    let call = call(record)?;
+    Ok(call.file().or_else(|| call.network()).unwrap_or_else(|| call.privilege()))
+}
+
+/// The name that a call opened, as it was asked for; only where the record has the file beside it.
+pub fn asked(record: &Record<'_>) -> Option<What> {
+    let is_opened = record.text(0).is_some() && record.text(1).is_some() && record.head(header::error) == 0;
+    let path = named(record.text(0), record.text(3)).filter(|_| is_opened)?;
+    Some(What::Look { path, follow: call(record).ok()?.follows() })
+}
+
+fn call<'a>(record: &'a Record<'a>) -> Result<Call<'a>, Malformed> {
     let index = record.head(header::call);
-    let (_, name) = calls::name_of(u32::from(index)).ok_or(Malformed::Call(index))?;
+    let (abi, name) = calls::name_of(u32::from(index)).ok_or(Malformed::Call(index))?;
     if calls::row_of(name).is_none() {
         return Err(Malformed::Call(index));
     }
@@ -38,8 +53,7 @@ pub fn what(record: &Record<'_>) -> Result<What, Malformed> {
     for (arg, bytes) in args.iter_mut().zip(bytes.chunks_exact(8)) {
         *arg = u64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
     }
-    let call = Call { name, args, record };
-    Ok(call.file().or_else(|| call.network()).unwrap_or_else(|| call.privilege()))
+    Ok(Call { abi, name, args, record })
 }
 
 impl Call<'_> {
@@ -61,8 +75,22 @@ impl Call<'_> {
             "truncate" | "truncate64" | "ftruncate" | "ftruncate64" => {
                 What::Open { path: self.path(0), access: Access::Write, create: false, truncate: true }
             }
+            // What the words started from is gone; they lead to where it is now.
+            "chdir" if !self.words(0).bytes().starts_with(b"/") => {
+                What::Look { path: bounded(self.record.text(1).to_text()), follow: false }
+            }
+            name if calls::LOOKS.iter().any(|row| row.name == name) => What::Look {
+                path: named(self.words(0), self.record.text(1)).unwrap_or_default(),
+                follow: self.follows(),
+            },
             _ => return None,
         })
+    }
+
+    /// Whether a link at the end of its first path is followed.
+    fn follows(&self) -> bool {
+        let how = needs_how(self.name, &self.args).map(|_| word64(self.words(1).bytes()));
+        targets(self.abi, self.name, &self.args, how).first().is_none_or(|target| target.follow)
     }
 
     fn network(&self) -> Option<What> {
@@ -85,7 +113,7 @@ impl Call<'_> {
         match self.name {
             "execve" | "execveat" => {
                 let (args, cut) = words(&self.words(1));
-                What::Exec { path: self.path(0), args, cut, fileless: false, stdin: None }
+                What::Exec { path: self.path(0), args, asked: None, cut, fileless: false, stdin: None }
             }
             "setuid" | "setgid" | "setreuid" | "setregid" | "setresuid" | "setresgid" | "setfsuid" | "setfsgid"
             | "setgroups" | "setuid32" | "setgid32" | "setreuid32" | "setregid32" | "setresuid32" | "setresgid32"
@@ -117,7 +145,10 @@ impl Call<'_> {
     }
 
     fn open(&self, flags: u64) -> What {
-        opened(self.path(0), flags)
+        let own = self.record.text(1);
+        // The words come along where they may lead there over links.
+        let is_opened = self.record.head(header::error) == 0 && own.is_some();
+        opened(if is_opened { bounded(own.to_text()) } else { self.path(0) }, flags)
     }
 
     fn chown(&self, first: usize) -> What {
@@ -271,6 +302,7 @@ mod tests {
         let exec = What::Exec {
             path: "/tmp/a".to_owned(),
             args: vec!["a".to_owned(), "-x".to_owned()],
+            asked: None,
             cut: true,
             fileless: false,
             stdin: None,
@@ -308,7 +340,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_meaning() {
-        for row in calls::ROWS {
+        for row in calls::ROWS.iter().chain(calls::LOOKS) {
             for index in row.indices() {
                 let record = bytes_of_call(index as u16, [0; 6], &[]);
                 assert!(decode(&record).is_ok(), "{}", row.name);

@@ -27,7 +27,7 @@ use aya::programs::ProgramError;
 use aya::sys::{Stats, SyscallError};
 
 use crate::privilege;
-use crate::source::Batch;
+use crate::source::{Batch, Looks};
 use cgroup::{Place, PlaceError};
 pub use maps::Deny;
 use maps::Dial;
@@ -110,13 +110,19 @@ pub struct ProgramStats {
 #[derive(Debug)]
 pub struct Probes {
     objects: Vec<Loaded>,
+    learns: bool,
 }
 
 impl Probes {
     /// Loads what a level needs and the kernel grants, and says of each family where its events come from. `None` when there is nothing.
     pub fn load(level: Level) -> (Option<Probes>, BTreeMap<Family, Source>) {
-        let (objects, sources) = objects::load(level);
-        ((!objects.is_empty()).then_some(Probes { objects }), sources)
+        Probes::load_for(level, false)
+    }
+
+    /// The same; a run that is learned from also tells of the names that it looks at and opens.
+    pub fn load_for(level: Level, learns: bool) -> (Option<Probes>, BTreeMap<Family, Source>) {
+        let (objects, sources) = objects::load(level, learns);
+        ((!objects.is_empty()).then_some(Probes { objects, learns }), sources)
     }
 
     /// Attaches every program; when it returns, nothing of the sandbox goes unseen.
@@ -127,8 +133,15 @@ impl Probes {
         }
         let (told, stop) =
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| ProbeError::Reader(errno.into()))?;
-        let mut reader =
-            Reader { rings: Vec::new(), losses: Vec::new(), counters: Vec::new(), sandbox: place.id, to, stop: told };
+        let mut reader = Reader {
+            rings: Vec::new(),
+            losses: Vec::new(),
+            counters: Vec::new(),
+            looks: self.learns.then(Looks::default),
+            sandbox: place.id,
+            to,
+            stop: told,
+        };
         let mut dials = Vec::new();
         // System calls tell of files and privileges already.
         let has = |family| self.objects.iter().any(|object| object.family == family);

@@ -190,8 +190,8 @@ enum LoadError {
     Program { name: &'static str, words: String },
 }
 
-/// Loads what belongs to a level.
-pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
+/// Loads what belongs to a level. `learns` says whether the run is learned from.
+pub fn load(level: Level, learns: bool) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
     let mut sources = BTreeMap::new();
     let mut loaded = Vec::new();
     if level == Level::Off {
@@ -218,7 +218,7 @@ pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
         };
         sources.insert(object.family, source);
     }
-    connect_calls(&mut loaded, &mut sources);
+    connect_calls(&mut loaded, &mut sources, learns);
     if sources.get(&Family::Lsm) == Some(&Source::Probe) {
         // Its hooks tell of files and privileges where the system calls do not.
         for family in [Family::File, Family::Privilege] {
@@ -229,7 +229,7 @@ pub fn load(level: Level) -> (Vec<Loaded>, BTreeMap<Family, Source>) {
 }
 
 /// Writes the tables by which the hook on system calls reaches the families that want them. Without it they are not reached at all.
-fn connect_calls(loaded: &mut Vec<Loaded>, sources: &mut BTreeMap<Family, Source>) {
+fn connect_calls(loaded: &mut Vec<Loaded>, sources: &mut BTreeMap<Family, Source>, learns: bool) {
     let is_called = |object: &Loaded| object.programs.iter().any(|program| program.is_called);
     let hook = loaded.iter().position(|object| object.family == Family::Syscall);
     let outcome = match hook {
@@ -238,7 +238,7 @@ fn connect_calls(loaded: &mut Vec<Loaded>, sources: &mut BTreeMap<Family, Source
             let outcome = loaded
                 .iter_mut()
                 .filter(|object| is_called(object))
-                .try_for_each(|object| maps::connect(&mut hook.ebpf, object))
+                .try_for_each(|object| maps::connect(&mut hook.ebpf, object, learns))
                 .map_err(|error| format!("cannot write the tables of system calls: {}", words(&error)));
             loaded.push(hook);
             outcome

@@ -17,9 +17,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
-use super::decode::decode;
+use super::decode::{asked, decode};
 use super::maps::{Counter, Losses};
-use crate::source::{BATCH_EVENTS_MAX, Batch};
+use crate::source::{BATCH_EVENTS_MAX, Batch, Looks};
 
 /// After a wake-up, so that a busy sandbox costs a hundred wake-ups a second and not one for each record.
 const GATHER: Duration = Duration::from_millis(10);
@@ -38,6 +38,8 @@ pub struct Reader {
     pub losses: Vec<Losses>,
     /// What is counted and not recorded one by one.
     pub counters: Vec<Counter>,
+    /// Names that were told of, in a run that is learned from.
+    pub looks: Option<Looks>,
     /// The sandbox, for the events of the watch itself.
     pub sandbox: u64,
     /// Where batches go.
@@ -102,7 +104,10 @@ impl Reader {
             while taken < ROUND_RECORDS_MAX {
                 let Some(record) = ring.next() else { break };
                 match decode(&record) {
-                    Ok(event) => held.push(event),
+                    Ok(event) => match &mut self.looks {
+                        Some(looks) => tell(looks, &record, event, held),
+                        None => held.push(event),
+                    },
                     Err(_) => *lost.entry(Loss::Unreadable).or_default() += 1,
                 }
                 taken += 1;
@@ -128,6 +133,16 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// Adds an event of a run that is learned from, with the name by which a file was opened. Names that were looked at come once.
+fn tell(looks: &mut Looks, record: &[u8], event: Event, held: &mut Vec<Event>) {
+    let look = asked(record, &event).filter(|look| looks.take(&look.what, None));
+    if looks.take(&event.what, event.error) {
+        let is_look = matches!(event.what, What::Look { .. });
+        held.push(Event { error: event.error.filter(|_| !is_look), ..event });
+    }
+    held.extend(look);
 }
 
 /// The clock of the records.

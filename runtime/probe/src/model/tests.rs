@@ -49,7 +49,14 @@ fn lines(at: u64, programs: &[&str], ends: bool) -> Vec<String> {
         event(
             at,
             3,
-            What::Exec { path: (*path).to_owned(), args: Vec::new(), cut: false, fileless: false, stdin: None },
+            What::Exec {
+                path: (*path).to_owned(),
+                args: Vec::new(),
+                asked: None,
+                cut: false,
+                fileless: false,
+                stdin: None,
+            },
         )
     };
     let mut events = vec![event(at, 0, What::Start(Box::new(start)))];

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use apex_core::event::{ARGS_MAX, Address, Stream, What};
-use apex_core::observe::decode::{Caller, cut, words};
+use apex_core::observe::decode::{self, Caller, cut, words};
 use apex_sys::net;
 use apex_sys::process::{self, Pid};
 use nix::libc;
@@ -20,6 +20,8 @@ const PATH_BYTES_MAX: usize = 4096;
 const PAGE_BYTES: u64 = 4096;
 /// Most bytes of a command line that are read.
 const CMDLINE_BYTES_MAX: u64 = 128 << 10;
+/// Most bytes of an auxiliary vector: some twenty pairs of words.
+const AUXV_BYTES_MAX: u64 = 4096;
 /// What the kernel appends to the name of a file that has none any more.
 const DELETED: &[u8] = b" (deleted)";
 
@@ -81,7 +83,9 @@ pub fn program(pid: Pid) -> Option<What> {
     let name = path.as_os_str().as_bytes();
     let name = if fileless { name.strip_suffix(DELETED).unwrap_or(name) } else { name };
     let (args, cut) = arguments(pid);
-    Some(What::Exec { path: words(name), args, cut, fileless, stdin: stdin(pid) })
+    let path = words(name);
+    let asked = asked(pid).filter(|asked| *asked != path);
+    Some(What::Exec { path, args, asked, cut, fileless, stdin: stdin(pid) })
 }
 
 /// What descriptor 0 of a process stands for.
@@ -95,6 +99,29 @@ fn stdin(pid: Pid) -> Option<Stream> {
     let family = ask(libc::SO_DOMAIN).and_then(|family| u32::try_from(family).ok()).unwrap_or(0);
     let device = (libc::major(about.rdev()), libc::minor(about.rdev()));
     Some(Stream::of(about.mode(), device, family, ask(libc::SO_ACCEPTCONN) == Some(1)))
+}
+
+/// The file as it was asked to be executed: the kernel leaves the name of the call with the new program (AT_EXECFN, getauxval(3)).
+fn asked(pid: Pid) -> Option<String> {
+    const AT_EXECFN: u64 = 31;
+    let mut vector = Vec::new();
+    File::open(format!("/proc/{pid}/auxv")).ok()?.take(AUXV_BYTES_MAX).read_to_end(&mut vector).ok()?;
+    let find = |width: usize| {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        let mut pairs = vector.chunks_exact(2 * width).map(|pair| (word(&pair[..width]), word(&pair[width..])));
+        pairs.find(|(key, _)| *key == AT_EXECFN).map(|(_, value)| value)
+    };
+    // Words are as wide as the program's; the halves of wide ones name nothing of this number.
+    let address = find(8).or_else(|| find(4))?;
+    let mut caller = Stopped { thread: pid, own_pid: pid };
+    let name = caller.text(address)?;
+    // What was executed by its descriptor has no other name.
+    let descriptor = name.strip_prefix(b"/dev/fd/").and_then(|fd| std::str::from_utf8(fd).ok()?.parse().ok());
+    match descriptor {
+        Some(fd) => opened(pid, fd),
+        None if name.starts_with(b"/") => Some(decode::asked(None, &name)),
+        None => Some(decode::asked(Some(&caller.file(None)?), &name)),
+    }
 }
 
 fn arguments(pid: Pid) -> (Vec<String>, bool) {

@@ -19,7 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::task::{self, Identity, Stopped};
 use super::{Shared, Target, order};
-use crate::source::{BATCH_EVENTS_MAX, Batch};
+use crate::source::{BATCH_EVENTS_MAX, Batch, Looks};
 
 const OPTIONS: i32 = option::TRACESYSGOOD
     | option::TRACEFORK
@@ -47,6 +47,8 @@ struct Thread {
     pending: Vec<What>,
     /// Whether that result is a descriptor of the file that it names.
     opens: bool,
+    /// The name that it looks at or opens, where that is to be told.
+    look: Option<What>,
     /// How it goes on once the sandbox is thawed.
     held: Option<Resume>,
 }
@@ -77,6 +79,7 @@ pub struct Tracer {
     is_frozen: bool,
     counts: BTreeMap<String, u64>,
     counted: Instant,
+    looks: Looks,
 }
 
 /// The pipeline is gone: nobody hears what is told.
@@ -100,6 +103,7 @@ impl Tracer {
             is_frozen: false,
             counts: BTreeMap::new(),
             counted: Instant::now(),
+            looks: Looks::default(),
         })
     }
 
@@ -217,7 +221,7 @@ impl Tracer {
             thread.held = Some(how);
             return;
         }
-        let go = if thread.pending.is_empty() { Go::On } else { Go::ToCall };
+        let go = if thread.pending.is_empty() && thread.look.is_none() { Go::On } else { Go::ToCall };
         // ESRCH: it was killed while it was stopped, and its end is on the way.
         let _ = match how {
             Resume::On(signal) => ptrace::resume(pid, go, signal),
@@ -274,7 +278,13 @@ impl Tracer {
         }
         let own_pid = self.processes.get(&process).map_or(0, |process| process.identity.own_pid);
         let mut events = Vec::new();
-        let decoded = decode::decode(&Call { abi, name, args }, &mut Stopped { thread: pid, own_pid }, &mut events);
+        let (call, mut caller) = (Call { abi, name, args }, Stopped { thread: pid, own_pid });
+        // Whoever learns wants to know by which names files are reached.
+        let look = match self.target.scope {
+            Scope::Every => decode::look(&call, &mut caller).ok().flatten().filter(|look| self.looks.is_new(look)),
+            Scope::Default | Scope::Full => None,
+        };
+        let decoded = decode::decode(&call, &mut caller, &mut events);
         if decoded.is_err() {
             self.lose(Loss::Unreadable);
         }
@@ -283,6 +293,7 @@ impl Tracer {
         }
         if let Some(thread) = self.threads.get_mut(&pid) {
             thread.pending = events;
+            thread.look = look;
             thread.opens = matches!(name, "open" | "openat" | "openat2" | "creat");
         }
     }
@@ -297,6 +308,7 @@ impl Tracer {
         };
         let Some(thread) = self.threads.get_mut(&pid) else { return };
         let (process, opens, pending) = (thread.process, thread.opens, std::mem::take(&mut thread.pending));
+        let mut look = thread.look.take();
         let error = match value {
             value if RESTARTS.contains(&value) => Some(Error(libc::EINTR)),
             value if FAILURES.contains(&value) => i32::try_from(-value).ok().map(Error),
@@ -313,6 +325,7 @@ impl Tracer {
                     && opens
                     && let Some(real) = task::opened(pid, value)
                 {
+                    look = look.filter(|look| !matches!(look, What::Look { path, .. } if *path == real));
                     *path = real;
                 }
             }
@@ -320,6 +333,9 @@ impl Tracer {
                 self.mark_stale(process);
             }
             self.tell(process, what, error);
+        }
+        if let Some(look) = look.filter(|look| self.looks.take(look, error)) {
+            self.tell(process, look, None);
         }
     }
 

@@ -53,6 +53,7 @@ fn event(pid: u32) -> Event {
     let what = What::Exec {
         path: "/bin/true".to_owned(),
         args: vec!["true".to_owned()],
+        asked: None,
         cut: false,
         fileless: false,
         stdin: None,

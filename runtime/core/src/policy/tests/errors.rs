@@ -28,7 +28,7 @@ fn check_flags(flags: Flags, expected: &str) {
 fn unknown_names() {
     check(
         "\n[filesystem]\nraed = []",
-        "/job/job/p.toml:3: unknown key `raed`, did you mean `read`? (accepted here: `inherit`, `read`, `write`, `exec`, `hide`, `deny`, `tmpfs`, `proc`)",
+        "/job/job/p.toml:3: unknown key `raed`, did you mean `read`? (accepted here: `inherit`, `read`, `write`, `exec`, `names`, `hide`, `deny`, `tmpfs`, `proc`)",
     );
     check(
         "[filesistem]\nread = []",
@@ -56,7 +56,7 @@ fn unknown_names() {
     );
     check(
         "extends = [\"profile:pyhton\"]",
-        "/job/job/p.toml:1: there is no profile `pyhton`, did you mean `python`? (built in: `build`, `node`, `python`, `shell`, `static`; others are read from /home/u/.config/apex/profiles and /etc/apex/profiles)",
+        "/job/job/p.toml:1: there is no profile `pyhton`, did you mean `python`? (built in: `build`, `node`, `python`, `secrets`, `shell`, `static`; others are read from /home/u/.config/apex/profiles and /etc/apex/profiles)",
     );
 }
 
@@ -157,7 +157,7 @@ fn files_that_cannot_be_had() {
     let inputs = Inputs { profile: Some("../x".to_owned()), user_config: None, ..inputs() };
     same(
         &resolve(&inputs, &mut files(&[])).unwrap_err(),
-        "--profile: there is no profile `../x` (built in: `build`, `node`, `python`, `shell`, `static`; others are read from /etc/apex/profiles)",
+        "--profile: there is no profile `../x` (built in: `build`, `node`, `python`, `secrets`, `shell`, `static`; others are read from /etc/apex/profiles)",
     );
 }
 

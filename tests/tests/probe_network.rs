@@ -108,7 +108,8 @@ fn a_tightened_sandbox_gets_no_new_connection() {
     assert_eq!(errors, [None, Some(Errno::EPERM)]);
 }
 
-/// Questions by each way that there is, to ports where nobody listens: one `sendto`, one connected and sent, one over IPv6, a malformed one.
+/// Questions by each way that there is: one `sendto`, one connected and sent, one over IPv6, a malformed one, all to ports where nobody listens, and
+/// one over TCP.
 const ASKS: &str = r#"
 import socket, struct
 def question(name, qtype):
@@ -122,6 +123,9 @@ six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 six.sendto(question(b"six.example.org", 28), ("::1", 53))
 s.sendto(b"\xff" * 700, ("127.0.0.1", 53))
 s.sendto(question(b"elsewhere.example.org", 1), ("127.0.0.1", 54))
+server = socket.create_server(("127.0.0.9", 53))
+tcp = socket.create_connection(("127.0.0.9", 53)); text = question(b"tcp.example.org", 16)
+tcp.sendall(struct.pack(">H", len(text)) + text)
 "#;
 
 #[test]
@@ -136,12 +140,9 @@ fn questions_to_name_servers_are_told_with_their_bytes() {
     assert_eq!(job.go(), Some(0));
     let recorded = Recorded::collect(running, from);
 
-    let dns = |address: &str, bytes, qname: &str, qtype| What::Dns {
-        address: inet(address.to_owned()),
-        bytes,
-        qname: qname.to_owned(),
-        qtype,
-        tcp: false,
+    let dns = |address: &str, bytes, qname: &str, qtype| {
+        let (address, qname, tcp) = (inet(address.to_owned()), qname.to_owned(), address.contains(".9:"));
+        What::Dns { address, bytes, qname, qtype, tcp }
     };
     let asked: Vec<_> = recorded.events.iter().filter(|event| matches!(event.what, What::Dns { .. })).collect();
     let wanted = [
@@ -149,6 +150,7 @@ fn questions_to_name_servers_are_told_with_their_bytes() {
         dns("inet:127.0.0.1:53", 39, "connected.example.org", 16),
         dns("inet6:[::1]:53", 33, "six.example.org", 28),
         dns("inet:127.0.0.1:53", 700, "", 0),
+        dns("inet:127.0.0.9:53", 35, "tcp.example.org", 16),
     ];
     assert_eq!(asked.iter().map(|event| &event.what).collect::<Vec<_>>(), wanted.iter().collect::<Vec<_>>());
     let own = recorded.find(|what| matches!(what, What::Exec { .. }));

@@ -144,6 +144,7 @@ fn network_and_privilege_are_told_with_what_they_name() {
             What::Dns { address: name_server(), bytes: 5, qname: String::new(), qtype: 0, tcp },
             What::Send { address: address("inet:127.0.0.1:54"), bytes: 2 },
             What::Send { address: address("inet:127.0.0.1:55"), bytes: 2 },
+            socket(2, 2),
             What::Connect { address: name_server() },
             question(),
             What::Send { address: name_server(), bytes },

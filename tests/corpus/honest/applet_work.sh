@@ -1,5 +1,6 @@
 #!/bin/sh
 # needs: busybox
+# apex: --profile build
 # A script of applets, and another root made of them.
 cd /tmp
 busybox mkdir -p root/bin && busybox seq 1 20 | busybox awk '{print $1 * 2}' | busybox sort -n > n

@@ -1,5 +1,6 @@
 #!/bin/sh
 # needs: curl gcc make
+# apex: --profile build
 # A source is fetched, configured, built and run; what configure asks, and programs that it tries.
 mkdir -p /tmp/www/p-1 && cd /tmp/www
 printf 'int main(void) { return 0; }\n' > p-1/p.c

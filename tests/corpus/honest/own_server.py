@@ -1,4 +1,5 @@
 # A test of a client: it talks to its own server, writes what it got, makes it executable and runs scripts that it wrote.
+# apex: --profile build
 import http.server, os, socket, subprocess, threading, urllib.request
 os.makedirs("/tmp/www")
 open("/tmp/www/a", "w").write("echo a\n")

@@ -1,5 +1,6 @@
 #!/bin/bash
 # needs: bash
+# apex: --profile build
 # Twenty pipelines at a time, functions that call themselves in subshells, many short commands.
 cd /tmp
 for i in $(seq 1 100); do (echo $i | sed s/1/2/ | tr 2 3 | sort | uniq -c > o.$((i % 7))) & [ $((i % 20)) = 0 ] && wait; done; wait

@@ -65,7 +65,9 @@ fn told(events: &[Event], directory: &str) -> BTreeSet<String> {
             // The id of whoever runs it.
             What::SetIds { call, .. } => What::SetIds { call, id: 0 },
             // Each run got its own input from here.
-            What::Exec { path, args, cut, fileless, .. } => What::Exec { path, args, cut, fileless, stdin: None },
+            What::Exec { path, args, asked, cut, fileless, .. } => {
+                What::Exec { path, args, asked, cut, fileless, stdin: None }
+            }
             // Only one of the sources sees how much.
             What::Send { address, .. } => What::Send { address, bytes: 0 },
             other => other,

@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn names_are_made_absolute() {
         let texts: &[(u8, &[u8])] = &[(NAMES, b"home\0"), (RAW, b"../etc/./shadow\0")];
-        check("openat", [0; 6], texts, open("/etc/shadow", Access::Read, false, false));
+        check("mkdirat", [0; 6], texts, What::Mkdir { path: "/etc/shadow".to_owned() });
         let texts: &[(u8, &[u8])] = &[NONE, (RAW, b"/a//b\0"), (NAMES, b""), (RAW, b"c\0")];
         check("rename", [0; 6], texts, What::Rename { from: "/a/b".to_owned(), to: "/c".to_owned() });
         let texts: &[(u8, &[u8])] = &[NONE, (RAW, b"../target\0"), (NAMES, b"tmp\0"), (RAW, b"link\0")];
@@ -277,6 +277,38 @@ mod tests {
         let texts: &[(u8, &[u8])] = &[(NAMES, b"f\0tmp\0"), (RAW, b"\0")];
         let chown = What::Chown { path: "/tmp/f".to_owned(), owner: 5, group: u32::MAX };
         check("fchownat", [0, 0, 5, u64::from(u32::MAX), 0, 0], texts, chown);
+    }
+
+    #[test]
+    fn what_was_opened_over_links_is_told_by_both_names() {
+        let number = |name| Abi::X86_64.call_number(name).expect("a call") as u16;
+        let look = |path: &str, follow| Some(What::Look { path: path.to_owned(), follow });
+        for (flags, words, start, expected) in [
+            (0u64, "../l/./x\0", "w\0srv\0", look("/srv/w/../l/x", true)),
+            (0, "/l/x\0", "", look("/l/x", true)),
+            (O_PATH | 0o400_000, "l\0", "", look("/l", false)),
+            // By its own name.
+            (0, "/r/x\0", "", None),
+        ] {
+            let start = if start.is_empty() { NONE } else { (NAMES, start.as_bytes()) };
+            let texts = [(RAW, words.as_bytes()), (NAMES, b"x\0r\0".as_slice()), NONE, start];
+            let record = bytes_of_call(number("openat"), [0, 0, flags, 0, 0, 0], &texts);
+            let event = decode(&record).expect("well formed");
+            assert!(matches!(&event.what, What::Open { path, .. } if path == "/r/x"), "{event:?}");
+            assert_eq!(super::super::decode::asked(&record, &event).map(|look| look.what), expected, "{words}");
+        }
+    }
+
+    #[test]
+    fn looks_are_told_as_they_were_asked_for() {
+        let look = |path: &str, follow| What::Look { path: path.to_owned(), follow };
+        let texts: &[(u8, &[u8])] = &[(NAMES, b"w\0srv\0"), (RAW, b"../l/x\0")];
+        check("newfstatat", [0; 6], texts, look("/srv/w/../l/x", true));
+        check("newfstatat", [0, 0, 0, 0x100, 0, 0], texts, look("/srv/w/../l/x", false));
+        check("readlinkat", [0; 6], texts, look("/srv/w/../l/x", false));
+        // Its end is all that is left of a relative one.
+        check("chdir", [0; 6], &[(NAMES, b"r\0"), (RAW, b"l\0")], look("/r", false));
+        check("chdir", [0; 6], &[NONE, (RAW, b"/l\0")], look("/l", true));
     }
 
     #[test]

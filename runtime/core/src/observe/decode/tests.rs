@@ -317,3 +317,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn looks_are_told_as_they_were_asked_for() {
+    let look_of = |name: &str, args: [u64; 6], path: &[u8]| {
+        let mut caller = Invented::default().with(0x100, path).words(0x200, &[0o400_000, 0, 0]);
+        look(&Call { abi: Abi::X86_64, name, args }, &mut caller).expect("readable")
+    };
+    let expect = |path: &str, follow| Some(What::Look { path: path.to_owned(), follow });
+    assert_eq!(look_of("stat", [0x100, 0, 0, 0, 0, 0], b"l/../x\0"), expect("/home/job/l/../x", true));
+    assert_eq!(look_of("readlinkat", [5, 0x100, 0, 0, 0, 0], b"./l\0"), expect("/srv/data/l", false));
+    assert_eq!(look_of("openat2", [5, 0x100, 0x200, 24, 0, 0], b"/l\0"), expect("/l", false));
+    // A descriptor's own file, and what looks at nothing.
+    assert_eq!(look_of("newfstatat", [5, 0x100, 0, 0x1000, 0, 0], b"\0"), None);
+    assert_eq!(look_of("unlink", [0x100, 0, 0, 0, 0, 0], b"x\0"), None);
+}

@@ -1,0 +1,113 @@
+//! Names as they were asked for: links on the way, scripts, and what was only looked at.
+
+use apex_core::learn::LOOKS_MAX;
+use apex_core::plan::Mount;
+
+use super::*;
+
+#[test]
+fn links_on_the_way_are_names_and_their_end_is_granted_by_itself() {
+    let file = (Right::Read, "/home/u/project/data/a0");
+    let link = (Right::Name, "/home/u/project/current");
+    let opened = open("/home/u/project/data/a0", Access::Read, false);
+    check(Mode::Isolation, &[opened.clone(), look("/home/u/project/current/a0", true)], &[file, link]);
+    let latest = (Right::Name, "/home/u/project/latest");
+    check(Mode::Isolation, &[opened, look("/home/u/project/latest", true)], &[file, link, latest]);
+    // The link itself, and `..` behind a link: what stands beside where it leads.
+    check(Mode::Isolation, &[look("/home/u/project/latest", false)], &[latest]);
+    let built = (Right::Read, "/home/u/project/build/x.o");
+    let second = (Right::Name, "/home/u/project/second");
+    check(Mode::Isolation, &[look("/home/u/project/second/x.o", true)], &[built, link, second]);
+    // A directory that is granted shows its links.
+    let tree = open("/home/u/project", Access::Read, false);
+    check(Mode::Isolation, &[tree, look("/home/u/project/current/a0", true)], &[(Right::Read, "/home/u/project")]);
+}
+
+#[test]
+fn a_circle_of_links_ends() {
+    check(Mode::Isolation, &[look("/home/u/project/turns", true)], &[(Right::Name, "/home/u/project/turns")]);
+}
+
+#[test]
+fn what_is_looked_at_is_granted_narrowly() {
+    let text = check(
+        Mode::Isolation,
+        &[look("/home/u/project/data/a0", true), look("/home/u/project/build", true)],
+        &[(Right::Read, "/home/u/project/data/a0"), (Right::Name, "/home/u/project/build")],
+    );
+    let text = text.to_toml(None).unwrap();
+    assert!(text.contains("\"looked at by job, once in 1 of 1 runs\""), "{text}");
+    let plan = plan_of(&policy_of(&text));
+    assert!(plan.mounts.iter().any(|mount| matches!(mount, Mount::Dir { dest } if dest.ends_with("build"))));
+    assert_eq!(refused(&plan, &[open("/home/u/project/build/x.o", Access::Read, false)]).len(), 1, "{text}");
+    // Many looks are not their directory, where many reads are, and no name is cut.
+    let many: Vec<Event> = (0..9).map(|n| look(&format!("/home/u/project/data/a{n}"), true)).collect();
+    let learned = learn(&setting(Mode::Isolation, false), &many, None);
+    assert_eq!(granted(&learned).len(), 9);
+    check(Mode::Isolation, &[look("/opt/tool-1.2.3/bin/t", true)], &[(Right::Read, "/opt/tool-1.2.3/bin/t")]);
+}
+
+#[test]
+fn looks_give_no_secrets_and_nothing_of_the_kernel() {
+    let events = [
+        look("/etc/shadow", true),
+        look("/home/u/project/.ssh/key", true),
+        look("/home/u/project/key", true),
+        look("/proc/self/exe", false),
+        look("/dev/null", true),
+        look("/sys/kernel", true),
+        look("/etc/passwd", true),
+        look("/home/u/project/none", true),
+        look("/home/u/project/main.py\u{1b}", true),
+    ];
+    let learned = check(Mode::Isolation, &events, &[(Right::Name, "/home/u/project/key")]);
+    let asked: Vec<&str> = learned.asked.iter().map(|(what, _)| what.as_str()).collect();
+    assert_eq!(asked, ["look at /etc/shadow", "look at /home/u/project/.ssh/key"]);
+}
+
+#[test]
+fn a_file_that_was_looked_at_first_and_read_later_is_read() {
+    let setting = setting(Mode::Isolation, false);
+    let text = learn(&setting, &[look("/home/u/project/main.py", true)], None).to_toml(None).unwrap();
+    let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+    let again = learn(&setting, &[look("/home/u/project/main.py", true)], Some(&previous));
+    let text = again.to_toml(Some((&text, "p.toml"))).unwrap();
+    assert!(text.contains("looked at by job, 2 times in 2 of 2 runs"), "{text}");
+    let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+    let read = learn(&setting, &[open("/home/u/project/main.py", Access::Read, false)], Some(&previous));
+    let text = read.to_toml(Some((&text, "p.toml"))).unwrap();
+    assert!(text.contains("\"read by job, 3 times in 3 of 3 runs\"") && !text.contains("looked"), "{text}");
+}
+
+#[test]
+fn a_policy_has_room_for_so_many_looks() {
+    struct Many;
+    impl Outside for Many {
+        fn stands(&self, _: &Path) -> Stands {
+            Stands::File
+        }
+    }
+    let mut learner = Learner::new(setting(Mode::Isolation, false));
+    (0..LOOKS_MAX + 5).for_each(|n| learner.observe(&look(&format!("/home/u/project/data/b{n}"), true)));
+    let learned = learner.finish(None, &Many);
+    assert_eq!(learned.files.len(), LOOKS_MAX);
+    assert_eq!(learned.asked, [("look at more files".to_owned(), "5 beyond 256".to_owned())]);
+}
+
+#[test]
+fn a_script_is_executed_and_read_and_so_is_a_script_that_interprets_it() {
+    check(
+        Mode::Isolation,
+        &[asked("/usr/bin/python3", "/home/u/project/./run.sh")],
+        &[
+            (Right::Read, "/home/u/project/data/a0"),
+            (Right::Read, "/home/u/project/run.sh"),
+            (Right::Exec, "/home/u/project/data/a0"),
+            (Right::Exec, "/home/u/project/run.sh"),
+            (Right::Name, "/home/u/project/current"),
+            (Right::Name, "/home/u/project/latest"),
+        ],
+    );
+    // By its descriptor alone, or by a name of the kernel's.
+    check(Mode::Isolation, &[asked("/usr/bin/python3", "/dev/fd/3"), asked("/usr/bin/python3", "")], &[]);
+}

@@ -272,16 +272,7 @@ fn a_record_of_the_run_holds_against_its_policy_and_not_against_less() {
         &["python3", "-I", "-c", "open('in.txt')"],
     );
     output.expect_code(0);
-    let backtest = |policy: &str| {
-        let tool = apex_tests::apex_run();
-        std::process::Command::new(tool)
-            .current_dir(lesson.work.path())
-            .arg("backtest")
-            .args(if apex_tests::has_cgroup() { &[][..] } else { &["--optional", "cgroup"][..] })
-            .args(["--policy", policy, &events])
-            .output()
-            .expect("apex-run can be started")
-    };
+    let backtest = |policy: &str| backtest(&lesson, &["--policy", policy, &events]);
     let own = backtest(&lesson.file());
     assert_eq!(own.status.code(), Some(0), "{}", String::from_utf8_lossy(&own.stdout));
     let less = lesson.policy.file("less.toml", "extends = [\"profile:python\"]\n");
@@ -289,4 +280,140 @@ fn a_record_of_the_run_holds_against_its_policy_and_not_against_less() {
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8_lossy(&refused.stdout).into_owned();
     assert!(said.contains("in.txt") && said.contains("it exists outside"), "{said}");
+}
+
+/// `apex-run backtest` without the layers of this host: it runs nothing.
+fn backtest(lesson: &Lesson, words: &[&str]) -> std::process::Output {
+    std::process::Command::new(apex_tests::apex_run())
+        .current_dir(lesson.work.path())
+        .arg("backtest")
+        .args(words)
+        .output()
+        .expect("apex-run can be started")
+}
+
+/// What a shell does when its child is slower than in the run that was learned from: it waits in other calls.
+#[test]
+fn the_slow_path_of_a_command_passes() {
+    let lesson = Lesson::new("shell");
+    lesson.work.file("w.sh", "sleep ${1:-0} & sleep 0.3; wait $!; echo done\n");
+    let text = lesson.learn(&["sh", "w.sh"]);
+    assert!(text.contains("    \"signals\""), "{text}");
+    let output = lesson.run(&["--policy", &lesson.file(), "--time", "20s"], &["sh", "w.sh", "1"]);
+    assert_eq!(output.expect_code(0).out(), "done\n", "{text}");
+}
+
+#[test]
+fn a_run_of_another_mode_does_not_start() {
+    let lesson = Lesson::new("shell");
+    lesson.learn(&["true"]);
+    let file = lesson.file();
+    let output = lesson.run(&["--mode", "hybrid", "--learn", &file], &["sh", "-c", "echo ran"]);
+    assert_eq!(output.out(), "");
+    output.expect_refusal(&["learned in isolation, this run is hybrid; learn into another file"]);
+    let output = lesson.run(&["--profile", "node", "--learn", &file], &["sh", "-c", "echo ran"]);
+    output.expect_refusal(&["learned with profile shell, this run has profile node"]);
+    // Without one it is of the same.
+    lesson.run(&["--learn", &file], &["true"]).expect_code(0);
+    assert!(lesson.policy.read("learned.toml").contains("runs = 2"));
+}
+
+#[test]
+fn a_failed_run_is_told_and_so_is_what_it_did_not_see() {
+    let lesson = Lesson::new("shell");
+    let outside = TempDir::new();
+    outside.file("data.txt", "data");
+    let data = outside.at("data.txt");
+    let command = format!("cat '{data}'; exit 7");
+    let output = lesson.run(&["--profile", "shell", "--learn", &lesson.file()], &["sh", "-c", &command]);
+    let err = output.err();
+    assert_eq!(output.code, 7, "{err}");
+    for words in [
+        "but the command ended with 7: the policy may lack what a good run needs",
+        &format!("the command looked for {data}, which is there outside and was not shown inside; --ro shows it"),
+    ] {
+        assert!(err.contains(words), "{words}\n{err}");
+    }
+    let text = lesson.policy.read("learned.toml");
+    assert!(text.contains(&format!("# asked for and not granted: read {data} (it is there outside")), "{text}");
+}
+
+#[test]
+fn denied_in_the_run_is_denied_by_its_policy() {
+    let lesson = Lesson::new("shell");
+    lesson.work.file("open.txt", "open");
+    lesson.work.file("key", "secret");
+    let file = lesson.file();
+    lesson.run(&["--profile", "shell", "--deny", "key", "--learn", &file], &["cat", "open.txt"]).expect_code(0);
+    let text = lesson.policy.read("learned.toml");
+    assert!(text.contains("profile:secrets") && text.contains("\"${CWD}/key\""), "{text}");
+    // Whoever widens it by hand does not widen it over what was denied.
+    lesson.policy.file("learned.toml", &text.replacen("read = [", "read = [\n    \"${CWD}\",", 1));
+    let before = lesson.work.listing();
+    let output = lesson.run(&["--policy", &file], &["cat", "open.txt", "key"]);
+    assert_ne!(output.code, 0);
+    assert_eq!(output.out(), "open");
+    assert_eq!(lesson.work.listing(), before);
+}
+
+#[test]
+fn a_learned_working_directory_is_not_the_home() {
+    let lesson = Lesson::new("shell");
+    lesson.work.file("lib-1.2.3.txt", "x");
+    lesson.learn(&["cat", "lib-1.2.3.txt"]);
+    let home = lesson.work.text();
+    let cd = format!("cd '{home}';");
+    let output =
+        Sandbox::new().prelude(&cd).caller_env("HOME", &home).args(["--policy", &lesson.file()]).run(&["true"]);
+    output.expect_refusal(&["`${CWD}` is `", "start in the directory of the work"]);
+}
+
+#[test]
+fn learning_in_a_directory_of_the_system_says_where_to_go() {
+    let lesson = Lesson::new("shell");
+    let output = Sandbox::new().prelude("cd /usr;").args(["--learn", &lesson.file()]).run(&["true"]);
+    let output = output.expect_refusal(&["start from another directory"]);
+    assert!(!output.err().contains("profiles/learning.toml"), "{}", output.err());
+}
+
+#[test]
+fn a_record_that_is_none_is_not_judged() {
+    let lesson = Lesson::new("shell");
+    let policy = lesson.policy.file("job.toml", "extends = [\"profile:shell\"]\n");
+    let empty = lesson.policy.file("empty", "");
+    #[track_caller]
+    fn check(output: std::process::Output, words: &str) {
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{err}");
+        assert!(err.contains(words), "{words}\n{err}");
+    }
+    check(backtest(&lesson, &["--policy", &policy, &policy]), "is no record of events");
+    check(backtest(&lesson, &["--policy", &policy, &empty]), "is no record of events");
+    let events = lesson.policy.at("events");
+    lesson.run(&["--events", &events], &["true"]).expect_code(0);
+    let whole = lesson.policy.read("events");
+    let cut = lesson.policy.file("cut", &whole[..whole.len() - 20]);
+    check(backtest(&lesson, &["--policy", &policy, &cut]), "1 line of the record could not be read as events");
+    let (without_end, _) = whole.trim_end().rsplit_once('\n').expect("a start and an end");
+    let without_end = lesson.policy.file("without", &format!("{without_end}\n"));
+    check(backtest(&lesson, &["--policy", &policy, &without_end]), "the record has no end");
+}
+
+#[test]
+fn what_a_record_does_not_hold_is_told() {
+    let lesson = Lesson::new("shell");
+    let policy = lesson.policy.file("job.toml", "extends = [\"profile:shell\"]\n");
+    let events = lesson.policy.at("events");
+    lesson.run(&["--events", &events], &["true"]).expect_code(0);
+    let output = backtest(&lesson, &["--policy", &policy, &events]);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(err.contains("not judged, since the record does not hold it: ") && err.contains("files ("), "{err}");
+    assert!(err.contains("record with --watch=full"), "{err}");
+}
+
+#[test]
+fn a_verb_behind_options_gets_a_hint() {
+    let err = Sandbox::new().run(&["backtest", "x"]).expect_code(127).err();
+    assert!(err.contains("`backtest` is a verb as the first word only: apex-run backtest [OPTIONS]"), "{err}");
 }

@@ -14,7 +14,7 @@ use crate::plan::{Mount, Plan};
 use crate::policy::Network;
 use crate::refusal::{Access, Attempt, Refusal};
 use crate::seccomp::{Abi, Verdict};
-use crate::watch::{Family, Source};
+use crate::watch::{Family, Level, Source};
 
 /// Different things that are listed; more are counted.
 pub const ATTEMPTS_MAX: usize = 10_000;
@@ -48,6 +48,8 @@ pub struct Record {
     pub has_start: bool,
     /// Whether the last watch in it came to its end.
     pub has_end: bool,
+    /// Whether a watch in it was below level full.
+    pub could_hold_more: bool,
     /// Events that the watch lost.
     pub lost: u64,
     /// Families that decide about what a plan refuses and were not watched, with the reason: nothing of them was judged.
@@ -143,6 +145,7 @@ impl<'p> Backtest<'p> {
     fn start(&mut self, start: &Start) {
         self.record.has_start |= self.events == 1;
         self.record.has_end = false;
+        self.record.could_hold_more |= start.level < Level::Full;
         for family in [Family::Process, Family::Network, Family::Syscall, Family::File, Family::Privilege] {
             let why = match start.sources.get(&family) {
                 Some(Source::Probe | Source::Ptrace | Source::Listener) => continue,

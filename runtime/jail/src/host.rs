@@ -94,17 +94,16 @@ impl LiveHost {
 
     /// The real path of what exists, with the rest behind it.
     fn resolve(&self, path: &Path) -> PathBuf {
-        let mut rest: Vec<OsString> = Vec::new();
-        for ancestor in path.ancestors() {
-            if let Ok(held) = self.open(ancestor, true)
-                && let Ok(mut real) = name_of(&held.fd)
-            {
-                real.extend(rest.iter().rev());
-                return real;
-            }
-            rest.extend(ancestor.file_name().map(OsString::from));
+        if let Ok(held) = self.open(path, true)
+            && let Ok(real) = name_of(&held.fd)
+        {
+            return real;
         }
-        path.to_owned()
+        match (path.parent(), path.file_name()) {
+            // Missing: what holds it is asked once for all of its names. A policy may deny dozens in one home.
+            (Some(parent), Some(name)) => self.real(parent).join(name),
+            _ => path.to_owned(),
+        }
     }
 
     fn open(&self, path: &Path, follow: bool) -> Result<Rc<Held>, Refusal> {

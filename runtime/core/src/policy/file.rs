@@ -52,7 +52,7 @@ pub struct File {
     /// What no later layer may exceed. Only in mode files.
     #[cfg_attr(feature = "schema", schemars(with = "Option<CeilingTable>"))]
     pub ceiling: Option<Spanned<CeilingTable>>,
-    /// What `apex-run --learn` counted. It decides nothing. Only in policy files.
+    /// What `apex-run --learn` counted. A file that has it grants nothing by `${CWD}` where that is a shared place. Only in policy files.
     pub learned: Option<LearnedTable>,
 }
 

@@ -67,10 +67,8 @@ fn limits(verdicts: &Verdicts, wrong: u64) -> Vec<String> {
         let parts =
             record.unwatched.iter().map(|(family, why)| format!("{} ({})", judged_by(*family), escape::text(why)));
         let parts: Vec<String> = parts.collect();
-        said.push(format!(
-            "not judged, since the record does not hold it: {}; record with --watch=full",
-            parts.join(", ")
-        ));
+        let remedy = if record.could_hold_more { "; record with --watch=full" } else { "" };
+        said.push(format!("not judged, since the record does not hold it: {}{remedy}", parts.join(", ")));
     }
     if record.lost > 0 {
         said.push(format!("not judged: {} that the watch lost", count(record.lost, "event")));

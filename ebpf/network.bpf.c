@@ -203,7 +203,7 @@ static __always_inline void tell_dns(struct __sk_buff *skb)
 	__builtin_memcpy(dns->record.body.dns.to.ip, packet.to, sizeof(packet.to));
 	dns->record.body.dns.bytes = packet.payload_bytes;
 	dns->record.body.dns.is_tcp = packet.is_tcp;
-	load_payload(skb, &packet, dns->payload, DNS_BYTES);
+	load_payload(skb, &packet, dns->payload);
 	bpf_ringbuf_submit(dns, 0);
 }
 

@@ -97,17 +97,15 @@ static __always_inline bool read_packet(struct __sk_buff *skb, struct packet *pa
 	return true;
 }
 
-/* The beginning of the payload; what is beyond it in `to` stays as it is. */
-static __always_inline void load_payload(struct __sk_buff *skb, const struct packet *packet, void *to, u32 room)
+/* The beginning of a payload that is not empty, DNS_BYTES at most; what is beyond it in `to` stays as it is. */
+static __always_inline void load_payload(struct __sk_buff *skb, const struct packet *packet, void *to)
 {
-	u32 bytes = packet->payload_bytes;
+	u64 bytes = packet->payload_bytes;
 
-	if (bytes > room)
-		bytes = room;
-	/* The compiler knows that it is not, older verifiers do not. */
-	asm volatile("" : "+r"(bytes));
-	if (bytes == 0 || bytes > room)
-		return;
+	if (bytes > DNS_BYTES)
+		bytes = DNS_BYTES;
+	/* It is from 1 to DNS_BYTES anyhow; older verifiers do not see the lower bound of a comparison. */
+	asm volatile("%0 += -1; %0 &= 0x1ff; %0 += 1" : "+r"(bytes));
 	/* Packets of a segmented size are in pieces, which this helper follows. A failure leaves zeros: no question. */
 	bpf_skb_load_bytes(skb, packet->payload, to, bytes);
 }

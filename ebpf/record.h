@@ -14,10 +14,10 @@
 #define TEXT_BYTES_MAX 4096
 /* Longest name of a directory entry with its NUL. */
 #define NAME_BYTES_MAX 256
-/* What is sent of a payload for a name server: the longest question and what stands around it (PAYLOAD_BYTES_MAX in
- * runtime/core/src/observe/dns.rs), and up to a multiple of eight.
+/* What is sent of a payload for a name server: enough for the longest question and what stands around it (PAYLOAD_BYTES_MAX in
+ * runtime/core/src/observe/dns.rs). A power of two, see load_payload().
  */
-#define DNS_BYTES 280
+#define DNS_BYTES 512
 
 enum kind {
 	KIND_FORK = 1,

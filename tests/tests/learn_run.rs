@@ -56,6 +56,25 @@ fn expect_refused(lesson: &Lesson, text: &str, command: &[&str], words: &[&str])
     }
 }
 
+/// Eight files make the directory a grant, in which a key lies that nobody touched.
+#[test]
+fn keys_in_a_granted_directory_stay_denied() {
+    let lesson = Lesson::new("shell");
+    for number in 0..8 {
+        lesson.work.file(&format!("f{number}"), "text");
+    }
+    lesson.work.dir("sub");
+    lesson.work.dir("sub/.ssh");
+    lesson.work.file("sub/.ssh/id_rsa", "KEY");
+    lesson.work.file(".netrc", "PASSWORD");
+    let command = ["/bin/sh", "-c", "cat f*"];
+    let text = lesson.learn(&command);
+    expect_pass(&lesson, &text, &command);
+    for secret in ["sub/.ssh/id_rsa", ".netrc"] {
+        expect_refused(&lesson, &text, &["/bin/cat", secret], &["deny"]);
+    }
+}
+
 #[test]
 fn python() {
     let lesson = Lesson::new("python");

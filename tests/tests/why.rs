@@ -133,6 +133,16 @@ fn a_denied_path() {
     assert!(!found.contains("--ro"), "no grant is offered for a denied path: {found}");
 }
 
+/// A mask of a file has no name of its own.
+#[test]
+fn a_denied_file() {
+    let dir = TempDir::new();
+    dir.file("in/id", "secret");
+    let sandbox = why().ro(&dir.at("in"), "/data").deny(&dir.at("in/id"));
+    let found = blocks(&sh(&sandbox, "cat /data/id")).join("\n");
+    assert!(found.contains("read /data/id (cat, pid") && found.contains("a rule denies"), "{found}");
+}
+
 #[test]
 fn execution_from_the_private_tmp() {
     let output = sh(&why(), "cp /bin/true /tmp/t; /tmp/t");

@@ -21,6 +21,7 @@ pub use setting::{Given, Granted, Piece, Place, Setting, Top};
 pub use text::{LearnError, Previous};
 
 use crate::event::{Errno, Event, What};
+use crate::explain::sensitive;
 use crate::observe::is_own_process;
 use crate::policy::normalise;
 use crate::refusal::Access;
@@ -74,6 +75,11 @@ pub trait Outside {
     /// What the symbolic link at `path` says; `None` for anything else.
     fn link(&self, _path: &Path) -> Option<PathBuf> {
         None
+    }
+
+    /// What lies below the directory `dir`, links not followed, by one of these names. Bounded: what is found late in a large tree is not told.
+    fn named_below(&self, _dir: &Path, _names: &[&str]) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     /// The file that the kernel needs beside the program at `path` to start it, as the program names it (see
@@ -397,6 +403,7 @@ impl Learner {
         }
         let unseen = std::mem::take(&mut needs.unseen);
         let (files, mut asked) = needs.finish();
+        let secrets = secrets_within(&files, outside);
         let network = self.network.need(&self.setting, previous);
         let groups = self.groups(previous, &mut asked);
         Learned {
@@ -405,6 +412,7 @@ impl Learner {
             groups,
             asked: asked.into_iter().collect(),
             unseen,
+            secrets,
             runs: previous.map_or(0, |previous| previous.runs).saturating_add(1),
             command: self.command,
             left_out: self.left_out,
@@ -438,10 +446,22 @@ pub struct Learned {
     pub asked: Vec<(String, String)>,
     /// Paths that were looked for, are there on the host, and were not shown inside.
     pub unseen: Vec<PathBuf>,
+    /// Known secrets that lie in what is granted, and what they are: they are denied.
+    pub secrets: BTreeMap<PathBuf, &'static str>,
     /// Runs that it comes from.
     pub runs: u64,
     /// The command of the last run.
     pub command: Option<String>,
     /// Events that say nothing, or too many.
     pub left_out: u64,
+}
+
+/// A directory is granted for what was used of it, and may hold keys that nobody touched: those are named, to be denied.
+fn secrets_within(files: &BTreeMap<(Right, PathBuf), Need>, outside: &dyn Outside) -> BTreeMap<PathBuf, &'static str> {
+    let names: Vec<&str> = sensitive::kept_names().map(|(name, _)| name).collect();
+    let why = |path: &Path| sensitive::kept_names().find(|(name, _)| path.ends_with(name)).map(|(_, why)| why);
+    let is_tree = |path: &Path| outside.stands(path) == Stands::Dir;
+    let dirs = files.keys().filter(|(right, path)| matches!(right, Right::Read | Right::Write) && is_tree(path));
+    let found = dirs.flat_map(|(_, dir)| outside.named_below(dir, &names));
+    found.filter_map(|path| why(&path).map(|why| (path, why))).collect()
 }

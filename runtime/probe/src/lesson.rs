@@ -3,6 +3,7 @@
 //! Input: events. Output: the file, whole or as it was. The file is read before the sandbox stands, so that one that cannot be merged into
 //! stops the start, and again at the end, since lessons of runs at one time all count.
 
+use std::collections::VecDeque;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -21,6 +22,10 @@ use apex_core::watch::Learn;
 
 /// Files that are told of on standard error; the policy lists more.
 const UNSEEN_TOLD_MAX: usize = 5;
+/// Names of a granted tree that are looked at for secrets, nearest first.
+const ENTRIES_MAX: usize = 50_000;
+/// Secrets of one tree that are denied by name.
+const FOUND_MAX: usize = 64;
 /// How long another lesson may take to write into the same directory.
 const LOCK_WITHIN: Duration = Duration::from_secs(5);
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
@@ -116,6 +121,25 @@ impl Outside for Host {
 
     fn link(&self, path: &Path) -> Option<PathBuf> {
         fs::read_link(path).ok()
+    }
+
+    fn named_below(&self, dir: &Path, names: &[&str]) -> Vec<PathBuf> {
+        let (mut found, mut seen) = (Vec::new(), 0);
+        let mut pending = VecDeque::from([dir.to_owned()]);
+        while let Some(dir) = pending.pop_front() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                seen += 1;
+                if seen > ENTRIES_MAX || found.len() == FOUND_MAX {
+                    return found;
+                }
+                if entry.file_name().to_str().is_some_and(|name| names.contains(&name)) {
+                    found.push(entry.path());
+                } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    pending.push_back(entry.path());
+                }
+            }
+        }
+        found
     }
 
     fn interpreter(&self, path: &Path) -> Option<PathBuf> {

@@ -33,6 +33,11 @@ pub(crate) fn secret(path: &Path, home: Option<&Path>) -> Option<&'static str> {
     names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
 }
 
+/// Names that hold secrets wherever they stand.
+pub(crate) fn kept_names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    HOME.iter().copied()
+}
+
 /// The same for a socket whose other end commands the host.
 pub(crate) fn socket(path: &Path) -> Option<&'static str> {
     names(path).any(|name| SOCKETS.contains(&name)).then_some("whoever talks to this socket commands the host")

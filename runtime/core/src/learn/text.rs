@@ -298,9 +298,11 @@ impl Learned {
         Ok(())
     }
 
-    /// What the run denied stays denied, whatever is granted around it later.
+    /// What the run denied stays denied, whatever is granted around it later; and so do keys that lie in what is granted.
     fn denies(&self, doc: &mut DocumentMut, file: &str) -> Result<(), LearnError> {
-        for path in &self.setting.given.deny {
+        let denied = self.setting.given.deny.iter().map(|path| (path, "denied in the run that was learned from"));
+        let found = self.secrets.iter().map(|(path, why)| (path, *why));
+        for (path, reason) in denied.chain(found) {
             let Some(word) = shorten(path, &self.setting) else { continue };
             let list = list(doc, "filesystem", "deny", file)?;
             if list.iter().filter_map(word_of).any(|known| known == word) {
@@ -308,7 +310,7 @@ impl Learned {
             }
             let mut deny = InlineTable::new();
             deny.insert("path", word.into());
-            deny.insert("reason", "denied in the run that was learned from".into());
+            deny.insert("reason", reason.into());
             list.push_formatted(row(Value::InlineTable(deny), None));
             close(list);
         }

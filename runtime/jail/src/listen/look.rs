@@ -23,6 +23,8 @@ use crate::host::c_path;
 const PATH_BYTES_MAX: usize = 4096;
 /// Links that the kernel follows in one path.
 const LINKS_MAX: u32 = 40;
+/// What the kernel writes behind the path of what has no name any more (proc_pid_fd(5)).
+const DELETED: &[u8] = b" (deleted)";
 /// Components of a path that are walked one by one; deeper ones are not explained.
 const PARTS_MAX: usize = 256;
 
@@ -110,7 +112,7 @@ impl Caller<'_> {
     /// Where a magic link of its /proc directory leads, in the words of its own mount namespace; `None` for what has no name there.
     fn link(&self, name: &str) -> Option<PathBuf> {
         let target = std::fs::read_link(format!("/proc/{}/{name}", self.pid())).ok()?;
-        let is_deleted = target.as_os_str().as_bytes().ends_with(b" (deleted)");
+        let is_deleted = target.as_os_str().as_bytes().ends_with(DELETED);
         (target.is_absolute() && !is_deleted).then_some(target)
     }
 
@@ -203,9 +205,11 @@ impl World {
     pub fn find(&self, path: &Path, follow: bool) -> Option<Place> {
         match self.open(path, follow) {
             Ok(fd) => {
-                let is_dir = fs::stat(fd.as_fd(), c"").ok()?.is(libc::S_IFDIR);
+                let about = fs::stat(fd.as_fd(), c"").ok()?;
                 let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-                Some(Place { path: real, found: Found::Present { is_dir }, fd: Some(fd) })
+                // What masks a file has no name any more, and the kernel says so behind the one that it is mounted on.
+                let real = if about.links == 0 { without_end(real) } else { real };
+                Some(Place { path: real, found: Found::Present { is_dir: about.is(libc::S_IFDIR) }, fd: Some(fd) })
             }
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => self.find_missing(path),
             Err(_) => None,
@@ -283,6 +287,13 @@ pub fn is_full(fd: &OwnedFd) -> bool {
 /// Whether the host has something under this name. The name itself is looked at, nothing is opened.
 pub fn exists_outside(path: &Path) -> bool {
     c_path(path).and_then(|path| fs::stat(cwd(), &path)).is_ok()
+}
+
+fn without_end(path: PathBuf) -> PathBuf {
+    match path.as_os_str().as_bytes().strip_suffix(DELETED) {
+        Some(name) => PathBuf::from(OsString::from_vec(name.to_vec())),
+        None => path,
+    }
 }
 
 fn missing(real: PathBuf, part: OsString, left: VecDeque<OsString>) -> Place {

@@ -91,8 +91,12 @@ impl Scope {
         Ok(effective)
     }
 
+    /// The manager removes a scope in which nobody is left, perhaps before this look: nothing is known of it then, and that is no failure of the run.
     pub(super) fn outcome(&self) -> Result<Outcome, CgroupError> {
-        v2::outcome(&self.placed()?.0)
+        match v2::outcome(&self.placed()?.0) {
+            Err(CgroupError::Read { source, .. }) if is_gone(&source) => Ok(Outcome::default()),
+            other => other,
+        }
     }
 
     pub(super) fn kill_singly(&self) -> Result<(), CgroupError> {
@@ -110,6 +114,10 @@ impl Scope {
     pub(super) fn kill_all(&self) -> Result<(), CgroupError> {
         v2::kill_all(&self.placed()?.0)
     }
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
 /// The scope's properties (org.freedesktop.systemd1(5), systemd.resource-control(5)).

@@ -67,8 +67,20 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // Best effort: a failing test may leave a directory that its owner cannot enter.
-        let _ = fs::remove_dir_all(&self.0);
+        // A test may leave directories that their owner cannot change.
+        if fs::remove_dir_all(&self.0).is_err() {
+            open_up(&self.0);
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+fn open_up(dir: &Path) {
+    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
     }
 }
 

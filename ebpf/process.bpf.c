@@ -6,6 +6,7 @@
 #define SIGNAL_GROUP_EXIT 0x4
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
+#define S_IFIFO 0010000
 #define TCP_LISTEN 10
 
 SEC("tp_btf/sched_process_fork")
@@ -45,15 +46,31 @@ static __always_inline void add_args(struct buffer *buffer, u32 index, struct mm
 	text_done(buffer, index, bytes, how);
 }
 
-/* What descriptor 0 stands for. */
-static __always_inline void look_at_stdin(struct task_struct *task, struct exec_body *body)
+/* What one of the first descriptors stands for; a table has room for many more. */
+static __always_inline struct file *stream(struct task_struct *task, u32 number)
 {
 	struct file **slots = BPF_CORE_READ(task, files, fdt, fd), *file = NULL;
+
+	bpf_probe_read_kernel(&file, sizeof(file), slots + number);
+	return file;
+}
+
+/* Inode of a pipe, 0 of anything else. */
+static __always_inline u64 pipe_of(struct file *file)
+{
+	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : NULL;
+
+	return inode && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFIFO ? BPF_CORE_READ(inode, i_ino) : 0;
+}
+
+static __always_inline void look_at_streams(struct task_struct *task, struct exec_body *body)
+{
+	struct file *file = stream(task, 0);
 	struct inode *inode;
 	struct socket *socket;
 
-	/* A table has room for many more than one. */
-	bpf_probe_read_kernel(&file, sizeof(file), slots);
+	body->stdin_pipe = pipe_of(file);
+	body->stdout_pipe = pipe_of(stream(task, 1));
 	if (!file)
 		return;
 	inode = BPF_CORE_READ(file, f_inode);
@@ -127,7 +144,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (!buffer)
 		return 0;
 	buffer->record.body.exec.fileless = bprm->file->f_inode->i_nlink == 0;
-	look_at_stdin(task, &buffer->record.body.exec);
+	look_at_streams(task, &buffer->record.body.exec);
 	add_path(buffer, 0, BPF_CORE_READ(bprm, file, f_path.mnt), BPF_CORE_READ(bprm, file, f_path.dentry));
 	add_args(buffer, 1, task->mm);
 	add_asked(buffer, 2, task, bprm);

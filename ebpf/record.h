@@ -104,6 +104,9 @@ struct exec_body {
 	/* Of a socket. */
 	u32 stdin_family;
 	u32 stdin_listens;
+	/* Inodes of the pipes that descriptors 0 and 1 are, 0 for anything else. */
+	u64 stdin_pipe;
+	u64 stdout_pipe;
 };
 
 struct exit_body {

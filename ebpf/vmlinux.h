@@ -51,6 +51,7 @@ struct inode {
 	unsigned short i_mode;
 	unsigned int i_nlink;
 	u32 i_rdev;
+	unsigned long i_ino;
 	struct super_block *i_sb;
 };
 

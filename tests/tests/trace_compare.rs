@@ -66,7 +66,7 @@ fn told(events: &[Event], directory: &str) -> BTreeSet<String> {
             What::SetIds { call, .. } => What::SetIds { call, id: 0 },
             // Each run got its own input from here.
             What::Exec { path, args, asked, cut, fileless, .. } => {
-                What::Exec { path, args, asked, cut, fileless, stdin: None }
+                What::Exec { path, args, asked, cut, fileless, stdin: None, stdin_pipe: None, stdout_pipe: None }
             }
             // Only one of the sources sees how much.
             What::Send { address, .. } => What::Send { address, bytes: 0 },

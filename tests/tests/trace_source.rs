@@ -309,6 +309,8 @@ impl Drop for Ticking {
         // It has ended already unless the test has failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // It was the launcher: what it could not remove is removed here.
+        apex_tests::leaks::sweep(self.child.id());
     }
 }
 

@@ -85,6 +85,12 @@ pub enum What {
         /// `other`. Not told when it failed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin: Option<Stream>,
+        /// The inode of the pipe that its standard input is: who writes into it has the same as `stdout_pipe`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdin_pipe: Option<u64>,
+        /// The inode of the pipe that its standard output is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdout_pipe: Option<u64>,
     },
     /// The last thread of a process ended.
     Exit {
@@ -391,6 +397,12 @@ fn is_zero(value: &u64) -> bool {
 }
 
 impl What {
+    /// A program of which only its name and its arguments are known.
+    pub const fn program(path: String, args: Vec<String>, cut: bool) -> What {
+        let (asked, fileless, stdin, stdin_pipe, stdout_pipe) = (None, false, None, None, None);
+        What::Exec { path, args, asked, cut, fileless, stdin, stdin_pipe, stdout_pipe }
+    }
+
     /// The kind, as the key `event` of its line tells it.
     pub const fn name(&self) -> &'static str {
         match self {

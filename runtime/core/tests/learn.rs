@@ -197,14 +197,7 @@ fn open(path: &str, access: Access, create: bool) -> Event {
 }
 
 fn exec(path: &str) -> Event {
-    event(What::Exec {
-        path: path.to_owned(),
-        args: vec![path.to_owned()],
-        asked: None,
-        cut: false,
-        fileless: false,
-        stdin: None,
-    })
+    event(What::program(path.to_owned(), vec![path.to_owned()], false))
 }
 
 fn calls(names: &[&str]) -> Event {
@@ -351,7 +344,8 @@ fn look(path: &str, follow: bool) -> Event {
 
 fn asked(path: &str, asked: &str) -> Event {
     let (path, asked) = (path.to_owned(), Some(asked.to_owned()));
-    event(What::Exec { path, args: vec![], asked, cut: false, fileless: false, stdin: None })
+    let (args, stdin, stdin_pipe, stdout_pipe) = (vec![], None, None, None);
+    event(What::Exec { path, args, asked, cut: false, fileless: false, stdin, stdin_pipe, stdout_pipe })
 }
 
 #[test]

@@ -57,14 +57,7 @@ fn start(seed: u64) -> Event {
 }
 
 fn exec(path: &str) -> What {
-    What::Exec {
-        path: path.to_owned(),
-        args: vec![path.to_owned()],
-        asked: None,
-        cut: false,
-        fileless: false,
-        stdin: None,
-    }
+    What::program(path.to_owned(), vec![path.to_owned()], false)
 }
 
 fn open(path: String, access: Access) -> What {

@@ -83,10 +83,12 @@ fields! {
     SetUid = "set_uid", Flag, "whether a chmod made the file set-user-id";
     Fileless = "fileless", Flag, "whether the program of an exec has no name any more";
     Stdin = "stdin", Text, "standard input of the program of an exec: `inet` (a connection), `listener`, `unix`, `pipe`, `terminal`, `file`, `null`, `closed`, `other`";
+    StdinPipe = "stdin_pipe", Number, "pipe that the standard input of the program of an exec is; for `bind`";
+    StdoutPipe = "stdout_pipe", Number, "pipe that its standard output is; for `bind`";
     Class = "class", Text, "kind of address: `loopback`, `private`, `link-local`, `multicast`, `public`, `unix`, `abstract`, `other`";
     Host = "host", Text, "IP address";
     Port = "port", Number, "port";
-    Bytes = "bytes", Number, "bytes of a datagram, where the source knows them";
+    Bytes = "bytes", Number, "bytes of a datagram or of a `dns` message, where the source knows them";
     Qname = "qname", Text, "name that a `dns` event asks for, in small letters";
     Qparent = "qparent", Text, "the last labels of `qname` that the questions of one owner share: two, three below endings such as `co.uk`";
     Qtype = "qtype", Number, "type of the question of a `dns` event (16 is TXT)";
@@ -205,6 +207,8 @@ impl View<'_> {
             (Field::Port, _) => self.inet().map(|(_, port)| u64::from(port)),
             (Field::Bytes, What::Send { bytes, .. }) => Some(*bytes).filter(|bytes| *bytes > 0),
             (Field::Bytes, What::Dns { bytes, .. }) => Some(*bytes),
+            (Field::StdinPipe, What::Exec { stdin_pipe, .. }) => *stdin_pipe,
+            (Field::StdoutPipe, What::Exec { stdout_pipe, .. }) => *stdout_pipe,
             (Field::Qtype, What::Dns { qtype, .. }) => Some(*qtype).filter(|qtype| *qtype > 0),
             (Field::Qdata, What::Dns { qname, .. }) => Some(dns::data(qname)),
             (Field::Request, What::Ptrace { request, .. }) => Some(*request),

@@ -330,18 +330,7 @@ mod tests {
     }
 
     fn exec(pid: u32, ppid: u32, path: &str) -> Event {
-        event(
-            pid,
-            ppid,
-            What::Exec {
-                path: path.to_owned(),
-                args: vec![path.to_owned()],
-                asked: None,
-                cut: false,
-                fileless: false,
-                stdin: None,
-            },
-        )
+        event(pid, ppid, What::program(path.to_owned(), vec![path.to_owned()], false))
     }
 
     #[test]
@@ -392,8 +381,7 @@ mod tests {
         let check = |path: &str, args: &[&str], names: &[&str], line: &str| {
             let mut processes = Processes::default();
             let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-            let what =
-                What::Exec { path: path.to_owned(), args, asked: None, cut: false, fileless: false, stdin: None };
+            let what = What::program(path.to_owned(), args, false);
             feed(&mut processes, &[event(10, 1, what)]);
             let process = processes.get(10).expect("it is known");
             assert_eq!((process.programs().collect::<Vec<_>>().as_slice(), process.line.as_str()), (names, line));

@@ -108,6 +108,8 @@ fn examples() -> Vec<What> {
             cut: false,
             fileless: false,
             stdin: Some(Stream::Pipe),
+            stdin_pipe: Some(60122),
+            stdout_pipe: None,
         },
         What::Exit { code: Some(0), signal: None },
         What::Socket { family: 2, kind: 1, protocol: 6 },

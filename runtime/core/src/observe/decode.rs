@@ -171,7 +171,7 @@ fn execution(abi: Abi, caller: &mut dyn Caller, (dirfd, name): (Option<i32>, u64
         args.push(words(&text[..text.len().min(EXEC_ARG_BYTES_MAX)]));
         cut |= text.len() > EXEC_ARG_BYTES_MAX;
     }
-    What::Exec { path, args, asked: None, cut, fileless: false, stdin: None }
+    What::program(path, args, cut)
 }
 
 fn is_set_ids(name: &str) -> bool {

@@ -131,14 +131,7 @@ fn events() -> Vec<Event> {
     let refused = Refused { call: "mount".to_owned(), abi: "x86_64".to_owned(), args: [0; 6], reported: false };
     let whats = [
         What::Fork { child: 13 },
-        What::Exec {
-            path: "/bin/sh".to_owned(),
-            args: vec!["sh".to_owned()],
-            asked: None,
-            cut: false,
-            fileless: false,
-            stdin: None,
-        },
+        What::program("/bin/sh".to_owned(), vec!["sh".to_owned()], false),
         What::Exit { code: Some(0), signal: None },
         What::Socket { family: 2, kind: 1, protocol: 0 },
         What::Connect { address: inet() },
@@ -278,7 +271,7 @@ fn the_id_is_the_same_for_the_same_and_differs_for_others() {
 fn size_stays_bounded_for_hostile_arguments() {
     let long = Ancestor { args: vec!["\u{e9}".repeat(2048); 64], ..ancestor(12, 11) };
     let args = vec!["x".repeat(4096); 64];
-    let exec = event(What::Exec { path: path(), args, asked: None, cut: false, fileless: false, stdin: None }, None);
+    let exec = event(What::program(path(), args, false), None);
     let full = Finding { ancestry: vec![long; 200], ..finding(vec![exec; 200], rule()) };
     assert_eq!(json(&full)["evidences"][0]["data"]["cut"], true);
     let text = serde_json::to_string(&json(&full)).expect("representable");

@@ -21,7 +21,7 @@ fn event(pid: u32, what: What, error: Option<Errno>) -> Event {
 }
 
 fn exec(path: &str) -> What {
-    What::Exec { path: path.to_owned(), args: Vec::new(), asked: None, cut: false, fileless: false, stdin: None }
+    What::program(path.to_owned(), Vec::new(), false)
 }
 
 #[test]

@@ -98,7 +98,9 @@ fn exec(record: &Record<'_>) -> What {
     let path = bounded(record.text(0).to_text());
     let asked = named(record.text(2), record.text(3)).filter(|asked| *asked != path);
     let fileless = record.body(exec_body::fileless) != 0;
-    What::Exec { path, args, asked, cut, fileless, stdin: Some(stdin(record)) }
+    let pipe = |field| Some(record.body(field)).filter(|inode| *inode > 0);
+    let (stdin_pipe, stdout_pipe) = (pipe(exec_body::stdin_pipe), pipe(exec_body::stdout_pipe));
+    What::Exec { path, args, asked, cut, fileless, stdin: Some(stdin(record)), stdin_pipe, stdout_pipe }
 }
 
 fn stdin(record: &Record<'_>) -> Stream {
@@ -177,7 +179,7 @@ mod tests {
         let args = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
         check(
             EXEC,
-            &[1, 0o140_777, 0, 2, 0],
+            &[1, 0o140_777, 0, 2, 0, 0, 0, 0, 71, 1],
             &[(NAMES, b"sh\0bin\0"), (RAW, b"sh\0-c\0\0")],
             What::Exec {
                 path: "/bin/sh".to_owned(),
@@ -186,6 +188,8 @@ mod tests {
                 cut: false,
                 fileless: true,
                 stdin: Some(Stream::Inet),
+                stdin_pipe: None,
+                stdout_pipe: Some(71 | 1 << 32),
             },
         );
         let many = b"x\0".repeat(ARGS_MAX + 1);
@@ -200,6 +204,8 @@ mod tests {
                 cut: true,
                 fileless: false,
                 stdin: Some(Stream::Closed),
+                stdin_pipe: None,
+                stdout_pipe: None,
             },
         );
     }

@@ -113,7 +113,7 @@ impl Call<'_> {
         match self.name {
             "execve" | "execveat" => {
                 let (args, cut) = words(&self.words(1));
-                What::Exec { path: self.path(0), args, asked: None, cut, fileless: false, stdin: None }
+                What::program(self.path(0), args, cut)
             }
             "setuid" | "setgid" | "setreuid" | "setregid" | "setresuid" | "setresgid" | "setfsuid" | "setfsgid"
             | "setgroups" | "setuid32" | "setgid32" | "setreuid32" | "setregid32" | "setresuid32" | "setresgid32"
@@ -331,14 +331,7 @@ mod tests {
     #[test]
     fn privileges() {
         let call = |name: &str| name.to_owned();
-        let exec = What::Exec {
-            path: "/tmp/a".to_owned(),
-            args: vec!["a".to_owned(), "-x".to_owned()],
-            asked: None,
-            cut: true,
-            fileless: false,
-            stdin: None,
-        };
+        let exec = What::program("/tmp/a".to_owned(), vec!["a".to_owned(), "-x".to_owned()], true);
         check("execveat", [0; 6], &[(NAMES, b"tmp\0"), (RAW, b"a\0"), NONE, (RAW | 0x40, b"a\0-x\0")], exec);
         check("setresuid", [7, 8, 9, 0, 0, 0], &[], What::SetIds { call: call("setresuid"), id: 7 });
         let sets = [1u32, 0, 0, 2, 0, 0].map(u32::to_le_bytes).concat();

@@ -58,7 +58,7 @@ layout! {
         comm: [u8; 16] = 40, text_bytes: [u16; 4] = 56, text_how: [u8; 4] = 64,
     }
     fork_body { child: u32 = 0 }
-    exec_body { fileless: u32 = 0, stdin_mode: u32 = 4, stdin_device: u32 = 8, stdin_family: u32 = 12, stdin_listens: u32 = 16 }
+    exec_body { fileless: u32 = 0, stdin_mode: u32 = 4, stdin_device: u32 = 8, stdin_family: u32 = 12, stdin_listens: u32 = 16, stdin_pipe: u64 = 24, stdout_pipe: u64 = 32 }
     exit_body { status: u32 = 0 }
     socket_body { family: u32 = 0, kind: u32 = 4, protocol: u32 = 8 }
     address_body { family: u32 = 0, port: u32 = 4, ip: [u8; 16] = 8 }

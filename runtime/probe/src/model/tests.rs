@@ -45,20 +45,7 @@ fn lines(at: u64, programs: &[&str], ends: bool) -> Vec<String> {
         level: Level::Default,
         sources: Default::default(),
     };
-    let exec = |path: &&str| {
-        event(
-            at,
-            3,
-            What::Exec {
-                path: (*path).to_owned(),
-                args: Vec::new(),
-                asked: None,
-                cut: false,
-                fileless: false,
-                stdin: None,
-            },
-        )
-    };
+    let exec = |path: &&str| event(at, 3, What::program((*path).to_owned(), Vec::new(), false));
     let mut events = vec![event(at, 0, What::Start(Box::new(start)))];
     events.extend(programs.iter().map(exec));
     if ends {

@@ -2,11 +2,11 @@
 //!
 //! Everything read is bounded. A process is stopped while it is looked at, but its siblings are not: what comes out describes.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use apex_core::event::{ARGS_MAX, Address, Stream, What};
@@ -85,20 +85,26 @@ pub fn program(pid: Pid) -> Option<What> {
     let (args, cut) = arguments(pid);
     let path = words(name);
     let asked = asked(pid).filter(|asked| *asked != path);
-    Some(What::Exec { path, args, asked, cut, fileless, stdin: stdin(pid) })
+    let (input, output) = (look_at_stream(pid, 0), look_at_stream(pid, 1));
+    let stdin = match &input {
+        Ok(about) => Some(stdin(pid, about)),
+        Err(error) => (error.kind() == ErrorKind::NotFound).then_some(Stream::Closed),
+    };
+    let pipe = |about: std::io::Result<Metadata>| about.ok().filter(|it| it.file_type().is_fifo()).map(|it| it.ino());
+    let (stdin_pipe, stdout_pipe) = (pipe(input), pipe(output));
+    Some(What::Exec { path, args, asked, cut, fileless, stdin, stdin_pipe, stdout_pipe })
 }
 
-/// What descriptor 0 of a process stands for.
-fn stdin(pid: Pid) -> Option<Stream> {
-    let about = match fs::metadata(format!("/proc/{pid}/fd/0")) {
-        Ok(about) => about,
-        Err(error) => return (error.kind() == ErrorKind::NotFound).then_some(Stream::Closed),
-    };
+fn look_at_stream(pid: Pid, number: u8) -> std::io::Result<Metadata> {
+    fs::metadata(format!("/proc/{pid}/fd/{number}"))
+}
+
+fn stdin(pid: Pid, about: &Metadata) -> Stream {
     let socket = socket(pid, 0);
     let ask = |name| socket.as_ref().and_then(|socket| net::option(socket.as_fd(), name).ok());
     let family = ask(libc::SO_DOMAIN).and_then(|family| u32::try_from(family).ok()).unwrap_or(0);
     let device = (libc::major(about.rdev()), libc::minor(about.rdev()));
-    Some(Stream::of(about.mode(), device, family, ask(libc::SO_ACCEPTCONN) == Some(1)))
+    Stream::of(about.mode(), device, family, ask(libc::SO_ACCEPTCONN) == Some(1))
 }
 
 /// The file as it was asked to be executed: the kernel leaves the name of the call with the new program (AT_EXECFN, getauxval(3)).

@@ -50,14 +50,7 @@ fn told(told: &Told) -> String {
 }
 
 fn event(pid: u32) -> Event {
-    let what = What::Exec {
-        path: "/bin/true".to_owned(),
-        args: vec!["true".to_owned()],
-        asked: None,
-        cut: false,
-        fileless: false,
-        stdin: None,
-    };
+    let what = What::program("/bin/true".to_owned(), vec!["true".to_owned()], false);
     Event { time_ns: 5, sandbox: 7, pid, ppid: 1, uid: 0, comm: "job".to_owned(), what, error: None }
 }
 

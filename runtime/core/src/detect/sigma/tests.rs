@@ -35,7 +35,7 @@ fn rule(category: &str, selections: &[(&str, Node)], condition: &str) -> Node {
 
 fn exec(line: &str) -> Event {
     let args: Vec<String> = line.split(' ').map(str::to_owned).collect();
-    let what = What::Exec { path: args[0].clone(), args, asked: None, cut: false, fileless: false, stdin: None };
+    let what = What::program(args[0].clone(), args, false);
     Event { time_ns: 1, sandbox: 1, pid: 10, ppid: 1, uid: 0, comm: "x".to_owned(), what, error: None }
 }
 

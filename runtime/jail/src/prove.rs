@@ -48,6 +48,8 @@ enum Got {
     Signal(i32),
     /// It was not one attempt but a look: so much was seen.
     Seen(u32),
+    /// The call said that it was done, and nothing had changed.
+    Kept,
     /// The child ended without an answer.
     Lost,
     /// It could not be attempted: no child could be had.
@@ -71,6 +73,7 @@ impl Got {
             Got::Seen(count) => (3, count),
             Got::Lost => (4, 0),
             Got::NoChild(errno) => (5, errno as u32),
+            Got::Kept => (6, 0),
         }
     }
 
@@ -83,6 +86,7 @@ impl Got {
             3 => Got::Seen(value),
             4 => Got::Lost,
             5 => Got::NoChild(Errno::from_raw(number.ok()?)),
+            6 => Got::Kept,
             _ => return None,
         })
     }
@@ -97,6 +101,7 @@ impl std::fmt::Display for Got {
                 Ok(signal) => f.write_str(signal.as_str()),
                 Err(_) => write!(f, "signal {number}"),
             },
+            Got::Kept => f.write_str("no change"),
             Got::Seen(0) => f.write_str("none"),
             Got::Seen(count) => write!(f, "{count}"),
             Got::Lost => f.write_str("ended without an answer"),
@@ -317,8 +322,15 @@ mod tests {
 
     #[test]
     fn answers_come_back_as_they_were_sent() {
-        let all =
-            [Got::Done, Got::Errno(Errno::EPERM), Got::Signal(9), Got::Seen(3), Got::Lost, Got::NoChild(Errno::EAGAIN)];
+        let all = [
+            Got::Done,
+            Got::Errno(Errno::EPERM),
+            Got::Signal(9),
+            Got::Seen(3),
+            Got::Kept,
+            Got::Lost,
+            Got::NoChild(Errno::EAGAIN),
+        ];
         let (reader, writer) = std::io::pipe().unwrap();
         for (index, got) in all.into_iter().enumerate() {
             send(index, got, &writer).unwrap();

@@ -7,7 +7,7 @@ use crate::layer::{Layer, Requirement};
 
 /// Sum of the texts (see `embedded`).
 #[cfg_attr(test, expect(dead_code))]
-pub(super) const SUM: u64 = 0xdec5547a459ab6b8;
+pub(super) const SUM: u64 = 0xdb49e6aa3e1f8ad8;
 
 #[rustfmt::skip]
 pub(super) static ISOLATION: Embedded = Embedded {
@@ -45,7 +45,7 @@ pub(super) static ISOLATION: Embedded = Embedded {
     ceiling: Some((87, EmbeddedCeiling {
         network: Some(Network::None),
         syscalls_default: Some(SyscallDefault::Deny),
-        syscalls_forbidden: Some(&["io-uring", "userfaultfd", "bpf", "perf", "keyrings", "ptrace", "namespaces", "mount", "module", "reboot", "clock-set", "swap", "privilege", "rare-sockets", "handles", "kernel-log", "setuid-bits", "terminal-injection", "quota", "fanotify", "pidfd-steal", "admin"]),
+        syscalls_forbidden: Some(&["io-uring", "userfaultfd", "bpf", "perf", "keyrings", "ptrace", "namespaces", "mount", "module", "reboot", "clock-set", "swap", "privilege", "rare-sockets", "handles", "kernel-log", "setuid-bits", "core-dumps", "terminal-injection", "quota", "fanotify", "pidfd-steal", "admin"]),
         compat: Some(false),
         capabilities: Some(&[]),
         grant_forbidden: Some(&["/proc", "/sys", "/dev", "/boot", "/run", "/var/run"]),
@@ -139,7 +139,7 @@ pub(super) static HYBRID: Embedded = Embedded {
     ceiling: Some((109, EmbeddedCeiling {
         network: Some(Network::Host),
         syscalls_default: Some(SyscallDefault::Report),
-        syscalls_forbidden: Some(&["bpf", "module", "reboot", "clock-set", "swap", "handles", "kernel-log", "setuid-bits", "terminal-injection", "quota", "admin"]),
+        syscalls_forbidden: Some(&["bpf", "module", "reboot", "clock-set", "swap", "handles", "kernel-log", "setuid-bits", "core-dumps", "terminal-injection", "quota", "admin"]),
         compat: Some(true),
         capabilities: Some(&["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE"]),
         grant_forbidden: Some(&["/proc", "/sys"]),

@@ -4,7 +4,7 @@
 //! ENOSYS, and libraries fall back to the call that shows it. Where the kernel truncates an argument to 32 bits the rule looks at the low
 //! 32 bits alone: a filter that compared all 64 was walked around with a high bit set (CVE-2019-10063).
 
-use super::{EAFNOSUPPORT, ENOSYS, EPERM};
+use super::{DONE, EAFNOSUPPORT, ENOSYS, EPERM};
 
 /// What a program answers without looking further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +97,10 @@ pub enum Rule {
     Mknod,
     /// The same in argument 2.
     Mknodat,
+    /// No other core limit than the one that the sandbox began with.
+    Setrlimit,
+    /// The same; a call that only asks is carried out.
+    Prlimit64,
 }
 
 /// Which calls have a rule.
@@ -121,6 +125,8 @@ pub(super) const CALLS: &[(&str, Rule)] = &[
     ("openat", Rule::Openat),
     ("mknod", Rule::Mknod),
     ("mknodat", Rule::Mknodat),
+    ("setrlimit", Rule::Setrlimit),
+    ("prlimit64", Rule::Prlimit64),
 ];
 
 /// Calls with a path or an address: what `--why` watches.
@@ -165,6 +171,8 @@ impl Rule {
             Rule::Mode2 => (MODE_2, true, EPERM, &["setuid-bits"]),
             Rule::Open => (OPEN, true, EPERM, &["setuid-bits"]),
             Rule::Openat => (OPENAT, true, EPERM, &["setuid-bits"]),
+            Rule::Setrlimit => (CORE_LIMIT, false, DONE, &["core-dumps"]),
+            Rule::Prlimit64 => (NO_CORE_LIMIT, true, DONE, &["core-dumps"]),
             Rule::Mknod | Rule::Mknodat => return self.read_mknod(granted),
         };
         if governors.iter().all(|governor| granted(governor)) {
@@ -274,3 +282,9 @@ const MKNODAT_TYPES: Cases = &[
     &[masked(2, FILE_TYPE, 0o010_000)],
     &[masked(2, FILE_TYPE, 0o140_000)],
 ];
+
+/// RLIMIT_CORE.
+const CORE_LIMIT: Cases = &[&[is(0, 4)]];
+/// No new limit, or one of the bits by which the other fifteen limits differ from RLIMIT_CORE (asm-generic/resource.h).
+const NO_CORE_LIMIT: Cases =
+    &[&[clear(2, u64::MAX)], &[clear(1, 4)], &[masked(1, 1, 1)], &[masked(1, 2, 2)], &[masked(1, 8, 8)]];

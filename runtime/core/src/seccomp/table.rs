@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::groups::{self, Group};
 use super::rules::{Answer, ArgRules, Reading};
-use super::{Abi, Arch, ENOSYS};
+use super::{Abi, Arch, DONE, ENOSYS};
 use crate::policy::{SyscallDefault, Syscalls};
 
 /// What goes to the listener beside calls that a `report` default lets through.
@@ -247,8 +247,9 @@ impl Table {
         match verdict {
             Verdict::Allow if has_path && self.notify.paths => Answer::Notify,
             Verdict::Allow => Answer::Allow,
-            // Calls that do not exist stay with the filter: there is nothing to explain, and libraries probe for them.
-            Verdict::Refuse(errno) if !self.notify.refusals || errno == ENOSYS => Answer::Errno(errno),
+            // Calls that do not exist stay with the filter, as those that only seem to be carried out: there is nothing to explain, and
+            // libraries probe for the first.
+            Verdict::Refuse(errno) if !self.notify.refusals || matches!(errno, ENOSYS | DONE) => Answer::Errno(errno),
             Verdict::Refuse(_) | Verdict::Report => Answer::Notify,
         }
     }
@@ -432,6 +433,33 @@ mod tests {
         assert_eq!(judge("clone", [0x1000_0011, 0, 0, 0, 0, 0]), Verdict::Refuse(EPERM));
         assert_eq!(judge("openat", [0, 0, 0o100, 0o4755, 0, 0]), Verdict::Refuse(EPERM));
         assert_eq!(judge("openat", [0, 0, 0, 0o4755, 0, 0]), Verdict::Allow);
+    }
+
+    #[test]
+    fn a_core_limit_is_set_by_nobody_and_nobody_is_told() {
+        let refused = policy(SyscallDefault::Report, &["process"], &[]);
+        for (name, set, ask) in [
+            ("setrlimit", [4, 0x7fff_0000, 0, 0, 0, 0], None),
+            ("prlimit64", [0, 4, 0x7fff_0000, 0, 0, 0], Some([0, 4, 0, 0x7fff_0000, 0, 0])),
+            // The kernel looks at the low word of the resource, and at the whole pointer.
+            ("prlimit64", [0, 0xffff_ffff_0000_0004, 0x1_0000_0000, 0, 0, 0], None),
+        ] {
+            for abi in [Abi::X86_64, Abi::I386] {
+                let table = Table::build(&refused, Arch::X86_64, Notify::RECORD).unwrap();
+                let number = abi.call_number(name).unwrap();
+                let Decision::Args(rules) = table.decide(abi, number) else { panic!("{name} is judged") };
+                assert_eq!(rules.judge(&set), Answer::Errno(DONE), "{name} {set:x?}");
+                assert!(ask.is_none_or(|ask| rules.judge(&ask) == Answer::Allow), "{name} {ask:x?}");
+                let resource = usize::from(name == "prlimit64");
+                for other in (0..16).filter(|other| *other != 4) {
+                    let mut args = set;
+                    args[resource] = other;
+                    assert_eq!(rules.judge(&args), Answer::Allow, "{name} of limit {other}");
+                }
+            }
+        }
+        let granted = policy(SyscallDefault::Deny, &["core-dumps"], &[]);
+        assert_eq!(decide(&granted, Notify::default(), Abi::X86_64, "prlimit64"), Decision::Allow);
     }
 
     #[test]

@@ -39,6 +39,7 @@ impl Trials<'_> {
         self.open_files();
         self.file_size();
         self.raise();
+        self.lower_core();
     }
 
     fn limit(&self, name: &str) -> Option<u64> {
@@ -142,16 +143,34 @@ impl Trials<'_> {
             self.plan.rlimits.iter().filter_map(|limit| Some((limit.name, resource_number(limit.name)?))).collect();
         for (name, number) in raised {
             let attempt = format!("lift the limit `{name}`");
-            self.attempt(Layer::Rlimits, attempt, &[Got::Errno(Errno::EPERM)], move |probing| lift(probing, number));
+            let mut expected = vec![Got::Errno(Errno::EPERM)];
+            // The filter says that it was done.
+            expected.extend((number == CORE).then_some(Got::Kept));
+            self.attempt(Layer::Rlimits, attempt, &expected, move |probing| set(probing, number, u64::MAX));
         }
     }
+
+    /// 0, for which the kernel starts a core handler, is lower than the limit: the filter alone keeps a process from it.
+    fn lower_core(&mut self) {
+        let attempt = "set the limit `core` to 0";
+        let Some(table) = &self.plan.seccomp else {
+            return self.skip(Layer::Seccomp, attempt, &[Got::Kept], "the plan has no filter");
+        };
+        if table.allowed().contains(&"core-dumps") {
+            return self.skip(Layer::Seccomp, attempt, &[Got::Kept], "the policy grants `core-dumps`");
+        }
+        self.attempt(Layer::Seccomp, attempt, &[Got::Kept], |probing| set(probing, CORE, 0));
+    }
 }
+
+/// RLIMIT_CORE.
+const CORE: u64 = 4;
 
 /// Numbers of setrlimit(2).
 fn resource_number(name: &str) -> Option<u64> {
     Some(match name {
         "fsize" => 1,
-        "core" => 4,
+        "core" => CORE,
         "nproc" => 6,
         "nofile" => 7,
         "memlock" => 8,
@@ -159,11 +178,18 @@ fn resource_number(name: &str) -> Option<u64> {
     })
 }
 
-fn lift(probing: &Probing, resource: u64) -> Got {
-    let unlimited = [u64::MAX; 2];
+/// Sets the soft and the hard limit.
+fn set(probing: &Probing, resource: u64, limit: u64) -> Got {
+    let wanted = [limit; 2];
+    let mut found = [0; 2];
     let nr = nix::libc::SYS_prlimit64 as u32;
-    let args = [0, resource, unlimited.as_ptr() as u64, 0, 0, 0];
-    Got::of(probing.call(&Call { entry: Entry::Native, nr, args }))
+    let mut prlimit = |new: *const u64, old: *mut u64| {
+        probing.call(&Call { entry: Entry::Native, nr, args: [0, resource, new as u64, old as u64, 0, 0] })
+    };
+    match prlimit(wanted.as_ptr(), std::ptr::null_mut()).and_then(|_| prlimit(std::ptr::null(), found.as_mut_ptr())) {
+        Ok(_) if found != wanted => Got::Kept,
+        result => Got::of(result),
+    }
 }
 
 /// Starts up to `count` processes that only wait, and ends them again.

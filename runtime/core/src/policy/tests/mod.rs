@@ -50,6 +50,7 @@ const GROUPS: &[&str] = &[
     "obsolete",
     "kernel-log",
     "setuid-bits",
+    "core-dumps",
     "terminal-injection",
     "quota",
     "fanotify",

@@ -77,12 +77,8 @@ fn table(out: &mut String, fields: &[(String, String)]) {
     out.push('\n');
 }
 
-/// One of each, in the order of the source.
-fn examples() -> Vec<What> {
-    let path = || "/tmp/job/out.txt".to_owned();
-    let address = || "inet:192.0.2.1:443".parse::<Address>().expect("an address");
-    let call = |name: &str| name.to_owned();
-    let start = Start {
+fn start() -> Start {
+    Start {
         version: VERSION,
         wall_time_ns: 1_795_383_725_713_045_466,
         mode: "isolation".to_owned(),
@@ -95,10 +91,17 @@ fn examples() -> Vec<What> {
             (Family::Refusal, Source::Listener),
             (Family::Lsm, Source::Missing { reason: "this kernel has no BPF LSM".to_owned() }),
         ]),
-    };
+    }
+}
+
+/// One of each, in the order of the source.
+fn examples() -> Vec<What> {
+    let path = || "/tmp/job/out.txt".to_owned();
+    let address = || "inet:192.0.2.1:443".parse::<Address>().expect("an address");
+    let call = |name: &str| name.to_owned();
     let refused = Refused { call: call("mount"), abi: "x86_64".to_owned(), args: [1, 2, 3, 0, 0, 0], reported: false };
     vec![
-        What::Start(Box::new(start)),
+        What::Start(Box::new(start())),
         What::End(Box::new(End { events: 87, lost: BTreeMap::from([(Loss::RingFull, 3)]), findings: 1 })),
         What::Fork { child: 4712 },
         What::Exec {

@@ -183,7 +183,7 @@ fn set(probing: &Probing, resource: u64, limit: u64) -> Got {
     let wanted = [limit; 2];
     let mut found = [0; 2];
     let nr = nix::libc::SYS_prlimit64 as u32;
-    let mut prlimit = |new: *const u64, old: *mut u64| {
+    let prlimit = |new: *const u64, old: *mut u64| {
         probing.call(&Call { entry: Entry::Native, nr, args: [0, resource, new as u64, old as u64, 0, 0] })
     };
     match prlimit(wanted.as_ptr(), std::ptr::null_mut()).and_then(|_| prlimit(std::ptr::null(), found.as_mut_ptr())) {

@@ -1,10 +1,13 @@
 //! What is done on a finding: each reaction in a real sandbox, with a program that executes a file without a name.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use apex_tests::{MEMORY_OVER, Sandbox, TIME_OVER, TempDir, as_root, each_mode, leaks};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 /// Executes a copy of `sleep` from memory, waits until somebody can have reacted, tries what a tightened sandbox may not, and ends.
 const JOB: &str = r#"
@@ -164,10 +167,8 @@ print("done", flush=True)
     assert!(!output.out().contains("done"), "{}\n{}", output.out(), output.err());
 }
 
-/// It shares standard error with the caller, who reads nothing of it here until the end: neither reaction nor wall time waits for that.
-#[test]
-fn a_sandbox_that_fills_standard_error_is_still_ended() {
-    const FILL: &str = r#"
+/// Fills standard error, which nobody reads, and leaves it as it was.
+const FILL: &str = r#"
 import fcntl, os
 flags = fcntl.fcntl(2, fcntl.F_GETFL)
 fcntl.fcntl(2, fcntl.F_SETFL, flags | os.O_NONBLOCK)
@@ -179,23 +180,57 @@ for size in (4096, 1):
         pass
 fcntl.fcntl(2, fcntl.F_SETFL, flags)
 "#;
+
+/// Runs a job in a sandbox that is to be ended, reads nothing of it until long after, and looks for what runs inside.
+fn expect_ended_unread(sandbox: &Sandbox, code: i32) {
+    let mut command = sandbox.command(&RUN);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.expect("apex-run starts");
+    // Longer than the wall time, shorter than what the job would sleep.
+    std::thread::sleep(Duration::from_secs(8));
+    // Launcher and prober may wait for somebody to read; whatever ran inside must not be left.
+    let launcher = format!("process {}:", child.id());
+    let is_inside = |line: &String| !line.starts_with(&launcher) && !line.contains("apex-probe serve");
+    let alive: Vec<_> = leaks::processes(sandbox.mark()).into_iter().filter(is_inside).collect();
+    assert!(alive.is_empty(), "{alive:#?}");
+    apex_tests::sandbox::collect(child).expect_code(code);
+}
+
+/// It shares standard error with the caller, who reads nothing of it here until the end: neither reaction nor wall time waits for that.
+#[test]
+fn a_sandbox_that_fills_standard_error_is_still_ended() {
     if watched("kill").is_none() {
         apex_tests::skip!("the program python3 is not installed");
     }
     for (reaction, code) in [("kill", MEMORY_OVER), ("freeze", TIME_OVER), ("tighten", TIME_OVER)] {
         let job = format!("{FILL}{JOB}time.sleep(60)\n");
         let args = ["--profile", "python", "--env", &format!("JOB={job}"), "--on-finding", reaction, "--time", "5s"];
-        let sandbox = Sandbox::new().args(args);
-        let mut command = sandbox.command(&RUN);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let child = child.expect("apex-run starts");
-        // Longer than the wall time, shorter than what the job would sleep.
-        std::thread::sleep(Duration::from_secs(8));
-        // Launcher and prober may wait for somebody to read; whatever ran inside must not be left.
-        let launcher = format!("process {}:", child.id());
-        let is_inside = |line: &String| !line.starts_with(&launcher) && !line.contains("apex-probe serve");
-        let alive: Vec<_> = leaks::processes(sandbox.mark()).into_iter().filter(is_inside).collect();
-        assert!(alive.is_empty(), "after {reaction}: {alive:#?}");
-        apex_tests::sandbox::collect(child).expect_code(code);
+        expect_ended_unread(&Sandbox::new().args(args), code);
     }
+}
+
+/// That the record's reader does not read either is to be told on standard error, which has no room for it.
+#[test]
+fn a_full_record_beside_a_full_standard_error_holds_no_reaction_up() {
+    // Each line of the record has a target whose bytes are escaped to six times as many: several times what waits for a slow reader.
+    const FLOOD: &str = r#"
+for _ in range(3000):
+    try:
+        os.symlink("\x01" * 4000, "/proc/none")
+    except OSError:
+        pass
+"#;
+    if watched("kill").is_none() {
+        apex_tests::skip!("the program python3 is not installed");
+    }
+    let record = TempDir::new();
+    nix::unistd::mkfifo(record.at("events").as_str(), Mode::S_IRWXU).expect("a pipe");
+    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(record.at("events"));
+    let job = format!("{FILL}{FLOOD}{JOB}time.sleep(60)\n");
+    let args = ["--profile", "python", "--env", &format!("JOB={job}"), "--on-finding", "kill", "--time", "7s"];
+    expect_ended_unread(
+        &Sandbox::new().args(args).args(["--watch=full", "--events", &record.at("events")]),
+        MEMORY_OVER,
+    );
+    drop(reader);
 }

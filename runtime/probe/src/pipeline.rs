@@ -16,7 +16,7 @@ use apex_sys::clock;
 
 use crate::engines::Engines;
 use crate::lesson::Lesson;
-use crate::sink::{self, SinkError, Sinks};
+use crate::sink::{self, SinkError, Sinks, Surroundings};
 
 /// Refusals that one sandbox may have recorded in a second, and at once.
 const REFUSALS_A_SECOND: u64 = 2000;
@@ -50,12 +50,14 @@ pub struct Pipeline {
 impl Pipeline {
     /// Opens everything that is written to, before anything is built.
     pub fn open(begin: &Begin, engines: Engines, lesson: Option<Lesson>) -> Result<Pipeline, SinkError> {
+        let words = Sinks::words()?;
+        let surroundings = Surroundings { tell: words.teller(), ..Surroundings::default() };
         Ok(Pipeline {
             head: begin.start.clone(),
             sandbox: 0,
-            words: Sinks::words()?,
-            events: Sinks::open(&begin.events)?,
-            findings: Sinks::open(&begin.findings)?,
+            words,
+            events: Sinks::open(&begin.events, &surroundings)?,
+            findings: Sinks::open(&begin.findings, &surroundings)?,
             engines,
             lesson,
             context: Context::new(&begin.start, clock::since_boot_ns()),

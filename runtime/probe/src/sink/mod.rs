@@ -95,7 +95,7 @@ pub struct Surroundings {
     pub journal: PathBuf,
     /// Socket of syslog.
     pub syslog: PathBuf,
-    /// Gets each trouble of a sink, once for each sink.
+    /// Gets each trouble of a sink, once for each sink, also from within [`Sinks::event`]: it must not wait. Nobody is told by default.
     pub tell: Arc<dyn Fn(&str) + Send + Sync>,
     /// How long the end may take.
     pub finish: Duration,
@@ -108,7 +108,7 @@ impl Default for Surroundings {
         Surroundings {
             journal: PathBuf::from("/run/systemd/journal/socket"),
             syslog: PathBuf::from("/dev/log"),
-            tell: Arc::new(|words| eprintln!("apex-probe: {words}")),
+            tell: Arc::new(|_| ()),
             finish: FINISH,
             pause: webhook::PAUSE_FIRST,
         }
@@ -140,12 +140,7 @@ pub struct Sinks {
 
 impl Sinks {
     /// Opens each; an empty list is fine.
-    pub fn open(sinks: &[Sink]) -> Result<Sinks, SinkError> {
-        Sinks::open_in(sinks, &Surroundings::default())
-    }
-
-    /// The same in other surroundings.
-    pub fn open_in(sinks: &[Sink], surroundings: &Surroundings) -> Result<Sinks, SinkError> {
+    pub fn open(sinks: &[Sink], surroundings: &Surroundings) -> Result<Sinks, SinkError> {
         let mut open = Sinks { running: Vec::new(), line: Vec::new(), finish: surroundings.finish };
         for sink in sinks {
             // On failure `open` is dropped: threads of the sinks before find their queue closed and end.
@@ -159,11 +154,20 @@ impl Sinks {
 
     /// Standard error, for words to people. What does not fit or cannot be written is lost without a word, since there is nowhere to say it.
     pub fn words() -> Result<Sinks, SinkError> {
-        let silent = Surroundings { tell: Arc::new(|_| ()), finish: WORDS_FINISH, ..Surroundings::default() };
+        let silent = Surroundings { finish: WORDS_FINISH, ..Surroundings::default() };
         // Whoever closed it wants to be told nothing.
-        Sinks::open_in(&[Sink::Stderr], &silent).or_else(|error| match error {
-            SinkError::Stream { .. } => Sinks::open_in(&[], &silent),
+        Sinks::open(&[Sink::Stderr], &silent).or_else(|error| match error {
+            SinkError::Stream { .. } => Sinks::open(&[], &silent),
             other => Err(other),
+        })
+    }
+
+    /// Tells people by these sinks what is wrong with others, without waiting: standard error may be as full as they are.
+    pub fn teller(&self) -> Arc<dyn Fn(&str) + Send + Sync> {
+        let queues: Vec<_> = self.running.iter().map(|running| Arc::clone(&running.queue)).collect();
+        Arc::new(move |words| {
+            let line = format!("apex-probe: {words}\n");
+            queues.iter().for_each(|queue| queue.push_at_once(line.as_bytes()));
         })
     }
 
@@ -200,8 +204,7 @@ impl Sinks {
         self.line.extend_from_slice(words.as_bytes());
         self.line.push(b'\n');
         for running in &self.running {
-            running.queue.push(&self.line, None);
-            running.queue.hurry();
+            running.queue.push_at_once(&self.line);
         }
     }
 

@@ -167,8 +167,9 @@ impl Queue {
         }
     }
 
-    /// Has what is there written without lingering.
-    pub fn hurry(&self) {
+    /// Adds a line that does not linger.
+    pub fn push_at_once(&self, line: &[u8]) {
+        self.push(line, None);
         self.lock().hurried = true;
         self.changed.notify_all();
     }

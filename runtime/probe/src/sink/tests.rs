@@ -93,7 +93,8 @@ fn a_file_gets_events_and_findings_as_lines_and_is_its_owners() {
     let temp = Temp::new("file");
     let path = temp.path("events");
     for _ in 0..2 {
-        let mut sinks = Sinks::open(&[Sink::File(path.clone())]).expect("a writable directory");
+        let mut sinks =
+            Sinks::open(&[Sink::File(path.clone())], &Surroundings::default()).expect("a writable directory");
         sinks.event(&event(3));
         sinks.finding(&finding(), &context());
         counts(2, 0, &sinks.finish());
@@ -109,7 +110,7 @@ fn a_file_gets_events_and_findings_as_lines_and_is_its_owners() {
 fn a_finding_is_written_at_once_and_an_event_within_a_second() {
     let temp = Temp::new("soon");
     let path = temp.path("lines");
-    let mut sinks = Sinks::open(&[Sink::File(path.clone())]).expect("a writable directory");
+    let mut sinks = Sinks::open(&[Sink::File(path.clone())], &Surroundings::default()).expect("a writable directory");
     let lines = || fs::read_to_string(&path).expect("there").lines().count();
     let within = |time: Duration, wanted: usize| {
         let end = Instant::now() + time;
@@ -131,7 +132,7 @@ fn links_directories_and_pipes_without_a_reader_are_refused() {
     std::os::unix::fs::symlink("/dev/null", temp.path("link")).expect("a link");
     nix::unistd::mkfifo(temp.path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     for path in [temp.path("link"), temp.path("pipe"), temp.path("no/such"), temp.path(".")] {
-        let error = Sinks::open(&[Sink::File(path.clone())]).err().expect("refused");
+        let error = Sinks::open(&[Sink::File(path.clone())], &Surroundings::default()).err().expect("refused");
         assert!(error.to_string().contains(&path), "{error}");
     }
 }
@@ -139,7 +140,7 @@ fn links_directories_and_pipes_without_a_reader_are_refused() {
 #[test]
 fn a_full_disk_is_counted_and_told_once() {
     let (surroundings, words) = surroundings();
-    let mut sinks = Sinks::open_in(&[Sink::File("/dev/full".to_owned())], &surroundings).expect("a device");
+    let mut sinks = Sinks::open(&[Sink::File("/dev/full".to_owned())], &surroundings).expect("a device");
     for pid in 0..1000 {
         sinks.event(&event(pid));
         if pid % 100 == 0 {
@@ -161,7 +162,7 @@ fn a_sink_that_stands_still_costs_lines_and_no_time() {
     let _reader = reader.open(&path).expect("a reader that never reads");
     let (surroundings, words) = surroundings();
     let surroundings = Surroundings { finish: Duration::from_millis(200), ..surroundings };
-    let mut sinks = Sinks::open_in(&[Sink::File(path)], &surroundings).expect("a pipe with a reader");
+    let mut sinks = Sinks::open(&[Sink::File(path)], &surroundings).expect("a pipe with a reader");
     let began = Instant::now();
     for pid in 0..400_000 {
         sinks.event(&event(pid));
@@ -202,7 +203,7 @@ fn the_journal_gets_fields() {
     let journal = UnixDatagram::bind(temp.path("socket")).expect("a socket");
     let (surroundings, _) = surroundings();
     let surroundings = Surroundings { journal: temp.path("socket").into(), ..surroundings };
-    let mut sinks = Sinks::open_in(&[Sink::Journald], &surroundings).expect("it listens");
+    let mut sinks = Sinks::open(&[Sink::Journald], &surroundings).expect("it listens");
     sinks.finding(&finding(), &context());
     sinks.event(&event(3));
     counts(2, 0, &sinks.finish());
@@ -229,7 +230,7 @@ fn a_large_entry_reaches_the_journal_as_a_sealed_memfd() {
     let journal = UnixDatagram::bind(temp.path("socket")).expect("a socket");
     let (surroundings, _) = surroundings();
     let surroundings = Surroundings { journal: temp.path("socket").into(), ..surroundings };
-    let mut sinks = Sinks::open_in(&[Sink::Journald], &surroundings).expect("it listens");
+    let mut sinks = Sinks::open(&[Sink::Journald], &surroundings).expect("it listens");
     let long = Finding { explanation: "x".repeat(1 << 20), ..finding() };
     sinks.finding(&long, &context());
     counts(1, 0, &sinks.finish());
@@ -255,7 +256,7 @@ fn a_journal_or_syslog_that_is_not_there_stops_the_start() {
     let (journal, syslog) = (temp.path("journal").into(), temp.path("log").into());
     let surroundings = Surroundings { journal, syslog, ..surroundings };
     for sink in [Sink::Journald, Sink::Syslog] {
-        let error = Sinks::open_in(&[sink], &surroundings).err().expect("nobody listens");
+        let error = Sinks::open(&[sink], &surroundings).err().expect("nobody listens");
         assert!(error.to_string().contains("start it"), "{error}");
     }
 }
@@ -266,7 +267,7 @@ fn syslog_gets_a_priority_a_tag_and_json_that_fits() {
     let log = UnixDatagram::bind(temp.path("log")).expect("a socket");
     let (surroundings, words) = surroundings();
     let surroundings = Surroundings { syslog: temp.path("log").into(), ..surroundings };
-    let mut sinks = Sinks::open_in(&[Sink::Syslog], &surroundings).expect("it listens");
+    let mut sinks = Sinks::open(&[Sink::Syslog], &surroundings).expect("it listens");
     sinks.finding(&finding(), &context());
     sinks.finding(&Finding { explanation: "x".repeat(9000), ..finding() }, &context());
     let long = What::Memfd { name: "x".repeat(9000) };
@@ -291,7 +292,7 @@ fn a_syslog_with_a_stream_is_served_too_and_found_again_after_a_restart() {
     let listener = UnixListener::bind(temp.path("log")).expect("a socket");
     let (surroundings, _) = surroundings();
     let surroundings = Surroundings { syslog: temp.path("log").into(), ..surroundings };
-    let mut sinks = Sinks::open_in(&[Sink::Syslog], &surroundings).expect("it listens");
+    let mut sinks = Sinks::open(&[Sink::Syslog], &surroundings).expect("it listens");
     let (first, _) = listener.accept().expect("connected");
     sinks.finding(&finding(), &context());
     let mut message = Vec::new();
@@ -352,7 +353,7 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\nconnection: clos
 
 fn webhook(url: &str, findings: usize) -> (Vec<Counts>, String, Duration) {
     let (surroundings, words) = surroundings();
-    let mut sinks = Sinks::open_in(&[Sink::Webhook(url.to_owned())], &surroundings).expect("a URL");
+    let mut sinks = Sinks::open(&[Sink::Webhook(url.to_owned())], &surroundings).expect("a URL");
     for _ in 0..findings {
         sinks.finding(&finding(), &context());
     }
@@ -383,7 +384,7 @@ fn a_webhook_gets_each_finding_as_a_post_of_its_own() {
 fn events_are_posted_many_at_once_before_the_finding_that_follows_them() {
     let (url, asked) = server(&[OK]);
     let (surroundings, _) = surroundings();
-    let mut sinks = Sinks::open_in(&[Sink::Webhook(url)], &surroundings).expect("a URL");
+    let mut sinks = Sinks::open(&[Sink::Webhook(url)], &surroundings).expect("a URL");
     for pid in 0..100 {
         sinks.event(&event(pid));
     }
@@ -456,10 +457,11 @@ fn a_receiver_that_never_answers_does_not_hold_up_the_end() {
 #[test]
 fn a_wrong_url_is_refused_without_repeating_it() {
     for url in ["ftp://host/SECRET", "SECRET", "http:///SECRET", "https://u:SECRET@ho st/"] {
-        let error = Sinks::open(&[Sink::Webhook(url.to_owned())]).err().expect("refused").to_string();
+        let error =
+            Sinks::open(&[Sink::Webhook(url.to_owned())], &Surroundings::default()).err().expect("refused").to_string();
         assert!(!error.contains("SECRET") && error.contains("https://HOST/PATH"), "{error}");
     }
     let (surroundings, _) = surroundings();
-    let sinks = Sinks::open_in(&[Sink::Webhook("http://user:SECRET@127.0.0.1:9/x".to_owned())], &surroundings);
+    let sinks = Sinks::open(&[Sink::Webhook("http://user:SECRET@127.0.0.1:9/x".to_owned())], &surroundings);
     assert_eq!(sinks.expect("a URL").finish()[0].sink, "webhook http://127.0.0.1:9");
 }

@@ -99,6 +99,9 @@ impl Compiler<'_> {
         if let (Some(_), true) = (&share, criteria.is_empty()) {
             return Err(table.wrong("`share` needs `at_least`: a single event is always all of itself"));
         }
+        if share.is_some() && per.is_some() {
+            return Err(table.wrong("`share` cannot stand with `per`: what it is a share of has no such value"));
+        }
         let mut exceptions = Vec::new();
         for exception in table.take("except").map(|item| item.tables()).transpose()?.unwrap_or_default() {
             exceptions.push(self.exception(exception)?);

@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use super::Rules;
@@ -15,8 +16,8 @@ use super::window::Window;
 use crate::event::Event;
 use crate::finding::{Detector, EVIDENCE_MAX, Finding};
 
-/// Counts under way of all rules, and rules that are held down.
-const WINDOWS_MAX: usize = 16_384;
+/// Counts under way of one rule, which its sandbox may choose by the values that they are apart for; and rules that are held down.
+const WINDOWS_MAX: usize = 4096;
 const HOLDS_MAX: usize = 4096;
 
 /// What was forgotten for want of room; such things can no longer be found.
@@ -40,8 +41,8 @@ pub struct Engine {
     looks: Vec<Vec<Look>>,
     processes: Processes,
     sequences: Vec<Sequences>,
-    windows: Limited<Window>,
-    holds: Limited<Hold>,
+    windows: Vec<Limited<u64, Window>>,
+    holds: Limited<(usize, u64), Hold>,
 }
 
 /// One place in one rule.
@@ -60,19 +61,19 @@ struct Hold {
 
 /// A map with a bound; what came first goes first.
 #[derive(Debug)]
-struct Limited<T> {
-    map: HashMap<(usize, u64), T>,
-    order: VecDeque<(usize, u64)>,
+struct Limited<K, T> {
+    map: HashMap<K, T>,
+    order: VecDeque<K>,
     max: usize,
     forgotten: u64,
 }
 
-impl<T> Limited<T> {
+impl<K: Copy + Eq + Hash, T> Limited<K, T> {
     fn new(max: usize) -> Self {
         Limited { map: HashMap::new(), order: VecDeque::new(), max, forgotten: 0 }
     }
 
-    fn entry(&mut self, key: (usize, u64), new: impl FnOnce() -> T) -> &mut T {
+    fn entry(&mut self, key: K, new: impl FnOnce() -> T) -> &mut T {
         if !self.map.contains_key(&key) {
             if self.map.len() >= self.max
                 && let Some(oldest) = self.order.pop_front()
@@ -109,10 +110,10 @@ impl Engine {
         }
         Engine {
             sequences: rules.iter().map(|_| Sequences::default()).collect(),
+            windows: rules.iter().map(|_| Limited::new(WINDOWS_MAX)).collect(),
             rules,
             looks,
             processes: Processes::default(),
-            windows: Limited::new(WINDOWS_MAX),
             holds: Limited::new(HOLDS_MAX),
         }
     }
@@ -137,7 +138,7 @@ impl Engine {
         Forgotten {
             processes: self.processes.forgotten,
             sequences: self.sequences.iter().map(|sequences| sequences.forgotten).sum(),
-            windows: self.windows.forgotten,
+            windows: self.windows.iter().map(|windows| windows.forgotten).sum(),
             holds: self.holds.forgotten,
         }
     }
@@ -154,7 +155,7 @@ impl Engine {
             match *look {
                 Look::Share { rule: index } => {
                     let rule = &self.rules[index];
-                    let Some(window) = self.windows.map.get_mut(&(index, rule.window_of(&view))) else { continue };
+                    let Some(window) = self.windows[index].map.get_mut(&rule.window_of(&view)) else { continue };
                     if rule.share.as_ref().is_some_and(|share| any(&share.of, &view)) {
                         window.others += 1;
                     }
@@ -175,7 +176,7 @@ impl Engine {
                     let counted = if rule.criteria.is_empty() {
                         Some(evidence)
                     } else {
-                        count(&mut self.windows, index, rule, &view, &keep)
+                        count(&mut self.windows[index], rule, &view, &keep)
                     };
                     done.extend(counted.map(|evidence| Completion { rule: index, evidence }));
                 }
@@ -270,13 +271,12 @@ fn follow(
 
 /// Counts a completion; the events of a window that is full.
 fn count(
-    windows: &mut Limited<Window>,
-    index: usize,
+    windows: &mut Limited<u64, Window>,
     rule: &Rule,
     view: &View<'_>,
     keep: &impl Fn() -> Arc<Event>,
 ) -> Option<Vec<Arc<Event>>> {
-    let window = windows.entry((index, rule.window_of(view)), || Window::new(&rule.criteria));
+    let window = windows.entry(rule.window_of(view), || Window::new(&rule.criteria));
     let is_full = window.count(&keep(), rule.within_ns, &rule.criteria, |criterion| {
         criterion.field.and_then(|field| view.digest(field))
     });

@@ -164,8 +164,8 @@ impl View<'_> {
             },
             Field::Class => self.address().is_some_and(|address| yes(class(address))),
             Field::Host => self.inet().is_some_and(|(host, _)| yes(&host.to_string())),
-            Field::Qname => self.qname().is_some_and(|name| yes(&name.to_ascii_lowercase())),
-            Field::Qparent => self.qname().is_some_and(|name| yes(dns::parent(&name.to_ascii_lowercase()))),
+            Field::Qname => self.qname().is_some_and(|name| yes(&name)),
+            Field::Qparent => self.qname().is_some_and(|name| yes(dns::parent(&name))),
             Field::Call => self.call().is_some_and(yes),
             Field::Error => match self.event.error {
                 Some(error) => yes(error.name().map_or_else(|| error.to_string().into(), Cow::Borrowed).as_ref()),
@@ -210,7 +210,7 @@ impl View<'_> {
             (Field::StdinPipe, What::Exec { stdin_pipe, .. }) => *stdin_pipe,
             (Field::StdoutPipe, What::Exec { stdout_pipe, .. }) => *stdout_pipe,
             (Field::Qtype, What::Dns { qtype, .. }) => Some(*qtype).filter(|qtype| *qtype > 0),
-            (Field::Qdata, What::Dns { qname, .. }) => Some(dns::data(qname)),
+            (Field::Qdata, What::Dns { .. }) => Some(self.qname().map_or(0, |name| dns::data(&name))),
             (Field::Request, What::Ptrace { request, .. }) => Some(*request),
             (Field::Request, What::Bpf { command }) => Some(u64::from(*command)),
             (Field::Target, What::Ptrace { target, .. }) => Some(u64::from(*target)),
@@ -298,9 +298,10 @@ impl View<'_> {
         self.address().and_then(Address::inet)
     }
 
-    fn qname(&self) -> Option<&str> {
+    /// In small letters: resolvers change them at will.
+    fn qname(&self) -> Option<String> {
         match &self.event.what {
-            What::Dns { qname, .. } if !qname.is_empty() => Some(qname),
+            What::Dns { qname, .. } if !qname.is_empty() => Some(qname.to_ascii_lowercase()),
             _ => None,
         }
     }

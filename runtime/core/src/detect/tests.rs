@@ -71,6 +71,49 @@ fn a_rule_is_told_once_in_a_while_and_counts_on() {
     assert_eq!(found.iter().map(|finding| finding.count).collect::<Vec<_>>(), [1, 3]);
 }
 
+/// A question to a name server from process 9.
+fn question(time_ns: u64, qname: &str) -> crate::event::Event {
+    let what = r#""event":"dns","address":"inet:192.0.2.53:53","bytes":60,"qtype":1"#;
+    let line =
+        format!(r#"{{"time_ns":{time_ns},"sandbox":1,"pid":9,"ppid":1,"uid":0,"comm":"x",{what},"qname":"{qname}"}}"#);
+    serde_json::from_str(&line).expect("an event")
+}
+
+const HEAD: &str = "title = \"t\"\nexplanation = \"e\"\nseverity = \"high\"\ntechniques = [\"T1071\"]\n";
+
+#[test]
+fn one_rule_counted_apart_for_many_values_makes_no_other_forget() {
+    let rules = format!(
+        "[[rule]]\nid = \"few\"\n{HEAD}within = \"1h\"\nmatch = {{ event = \"dns\", qname = \"wanted\" }}\nat_least = {{ events = 3 }}\n\
+         [[rule]]\nid = \"each\"\n{HEAD}match = {{ event = \"dns\" }}\nat_least = {{ events = 900 }}\nper = \"qname\"\n"
+    );
+    let mut events = vec![question(1, "wanted"), question(2, "wanted")];
+    events.extend((0..20_000).map(|n| question(3 + n, &format!("n{n}.example.org"))));
+    events.push(question(30_000, "wanted"));
+    let found = case::findings(Rules::parse("own.toml", &rules).expect("valid"), None, &events);
+    assert_eq!(case::fired(&found, Severity::High), ["few"]);
+}
+
+#[test]
+fn what_is_counted_apart_is_no_share() {
+    let text = format!(
+        "[[rule]]\nid = \"x\"\n{HEAD}match = {{ event = \"dns\" }}\nat_least = {{ qname = 3 }}\nper = \"qparent\"\n\
+         share = {{ percent = 50, of = {{ event = \"send\" }} }}\n"
+    );
+    let error = Rules::parse("own.toml", &text).expect_err("no such rule").to_string();
+    assert!(error.contains("`share` cannot stand with `per`"), "{error}");
+}
+
+#[test]
+fn a_name_holds_as_much_data_in_large_letters() {
+    let rules = format!("[[rule]]\nid = \"data\"\n{HEAD}match = {{ event = \"dns\", qdata = \">=1\" }}\n");
+    // The label that looks like data is the owner's own, below an ending that is shared.
+    for name in ["3f0a9b1c7d5e2f8a4b6c8d0e1f2a3b4c.co.uk", "3F0A9B1C7D5E2F8A4B6C8D0E1F2A3B4C.CO.UK"] {
+        let found = case::findings(Rules::parse("own.toml", &rules).expect("valid"), None, &[question(1, name)]);
+        assert!(found.is_empty(), "{name}");
+    }
+}
+
 /// Records of real runs of the corpus, shortened: under `hostile` the rule that must fire is the name of the file, under `honest` nothing of
 /// severity high or above may.
 fn streams(kind: &str) -> Vec<(String, Vec<crate::event::Event>)> {

@@ -241,7 +241,7 @@ fn socketcall<'a>(call: &Call<'_>, caller: &mut dyn Caller) -> Result<Option<Cal
 fn sendto(call: &Call<'_>, caller: &mut dyn Caller, events: &mut Vec<What>) -> Result<(), Unreadable> {
     let [fd, at, bytes, _, name, length] = call.args;
     let to = if name == 0 { None } else { Some(address(caller, name, length)?) };
-    let payload = caller.bytes(at, room(bytes)).unwrap_or_default();
+    let payload = if may_ask(to.as_ref()) { caller.bytes(at, room(bytes)) } else { None }.unwrap_or_default();
     sent(caller, Sent { fd, to, bytes, payload }, events);
     Ok(())
 }
@@ -252,8 +252,17 @@ struct Sent {
     /// Without an address the socket's own peer gets it, which connect named.
     to: Option<Address>,
     bytes: u64,
-    /// Its beginning; empty where it cannot be read, which the call will fail for.
+    /// Its beginning, where it may be a question; empty where it cannot be read, which the call will fail for.
     payload: Vec<u8>,
+}
+
+/// Whether what goes there may be a question to a name server: each part of it costs a read of the caller's memory.
+fn may_ask(to: Option<&Address>) -> bool {
+    to.is_none_or(is_server)
+}
+
+fn is_server(address: &Address) -> bool {
+    address.inet().is_some_and(|(_, port)| port == dns::PORT)
 }
 
 /// A datagram to an address, and a question to a name server wherever it goes. Whoever a connected socket belongs to is only asked for what is a
@@ -273,7 +282,7 @@ fn sent(caller: &mut dyn Caller, sent: Sent, events: &mut Vec<What>) {
         }
     }
     if let Some((address, tcp)) = server
-        && address.inet().is_some_and(|(_, port)| port == dns::PORT)
+        && is_server(&address)
     {
         events.push(dns::event(address, bytes, &payload, tcp));
     }
@@ -290,12 +299,14 @@ fn datagram(call: &Call<'_>, caller: &mut dyn Caller, header: u64, events: &mut 
     let [name, length, parts, count] = words[..] else { return Err(Unreadable) };
     // The length has 32 bits and is padded where words have 64.
     let to = if name == 0 { None } else { Some(address(caller, name, u64::from(length as u32))?) };
-    let (mut bytes, mut payload) = (0u64, Vec::new());
-    for index in 0..count.min(PARTS_MAX) {
-        let Ok(part) = words_at(caller, parts.wrapping_add(index * 2 * word), word, 2) else { break };
-        bytes = bytes.saturating_add(part[1]);
+    let parts = words_at(caller, parts, word, 2 * count.min(PARTS_MAX) as usize).unwrap_or_default();
+    let bytes = parts.chunks_exact(2).fold(0u64, |bytes, part| bytes.saturating_add(part[1]));
+    let mut payload = Vec::new();
+    for part in parts.chunks_exact(2).filter(|_| may_ask(to.as_ref())) {
         let wanted = room(part[1]).min(dns::PAYLOAD_BYTES_MAX - payload.len());
-        payload.extend(caller.bytes(part[0], wanted).unwrap_or_default());
+        if wanted > 0 {
+            payload.extend(caller.bytes(part[0], wanted).unwrap_or_default());
+        }
     }
     sent(caller, Sent { fd: call.args[0], to, bytes, payload }, events);
     Ok(())

@@ -9,6 +9,8 @@ use crate::seccomp::Arch;
 #[derive(Default)]
 struct Invented {
     memory: BTreeMap<u64, Vec<u8>>,
+    /// How often bytes were read.
+    reads: usize,
 }
 
 const CWD: &str = "/home/job";
@@ -33,6 +35,7 @@ impl Invented {
 
 impl Caller for Invented {
     fn bytes(&mut self, address: u64, length: usize) -> Option<Vec<u8>> {
+        self.reads += 1;
         let (start, block) = self.memory.range(..=address).next_back()?;
         let from = usize::try_from(address - start).ok()?;
         block.get(from..from.checked_add(length)?).map(<[u8]>::to_vec)
@@ -158,6 +161,25 @@ fn many_datagrams_are_told_once_for_each_address() {
     let sent = decoded(Abi::X86_64, "sendmmsg", &[3, 256, 3, 0], memory).unwrap();
     let send = |address: &str| What::Send { address: address.parse().unwrap(), bytes: 0 };
     assert_eq!(sent, [send("inet:192.0.2.1:80"), send("inet:192.0.2.1:81")]);
+}
+
+#[test]
+fn a_datagram_of_many_parts_is_read_only_where_it_may_be_a_question() {
+    let check = |name: u64, length: u64, wanted: usize| {
+        let parts = [2048, 20].repeat(8);
+        let memory = Invented::default().with(64, INET).with(128, b"\x01\0/run/log\0").with(2048, &[0; 20]);
+        let mut caller = memory.words(256, &[name, length, 512, 8, 0, 0, 0]).words(512, &parts);
+        let call = Call { abi: Abi::X86_64, name: "sendmsg", args: [3, 256, 0, 0, 0, 0] };
+        let mut events = Vec::new();
+        assert_eq!(decode(&call, &mut caller, &mut events), Ok(()));
+        assert_eq!(caller.reads, wanted, "{events:?}");
+        let sent: Vec<bool> = events.iter().map(|what| matches!(what, What::Send { bytes: 160, .. })).collect();
+        assert_eq!(sent, vec![true; usize::from(name != 0)]);
+    };
+    // Header, name, list of parts.
+    check(64, 16, 3);
+    check(128, 11, 3);
+    check(0, 0, 2 + 8);
 }
 
 const QUESTION: &[u8] = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03org\0\0\x10\0\x01";

@@ -6,6 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub(super) const AF_UNIX: u32 = 1;
+pub(super) const AF_INET: u32 = 2;
+pub(super) const AF_INET6: u32 = 10;
+
 /// The address of a socket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
@@ -24,13 +28,11 @@ pub enum Address {
 impl Address {
     /// A `struct sockaddr` as system calls take it, cut at the length that was given with it; `None` when it is too short for its family.
     pub fn from_bytes(bytes: &[u8]) -> Option<Address> {
-        const AF_UNIX: u16 = 1;
-        const AF_INET: u16 = 2;
-        const AF_INET6: u16 = 10;
         let (family, rest) = bytes.split_first_chunk::<2>()?;
         // The port stands first in both internet families, in network order.
         let port = || rest.split_first_chunk::<2>().map(|(port, rest)| (u16::from_be_bytes(*port), rest));
-        Some(match u16::from_ne_bytes(*family) {
+        let family = u16::from_ne_bytes(*family);
+        Some(match u32::from(family) {
             AF_INET => {
                 let (port, rest) = port()?;
                 let (ip, _) = rest.split_first_chunk::<4>()?;
@@ -50,7 +52,7 @@ impl Address {
                     Address::Unix(String::from_utf8_lossy(path).into_owned())
                 }
             },
-            family => Address::Family(family),
+            _ => Address::Family(family),
         })
     }
 

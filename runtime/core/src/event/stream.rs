@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::address::{AF_INET, AF_INET6, AF_UNIX};
+
 /// The kind of a standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -30,9 +32,6 @@ const SOCKET: u32 = 0o14;
 const FILE: u32 = 0o10;
 const DEVICE: u32 = 0o2;
 const PIPE: u32 = 0o1;
-const AF_UNIX: u32 = 1;
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 
 impl Stream {
     /// From an inode: `mode` as in `st_mode`, major and minor number of a device, and of a socket its family and whether it listens.

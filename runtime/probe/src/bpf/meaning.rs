@@ -19,7 +19,6 @@ const O_PATH: u64 = 0o10_000_000;
 /// O_TMPFILE without O_DIRECTORY, which it includes.
 const O_TMPFILE: u64 = 0o20_000_000;
 const PROT_WRITE: u64 = 2;
-const AF_UNIX: u16 = 1;
 
 /// A call with its operands in words.
 struct Call<'a> {
@@ -211,19 +210,9 @@ fn effective(bytes: &[u8]) -> u64 {
     u64::from(word(0)) | u64::from(word(12)) << 32
 }
 
-/// A `struct sockaddr` of no internet family.
+/// A `struct sockaddr`; unnamed where the record has none.
 pub fn address(bytes: &[u8]) -> Address {
-    let Some((family, path)) = bytes.split_first_chunk::<2>() else { return Address::Unnamed };
-    let family = u16::from_le_bytes(*family);
-    if family != AF_UNIX {
-        return Address::Family(family);
-    }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    match path {
-        [] => Address::Unnamed,
-        [0, name @ ..] => Address::Abstract(text(name)),
-        path => Address::Unix(text(path.split(|byte| *byte == 0).next().unwrap_or_default())),
-    }
+    Address::from_bytes(bytes).unwrap_or(Address::Unnamed)
 }
 
 #[cfg(test)]
@@ -318,7 +307,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let unix = |bytes: &[u8]| [&AF_UNIX.to_le_bytes(), bytes].concat();
+        let unix = |bytes: &[u8]| [&[1, 0], bytes].concat();
         let connect = |address| What::Connect { address };
         check("connect", [0; 6], &[NONE, (RAW, &unix(b"/run/x\0\0"))], connect(Address::Unix("/run/x".to_owned())));
         check("connect", [0; 6], &[NONE, (RAW, &unix(b"\0bus"))], connect(Address::Abstract("bus".to_owned())));

@@ -145,6 +145,20 @@ int on_socket(struct bpf_sock *ctx)
 	return ALLOW;
 }
 
+/* Whether the dial denies the network to any sandbox: until then no packet is asked whose it is. Set by the prober. */
+volatile u32 cut SEC(".data.cut") = 0;
+
+/* Packets of what was connected, bound or accepted before the dial was turned. */
+static __always_inline bool is_cut(struct __sk_buff *skb)
+{
+	struct sandbox *sandbox;
+
+	if (!cut)
+		return false;
+	sandbox = sandbox_of(bpf_skb_ancestor_cgroup_id(skb, filter.level));
+	return sandbox && sandbox->deny & DENY_NETWORK;
+}
+
 static __always_inline int count(struct __sk_buff *skb, u32 direction)
 {
 	u64 *bytes = bpf_map_lookup_elem(&traffic, &direction);
@@ -159,7 +173,8 @@ struct dns_record {
 	char payload[DNS_BYTES];
 };
 
-/* Whoever sends: most packets leave in the call that sent them. A retransmission leaves in whatever runs just then, which is nobody's doing. */
+/* The task that runs, where it is the sandbox's: most packets leave in the call that sent them. What leaves later, as a retransmission does, finds
+ * whatever runs just then: a stranger is not told, another process of the sandbox is taken for the sender. */
 static __always_inline void fill_sender(struct header *header, u64 id)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -210,12 +225,14 @@ static __always_inline void tell_dns(struct __sk_buff *skb)
 SEC("cgroup_skb/ingress")
 int on_ingress(struct __sk_buff *skb)
 {
-	return count(skb, RECEIVED);
+	return is_cut(skb) ? REFUSE : count(skb, RECEIVED);
 }
 
 SEC("cgroup_skb/egress")
 int on_egress(struct __sk_buff *skb)
 {
+	if (is_cut(skb))
+		return REFUSE;
 	tell_dns(skb);
 	return count(skb, SENT);
 }

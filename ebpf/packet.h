@@ -5,8 +5,6 @@
 #include "sandbox.h"
 #include <bpf/bpf_endian.h>
 
-#define AF_INET 2
-#define AF_INET6 10
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define UDP_HEADER_BYTES 8
@@ -15,8 +13,6 @@
 #define FRAGMENT_OFFSET 0x1fff
 /* Headers between those of IPv6 and of the transport that are passed over. */
 #define EXTENSIONS_MAX 4
-/* Cgroups between a process and its sandbox that are looked through. */
-#define CGROUPS_MAX 8
 
 struct packet {
 	u32 family;
@@ -108,19 +104,6 @@ static __always_inline void load_payload(struct __sk_buff *skb, const struct pac
 	asm volatile("%0 += -1; %0 &= 0x1ff; %0 += 1" : "+r"(bytes));
 	/* Packets of a segmented size are in pieces, which this helper follows. A failure leaves zeros: no question. */
 	bpf_skb_load_bytes(skb, packet->payload, to, bytes);
-}
-
-/* Whether a task is in the cgroup with this id or below it. */
-static __always_inline bool is_below(struct task_struct *task, u64 id)
-{
-	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-
-	for (int i = 0; i < CGROUPS_MAX && cgroup; i++) {
-		if (BPF_CORE_READ(cgroup, kn, id) == id)
-			return true;
-		cgroup = (void *)BPF_CORE_READ(cgroup, self.parent);
-	}
-	return false;
 }
 
 #endif

@@ -9,6 +9,10 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
+#define AF_INET 2
+#define AF_INET6 10
+/* Cgroups between a process and its sandbox that are looked through. */
+#define CGROUPS_MAX 8
 /* Sandboxes of one prober at most. */
 #define SANDBOXES_MAX 1024
 
@@ -89,6 +93,19 @@ static __always_inline u64 subject(void)
 		init = sandbox->init;
 	}
 	return init == current_tgid() ? 0 : id;
+}
+
+/* Whether a task is in the cgroup with this id or below it. */
+static __always_inline bool is_below(struct task_struct *task, u64 id)
+{
+	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+
+	for (int i = 0; i < CGROUPS_MAX && cgroup; i++) {
+		if (BPF_CORE_READ(cgroup, kn, id) == id)
+			return true;
+		cgroup = (void *)BPF_CORE_READ(cgroup, self.parent);
+	}
+	return false;
 }
 
 #endif

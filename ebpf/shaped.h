@@ -8,8 +8,6 @@
 #define AT_FDCWD -100
 #define MAX_ERRNO 4095
 #define EINVAL 22
-#define AF_INET 2
-#define AF_INET6 10
 #define PROT_EXEC 0x4
 #define MAP_ANONYMOUS 0x20
 

@@ -1,6 +1,8 @@
 //! Sockets, connections and bytes, as the programs of the sandbox's cgroup see them, and what they refuse.
 
-use std::net::{TcpListener, UdpSocket};
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use apex_core::event::{Address, Errno, What};
 use apex_core::watch::{Family, Level, Source};
@@ -106,6 +108,63 @@ fn a_tightened_sandbox_gets_no_new_connection() {
         .map(|event| event.error)
         .collect();
     assert_eq!(errors, [None, Some(Errno::EPERM)]);
+}
+
+/// Connects, binds and accepts, waits to be tightened, and tries what it has.
+const CONNECTED: &str = r#"
+import socket, sys
+tcp, udp = int(sys.argv[1]), int(sys.argv[2])
+stream = socket.create_connection(("127.0.0.1", tcp))
+server = socket.create_server(("127.0.0.1", 0)); server.settimeout(2)
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); datagrams.connect(("127.0.0.1", udp))
+datagrams.send(str(server.getsockname()[1]).encode())
+accepted, _ = server.accept()
+sys.stdin.readline()
+stream.sendall(b"late"); accepted.sendall(b"late")
+try:
+    datagrams.send(b"late")
+    sys.exit(1)
+except PermissionError:
+    pass
+try:
+    server.accept()
+    sys.exit(2)
+except TimeoutError:
+    pass
+"#;
+
+#[test]
+fn a_tightened_sandbox_keeps_no_connection_that_it_had() {
+    let Some(cgroup) = Cgroup::new() else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let (tcp, udp) = (TcpListener::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
+    let (tcp, udp) = (tcp.expect("loopback"), udp.expect("loopback"));
+    let ports = [tcp.local_addr().expect("bound").port(), udp.local_addr().expect("bound").port()];
+    let mut job = cgroup.run(&["/usr/bin/python3", "-c", CONNECTED, &ports[0].to_string(), &ports[1].to_string()]);
+    let (to, from) = channel();
+    let probes = Probes::load(Level::Default).0.expect("families");
+    let running = probes.start(cgroup.sandbox(0), to).expect("root may attach");
+    job.start_with_input();
+    let (mut outgoing, _) = tcp.accept().expect("let through");
+    let mut word = [0; 16];
+    let bytes = udp.recv(&mut word).expect("let through");
+    let port = std::str::from_utf8(&word[..bytes]).expect("digits").parse().expect("a port");
+    let served = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut incoming = TcpStream::connect(served).expect("let through");
+    running.tighten().expect("the map is ours");
+    job.tell("go on");
+    let late = TcpStream::connect_timeout(&served, Duration::from_secs(1));
+    assert_eq!(late.map(drop).map_err(|error| error.kind()), Err(ErrorKind::TimedOut));
+    for stream in [&mut outgoing, &mut incoming] {
+        stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
+        let read = stream.read(&mut word).map_err(|error| error.kind());
+        assert_eq!(read, Err(ErrorKind::WouldBlock), "neither bytes nor an end gets through");
+    }
+    udp.set_nonblocking(true).expect("a flag");
+    assert_eq!(udp.recv(&mut word).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    assert_eq!(job.end(), Some(0), "1: it sent a datagram, 2: it accepted");
+    Recorded::collect(running, from);
 }
 
 /// Questions by each way that there is: one `sendto`, one connected and sent, one over IPv6, a malformed one, all to ports where nobody listens, and

@@ -3,6 +3,7 @@
 //! Layouts are those of `ebpf/sandbox.h` and `ebpf/emit.h`, as words: the first number of a pair is the lower half.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use apex_core::event::{Loss, What};
 use apex_core::seccomp::Abi;
@@ -25,7 +26,7 @@ const LOSSES: [Loss; 4] = [Loss::RingFull, Loss::RateLimited, Loss::RingFull, Lo
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Deny {
-    /// New connections, binds and datagrams to an address.
+    /// Connections, binds and datagrams, and every packet of those that there are already.
     Network = 1,
     /// Further programs. Needs family `lsm`, as all that follow.
     Exec = 2,
@@ -41,7 +42,8 @@ pub enum Deny {
 pub fn admit(object: &mut Loaded, place: Place, init: u32, is_quiet: bool) -> Result<Dial, MapError> {
     let ebpf = &mut object.ebpf;
     let sandboxes = HashMap::try_from(ebpf.take_map("sandboxes").expect("every object has the shared maps"))?;
-    let mut dial = Dial { family: object.family, sandboxes, id: place.id, init };
+    let cut = ebpf.take_map(".data.cut").map(Array::try_from).transpose()?;
+    let mut dial = Dial { family: object.family, sandboxes, cut, id: place.id, init };
     dial.deny(&[])?;
     let mut losses: PerCpuHashMap<_, [u64; 2], u64> = PerCpuHashMap::try_from(map(ebpf, "losses"))?;
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
@@ -60,20 +62,28 @@ pub fn admit(object: &mut Loaded, place: Place, init: u32, is_quiet: bool) -> Re
 }
 
 /// A sandbox's entry in one object's map.
-#[derive(Debug)]
 pub struct Dial {
     /// Family of the object.
     pub family: Family,
     sandboxes: HashMap<MapData, u64, [u64; 4]>,
+    /// Of family `network`: whether packets are asked whose they are.
+    cut: Option<Array<MapData, u32>>,
     id: u64,
     init: u32,
+}
+
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dial").field("family", &self.family).field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Dial {
     /// Says what is refused from now on. The window of the rate limit begins anew.
     pub fn deny(&mut self, denied: &[Deny]) -> Result<(), MapError> {
         let deny = denied.iter().fold(0, |bits, deny| bits | *deny as u32);
-        self.sandboxes.insert(self.id, [u64::from(self.init) | u64::from(deny) << 32, WINDOW_RECORDS_MAX, 0, 0], 0)
+        self.sandboxes.insert(self.id, [u64::from(self.init) | u64::from(deny) << 32, WINDOW_RECORDS_MAX, 0, 0], 0)?;
+        self.cut.as_mut().map_or(Ok(()), |cut| cut.set(0, deny & Deny::Network as u32, 0))
     }
 }
 

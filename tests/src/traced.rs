@@ -17,6 +17,21 @@ static JOB_32: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/job32"));
 /// A user who owns nothing; no passwd entry is needed.
 const NOBODY: u32 = 59_999;
 
+/// A script of which every source tells the same: it runs programs on a connection, a pipe and nothing, and tries some that cannot be executed.
+pub const STREAMS_AND_FAILURES: &str = r#"
+import os, socket, subprocess
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+for stdin in (client, server, subprocess.PIPE, subprocess.DEVNULL):
+    subprocess.run(["/bin/true"], stdin=stdin)
+subprocess.run(["/bin/sh", "-c", "exec /bin/true <&-"])
+for program in ("/etc/passwd", "/tmp/absent"):
+    if os.fork() == 0:
+        try: os.execv(program, ["tried", "-x"])
+        except OSError: os._exit(0)
+    os.wait()
+"#;
+
 /// Who starts the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {

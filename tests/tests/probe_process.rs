@@ -5,6 +5,7 @@ use std::process::Command;
 use apex_core::event::{Errno, Stream, What};
 use apex_core::watch::{Family, Level, Source};
 use apex_probe::bpf::Probes;
+use apex_tests::traced::STREAMS_AND_FAILURES;
 use apex_tests::watched::{Cgroup, Recorded, channel};
 
 macro_rules! cgroup {
@@ -70,24 +71,9 @@ fn births_programs_and_ends_are_told_in_order() {
     assert_eq!(recorded.whats().filter(own).count(), 3 + 2 + 3, "{:#?}", recorded.events);
 }
 
-/// As in `trace_source.rs`: the two sources tell the same.
-const PROGRAMS: &str = r#"
-import os, socket, subprocess
-server = socket.create_server(("127.0.0.1", 0))
-client = socket.create_connection(server.getsockname())
-for stdin in (client, server, subprocess.PIPE, subprocess.DEVNULL):
-    subprocess.run(["/bin/true"], stdin=stdin)
-subprocess.run(["/bin/sh", "-c", "exec /bin/true <&-"])
-for program in ("/etc/passwd", "/tmp/absent"):
-    if os.fork() == 0:
-        try: os.execv(program, ["tried", "-x"])
-        except OSError: os._exit(0)
-    os.wait()
-"#;
-
 fn run(level: Level) -> Option<Recorded> {
     let cgroup = Cgroup::new()?;
-    let job = cgroup.run(&["/usr/bin/python3", "-c", PROGRAMS]);
+    let job = cgroup.run(&["/usr/bin/python3", "-c", STREAMS_AND_FAILURES]);
     let (to, from) = channel();
     let running = Probes::load(level).0.expect("families").start(cgroup.sandbox(0), to).expect("root may attach");
     assert_eq!(job.go(), Some(0));

@@ -25,7 +25,8 @@ pub struct Batch {
 /// Names that looks were told of, so that each is told once: programs look at the same ones by the thousand.
 #[derive(Debug, Default)]
 pub struct Looks {
-    told: HashSet<(String, bool)>,
+    /// By whether a link at the end was followed.
+    told: [HashSet<String>; 2],
 }
 
 impl Looks {
@@ -35,18 +36,19 @@ impl Looks {
     /// Whether it is to be told of.
     pub fn is_new(&self, look: &What) -> bool {
         match look {
-            What::Look { path, follow } => !self.told.contains(&(path.clone(), *follow)),
+            What::Look { path, follow } => !self.told[usize::from(*follow)].contains(path),
             _ => true,
         }
     }
 
     /// Whether it is to be told of now, with this outcome; then it was.
     pub fn take(&mut self, look: &What, error: Option<Errno>) -> bool {
-        match look {
-            What::Look { follow, .. } if !is_found(*follow, error) => false,
-            What::Look { path, follow } if self.told.len() < Self::MAX => self.told.insert((path.clone(), *follow)),
-            other => self.is_new(other),
+        let What::Look { path, follow } = look else { return true };
+        let is_new = is_found(*follow, error) && self.is_new(look);
+        if is_new && self.told.iter().map(HashSet::len).sum::<usize>() < Self::MAX {
+            self.told[usize::from(*follow)].insert(path.clone());
         }
+        is_new
     }
 }
 

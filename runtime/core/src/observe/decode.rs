@@ -152,19 +152,12 @@ fn one(call: &Call<'_>, caller: &mut dyn Caller) -> Decoded {
 fn execution(abi: Abi, caller: &mut dyn Caller, (dirfd, name): (Option<i32>, u64), argv: u64) -> What {
     let path = path(caller, dirfd, name).unwrap_or_default();
     let word = word_bytes(abi);
-    let mut args = Vec::new();
-    let mut pointer =
-        |index: usize| words_at(caller, argv.wrapping_add(index as u64 * word), word, 1).map(|got| got[0]);
-    let mut pointers = Vec::new();
-    while pointers.len() <= EXEC_ARGS_MAX {
-        match pointer(pointers.len()) {
-            Ok(0) | Err(Unreadable) => break,
-            Ok(at) => pointers.push(at),
-        }
-    }
-    let mut cut = pointers.len() > EXEC_ARGS_MAX;
-    for at in pointers.into_iter().take(EXEC_ARGS_MAX) {
-        let Some(text) = caller.text(at) else {
+    let (mut args, mut cut) = (Vec::new(), false);
+    for index in 0..=EXEC_ARGS_MAX {
+        let pointer = words_at(caller, argv.wrapping_add(index as u64 * word), word, 1);
+        let Some(at) = pointer.ok().map(|got| got[0]).filter(|at| *at != 0) else { break };
+        let text = if index < EXEC_ARGS_MAX { caller.text(at) } else { None };
+        let Some(text) = text else {
             cut = true;
             break;
         };

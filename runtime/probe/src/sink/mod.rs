@@ -26,6 +26,8 @@ use apex_core::ocsf::{self, Context};
 use apex_core::watch::Sink;
 use nix::sys::signal::SigSet;
 
+pub use line::tame as tame_json;
+
 use crate::privilege;
 use queue::{Facts, Queue, Room};
 
@@ -113,11 +115,6 @@ impl Default for Surroundings {
             pause: webhook::PAUSE_FIRST,
         }
     }
-}
-
-/// JSON on several lines without what a terminal would take for an order.
-pub fn tame_json(json: &str) -> String {
-    line::tame(json)
 }
 
 /// Takes the batches of one sink.

@@ -229,6 +229,23 @@ fn the_i386_door_to_sockets_is_opened() {
 }
 
 #[test]
+fn arguments_are_read_to_their_end_or_their_bound() {
+    let run = |count: usize| {
+        let pointers: Vec<u64> = std::iter::repeat_n(64, count).chain([0]).collect();
+        let memory = Invented::default().with(8, b"/bin/x\0").with(64, b"a\0").words(4096, &pointers);
+        decoded(Abi::X86_64, "execve", &[8, 4096, 0], memory).unwrap()
+    };
+    let program = |count, cut| [What::program("/bin/x".to_owned(), vec!["a".to_owned(); count], cut)];
+    assert_eq!(run(0), program(0, false));
+    assert_eq!(run(EXEC_ARGS_MAX), program(EXEC_ARGS_MAX, false));
+    assert_eq!(run(EXEC_ARGS_MAX + 1), program(EXEC_ARGS_MAX, true));
+    // The list, or what it points to, is not there.
+    let memory = || Invented::default().with(8, b"/bin/x\0").words(4096, &[64]);
+    assert_eq!(decoded(Abi::X86_64, "execve", &[8, 9999, 0], memory()), Ok(program(0, false).into()));
+    assert_eq!(decoded(Abi::X86_64, "execve", &[8, 4096, 0], memory()), Ok(program(0, true).into()));
+}
+
+#[test]
 fn privilege_is_read_from_registers_and_memory() {
     let none = Invented::default;
     let own = |text: &str| text.to_owned();

@@ -226,8 +226,8 @@ const JUDGED: &[(&str, &[Test])] = &[
     ("socketcall", &[Test::OneOf(0, &[1, 2, 3, 9, 11, 16, 20])]),
 ];
 
-/// Bytes of a question to a name server: header, root, type and class at least. Longer ones have more than a question, which the calls for connected
-/// sockets are too frequent to be stopped at for.
+/// Bytes of a datagram to a connected socket that is stopped at, as it may be a question to a name server: from header, root, type and class to
+/// the most that goes over UDP by itself (RFC 1035, 2.3.4). Such calls are too frequent to be stopped at whatever they send.
 const QUESTION_BYTES: (u32, u32) = (17, 512);
 
 /// The one judged call of i386 whose arguments stand in memory, so that no filter sees them.

@@ -233,6 +233,17 @@ fn a_policy_behind_a_link_that_its_command_could_replace_is_refused() {
     assert_eq!(kept(&plan(rw("/home/ann/job/data")).unwrap()), []);
 }
 
+/// The directory of the policy is a mount point already: nothing above it is pinned for a deny.
+#[test]
+fn a_denied_directory_of_the_policy_needs_no_pins() {
+    let policy = "/home/ann/job/conf/p.toml";
+    let host = Invented::new("/home/ann/job", &[policy]);
+    let flags = Flags { deny: vec!["/home/ann/job/conf".into()], ..rw("/home/ann/job") };
+    let masks = denied(&host.plan_by(policy, flags).unwrap());
+    let mask = masks.iter().find(|(dest, ..)| dest == "/home/ann/job/conf");
+    assert_eq!(mask.map(|(_, kind, pins)| (*kind, pins.clone())), Some((Some(Kind::Dir), Vec::new())), "{masks:?}");
+}
+
 /// Development shows the whole host, but /tmp is the sandbox's own there.
 #[test]
 fn a_grant_below_a_private_directory_is_not_covered_by_the_root() {

@@ -73,9 +73,8 @@ impl<'a> Mounts<'a> {
                     reason: "what a run goes by is not for its command to write".to_owned(),
                     origin: Origin::flag("the policy"),
                 };
-                let way = if inside == *dest { Vec::new() } else { ancestors_between(dest, &inside) };
                 let sources = outside.ancestors().skip(1);
-                let pins = way.into_iter().rev().zip(sources);
+                let pins = ancestors_between(dest, &inside).into_iter().rev().zip(sources);
                 kept.extend(pins.map(|(pin, source)| bind(source, pin, BindAccess::Write, Kind::Dir)));
                 kept.push(bind(&outside, inside, BindAccess::Read, Kind::File));
             }
@@ -508,8 +507,8 @@ fn join(base: &Path, rest: &Path) -> PathBuf {
 
 /// The directories strictly between a mount point and a path below it, outermost first.
 fn ancestors_between(base: &Path, path: &Path) -> Vec<PathBuf> {
-    let mut between: Vec<PathBuf> =
-        path.ancestors().skip(1).take_while(|ancestor| *ancestor != base).map(Path::to_owned).collect();
+    let is_between = |ancestor: &&Path| *ancestor != base && covers(base, ancestor);
+    let mut between: Vec<PathBuf> = path.ancestors().skip(1).take_while(is_between).map(Path::to_owned).collect();
     between.reverse();
     between
 }

@@ -89,6 +89,20 @@ fn a_link_to_a_policy_that_a_run_could_replace() {
     sandbox.run(&["/bin/true"]).expect_refusal(&["p.toml", "symbolic link", "at the next run"]);
 }
 
+/// The policy's file has a bind of its own, which is no wall between the host and what is denied beside it.
+#[test]
+fn the_directory_of_a_policy_that_the_host_moves() {
+    let dir = TempDir::new();
+    dir.file("conf/p.toml", "");
+    dir.file("conf/secret", SECRET);
+    let sandbox = denying!(Mode::Isolation, &dir, "conf/secret").args(["--policy", &dir.at("conf/p.toml")]);
+    let mut session = sandbox.session();
+    session.refused("read /tmp/data/conf/secret");
+    fs::rename(dir.at("conf"), dir.at("moved")).expect("the host may use the name");
+    dir.file("conf/secret", SECRET);
+    expect_ended(session, "conf");
+}
+
 #[test]
 fn an_existing_file() {
     each_mode(|mode| {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use apex_core::host::Host;
 use apex_core::plan::{Mount, Plan};
+use apex_core::planner::mount_dest;
 use apex_sys::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
@@ -82,16 +83,22 @@ impl Guard {
     }
 }
 
-/// The granted directory in which a denied path lies.
+/// The outermost grant through which a denied path shows. A bind within another, such as the policy's own, stands on a directory of the host:
+/// moved away it takes the mask along, and the outer grant shows what comes next under its name.
 fn base_of(plan: &Plan, denied: &Path, source: &Path) -> Option<PathBuf> {
-    plan.mounts
-        .iter()
-        .filter_map(|mount| match mount {
-            Mount::Bind { source: base, dest, .. } if denied.starts_with(dest) && source.starts_with(base) => {
-                Some(base)
-            }
-            _ => None,
-        })
-        .max_by_key(|base| base.components().count())
-        .cloned()
+    let shows = |mount: &&Mount| match mount {
+        Mount::Bind { source: base, dest, .. } => {
+            matches!((denied.strip_prefix(dest), source.strip_prefix(base)), (Ok(inside), Ok(outside)) if inside == outside)
+        }
+        _ => false,
+    };
+    let is_around = |mount: &&Mount| {
+        matches!(mount, Mount::Bind { .. } | Mount::Tmpfs { .. }) && denied.starts_with(mount_dest(mount))
+    };
+    // In the plan a mount stands before those within it.
+    let chain = plan.mounts.iter().rev().filter(is_around).take_while(shows);
+    chain.last().and_then(|mount| match mount {
+        Mount::Bind { source, .. } => Some(source.clone()),
+        _ => None,
+    })
 }

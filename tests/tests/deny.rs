@@ -85,8 +85,11 @@ fn a_link_to_a_policy_that_a_run_could_replace() {
     let (dir, safe) = (TempDir::new(), TempDir::new());
     safe.file("p.toml", "");
     symlink(safe.at("p.toml"), dir.at("p.toml")).expect("a link");
-    let sandbox = Sandbox::new().args(["--rw", &dir.text(), "--policy", &dir.at("p.toml")]);
-    sandbox.run(&["/bin/true"]).expect_refusal(&["p.toml", "symbolic link", "at the next run"]);
+    symlink(safe.path(), dir.at("conf")).expect("a link");
+    for policy in ["p.toml", "conf/p.toml"] {
+        let sandbox = Sandbox::new().args(["--rw", &dir.text(), "--policy", &dir.at(policy)]);
+        sandbox.run(&["/bin/true"]).expect_refusal(&[policy, "symbolic link", "at the next run", &safe.at("p.toml")]);
+    }
 }
 
 /// The policy's file has a bind of its own, which is no wall between the host and what is denied beside it.

@@ -1,6 +1,7 @@
 //! What the planner needs to know about a host. The jail looks; the planner only asks.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 
 use crate::plan::CgroupPlan;
 
@@ -66,4 +67,72 @@ pub trait Host {
     fn env(&self, name: &str) -> Option<String>;
     /// The caller's working directory.
     fn cwd(&self) -> PathBuf;
+}
+
+/// Links on the way of one path that are followed, as in the kernel (path_resolution(7)).
+pub const LINKS_MAX: usize = 40;
+
+/// A symbolic link on the way of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Where it lies; no link leads there.
+    pub place: PathBuf,
+    /// What the whole path is once it is followed.
+    pub leads_to: PathBuf,
+}
+
+/// The links on the way of an absolute path, in their order, at most [`LINKS_MAX`]. `target` tells where one leads, and `None` of what is none.
+pub fn links(path: &Path, target: impl Fn(&Path) -> Option<PathBuf>) -> Vec<Link> {
+    let mut found = Vec::new();
+    let mut at = PathBuf::from("/");
+    let mut pending = names_backwards(path);
+    while let Some(name) = pending.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let place = at.join(&name);
+        let Some(target) = target(&place) else {
+            at = place;
+            continue;
+        };
+        if found.len() == LINKS_MAX {
+            break;
+        }
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        pending.extend(names_backwards(&target));
+        let leads_to = pending.iter().rev().fold(at.clone(), |path, name| path.join(name));
+        found.push(Link { place, leads_to });
+    }
+    found
+}
+
+/// The names of a path, last first.
+pub fn names_backwards(path: &Path) -> Vec<OsString> {
+    let name = |part: Component<'_>| {
+        matches!(part, Component::Normal(_) | Component::ParentDir).then(|| part.as_os_str().to_owned())
+    };
+    path.components().rev().filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_link_on_the_way_is_found_and_a_circle_ends() {
+        let target = |place: &Path| match place.to_str()? {
+            "/a/one" => Some("../b/two/c".into()),
+            "/b/two" => Some("/d".into()),
+            "/round" => Some("round".into()),
+            _ => None,
+        };
+        let link = |place: &str, leads_to: &str| Link { place: place.into(), leads_to: leads_to.into() };
+        let found = links(Path::new("/a/one/x"), target);
+        assert_eq!(found, [link("/a/one", "/a/../b/two/c/x"), link("/b/two", "/d/c/x")]);
+        assert_eq!(links(Path::new("/b/plain/x"), target), []);
+        assert_eq!(links(Path::new("/round"), target).len(), LINKS_MAX);
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use apex_core::host::{CgroupSupport, Host, PathFact};
+use apex_core::host::{CgroupSupport, Host, PathFact, links};
 use apex_core::plan::{BindAccess, CgroupPlan, Kind, Mount, Plan, Request};
 use apex_core::planner::{self, PlanError};
 use apex_core::policy::{Flags, Inputs, Mode, resolve};
@@ -84,10 +84,11 @@ impl Host for Invented {
         self.paths.get(path).cloned().unwrap_or(PathFact::Missing)
     }
     fn real(&self, path: &Path) -> PathBuf {
-        match self.paths.get(path) {
-            Some(PathFact::Symlink(target)) => target.clone(),
-            _ => path.to_owned(),
-        }
+        let target = |place: &Path| match self.paths.get(place) {
+            Some(PathFact::Symlink(target)) => Some(target.clone()),
+            _ => None,
+        };
+        links(path, target).pop().map_or(path.to_owned(), |link| link.leads_to)
     }
     fn landlock_abi(&self) -> u32 {
         6
@@ -223,14 +224,28 @@ fn a_policy_is_read_only_where_its_command_may_write() {
     check(ro("/home/ann/job"), &[]);
 }
 
+/// The link itself, one in the middle of a chain, and one for a directory on the way.
 #[test]
 fn a_policy_behind_a_link_that_its_command_could_replace_is_refused() {
-    let mut host = Invented::new("/home/ann/job", &["/home/ann/job/data", "/home/ann/safe/p.toml"]);
-    host.paths.insert("/home/ann/job/p.toml".into(), PathFact::Symlink("/home/ann/safe/p.toml".into()));
-    let plan = |flags| host.plan_by("/home/ann/job/p.toml", flags);
-    let refused = plan(rw("/home/ann/job")).unwrap_err();
-    assert!(refused.to_string().contains("name /home/ann/safe/p.toml itself"), "{refused}");
-    assert_eq!(kept(&plan(rw("/home/ann/job/data")).unwrap()), []);
+    let mut host = Invented::new("/home/ann/job", &["/home/ann/job/data", "/home/ann/safe/p.toml", "/etc/x"]);
+    for (link, target) in [
+        ("/home/ann/job/p.toml", "/home/ann/safe/p.toml"),
+        ("/etc/p.toml", "/home/ann/job/p.toml"),
+        ("/home/ann/job/conf", "/home/ann/safe"),
+    ] {
+        host.paths.insert(link.into(), PathFact::Symlink(target.into()));
+    }
+    for (policy, link) in [
+        ("/home/ann/job/p.toml", "/home/ann/job/p.toml"),
+        ("/etc/p.toml", "/home/ann/job/p.toml"),
+        ("/home/ann/job/conf/p.toml", "/home/ann/job/conf"),
+    ] {
+        let plan = |flags| host.plan_by(policy, flags);
+        let refused = plan(rw("/home/ann/job")).map(|_| ()).unwrap_err().to_string();
+        let words = format!("{policy}: {link} is a symbolic link");
+        assert!(refused.starts_with(&words) && refused.ends_with("name /home/ann/safe/p.toml itself"), "{refused}");
+        assert_eq!(kept(&plan(rw("/home/ann/job/data")).unwrap()), []);
+    }
 }
 
 /// The directory of the policy is a mount point already: nothing above it is pinned for a deny.

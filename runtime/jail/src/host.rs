@@ -2,15 +2,15 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use apex_core::host::{CgroupSupport, Host, PathFact};
+use apex_core::host::{CgroupSupport, Host, LINKS_MAX, PathFact, names_backwards};
 use apex_core::plan::CgroupPlan;
 use apex_core::policy::Policy;
 use apex_sys::fs::{self, Stat, resolve};
@@ -248,8 +248,6 @@ fn open_path(path: &Path, follow: bool) -> Result<Held, Refusal> {
 
 const O_PATH: i32 = 0o10_000_000;
 const O_NOFOLLOW: i32 = 0o400_000;
-/// As in the kernel (path_resolution(7)).
-const LINKS_MAX: usize = 40;
 
 fn refusal(errno: Errno, path: &Path) -> Refusal {
     match errno {
@@ -268,7 +266,7 @@ fn refusal(errno: Errno, path: &Path) -> Refusal {
 /// sandbox is given.
 fn open_through_links(path: &Path) -> Result<OwnedFd, Refusal> {
     let caller = nix::unistd::geteuid().as_raw();
-    let mut pending: Vec<OsString> = components(path);
+    let mut pending = names_backwards(path);
     let mut at = PathBuf::from("/");
     let mut links = 0;
     let open = |path: &Path| {
@@ -303,21 +301,9 @@ fn open_through_links(path: &Path) -> Result<OwnedFd, Refusal> {
         if target.is_absolute() {
             at = PathBuf::from("/");
         }
-        pending.extend(components(&target));
+        pending.extend(names_backwards(&target));
     }
     // The walk ended at a path without links; opening it so makes sure that it still is one.
     let name = c_path(&at).map_err(|_| Refusal::Missing)?;
     fs::open(fs::cwd(), &name, O_PATH, resolve::NO_SYMLINKS).map_err(|errno| refusal(errno, &at))
-}
-
-/// The names of a path, last first.
-fn components(path: &Path) -> Vec<OsString> {
-    path.components()
-        .rev()
-        .filter_map(|part| match part {
-            std::path::Component::Normal(name) => Some(name.to_owned()),
-            std::path::Component::ParentDir => Some(OsString::from_vec(b"..".to_vec())),
-            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => None,
-        })
-        .collect()
 }

@@ -9,11 +9,11 @@ mod look;
 mod piece;
 mod store;
 
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::os::fd::AsFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use apex_core::host::{Host, PathFact};
+use apex_core::host::{self, Host, PathFact};
 use apex_core::overlay::{Identity, Layer, Manifest, Moment, VERSION};
 use apex_core::plan::{BindAccess, Kind, Mount, OverlayPlan, Plan};
 use apex_core::policy::Policy;
@@ -25,9 +25,6 @@ pub use store::Store;
 
 use crate::host::{LiveHost, c_path, name_of};
 use crate::layers::top_mode;
-
-/// Links on the way of one path that are followed, as in the kernel (path_resolution(7)).
-const LINKS_MAX: usize = 40;
 
 /// Why the directory of an overlay cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -143,39 +140,9 @@ fn identity(stat: &fs::Stat) -> Identity {
 }
 
 /// A path, what it is after each link on its way, and where it leads in the end: a change of any of them is a change of what it names.
-fn spellings(path: &Path, host: &LiveHost) -> Vec<PathBuf> {
-    let mut found = vec![path.to_owned(), host.real(path)];
-    let mut at = PathBuf::from("/");
-    let mut pending = backwards(path);
-    while let Some(name) = pending.pop() {
-        if name == ".." {
-            at.pop();
-            continue;
-        }
-        let next = at.join(&name);
-        let Ok(target) = std::fs::read_link(&next) else {
-            at = next;
-            continue;
-        };
-        if found.len() > LINKS_MAX {
-            break;
-        }
-        if target.is_absolute() {
-            at = PathBuf::from("/");
-        }
-        pending.extend(backwards(&target));
-        let rest = pending.iter().rev().fold(at.clone(), |path, name| path.join(name));
-        found.push(rest);
-    }
-    found
-}
-
-/// The names of a path, last first.
-fn backwards(path: &Path) -> Vec<OsString> {
-    let name = |part: Component<'_>| {
-        matches!(part, Component::Normal(_) | Component::ParentDir).then(|| part.as_os_str().to_owned())
-    };
-    path.components().rev().filter_map(name).collect()
+fn spellings(path: &Path, live: &LiveHost) -> Vec<PathBuf> {
+    let links = host::links(path, |place| std::fs::read_link(place).ok());
+    [path.to_owned(), live.real(path)].into_iter().chain(links.into_iter().map(|link| link.leads_to)).collect()
 }
 
 fn io<'p>(what: &'static str, path: &'p Path) -> impl Fn(std::io::Error) -> OverlayError + 'p {

@@ -35,13 +35,15 @@ pub enum PlanError {
         /// The rule.
         origin: Origin,
     },
-    /// The policy is named by a link that the command could replace.
+    /// The policy is reached over a link that the command could replace.
     #[error(
-        "{path}: the policy is a symbolic link in a directory where the command may write, and could be another one at the next run; name {real} itself"
+        "{path}: {link} is a symbolic link in a directory where the command may write, so the policy could be another one at the next run; name {real} itself"
     )]
     ReplaceablePolicy {
-        /// The link.
+        /// The policy.
         path: String,
+        /// The link.
+        link: String,
         /// Where it leads.
         real: String,
     },

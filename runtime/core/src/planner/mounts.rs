@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{PlanError, builtin_dirs, covers, is_system, shown};
-use crate::host::{Host, PathFact};
+use crate::host::{Host, Link, PathFact, links};
 use crate::plan::{BindAccess, Kind, Mount};
 use crate::policy::{Filesystem, Grant, Origin, Policy, ProcView};
 
@@ -137,17 +137,28 @@ impl<'a> Mounts<'a> {
         Ok(())
     }
 
-    /// A link cannot be bound, so one that names the policy and that the command could replace would lead the next run elsewhere.
+    /// A link cannot be bound, so one on the way to the policy that the command could replace would lead the next run elsewhere.
     fn refuse_replaceable(&self, file: &Path) -> Result<(), PlanError> {
-        let (Some(parent), Some(name)) = (file.parent(), file.file_name()) else { return Ok(()) };
-        if self.host.real(file) == self.host.real(parent).join(name) {
+        let real = self.host.real(file);
+        if real == file {
             return Ok(());
         }
-        let is_writable = |mount: &Mount| matches!(mount, Mount::Bind { access: BindAccess::Write, .. });
-        if !self.appearances(parent).iter().any(|(.., holder)| is_writable(holder)) {
-            return Ok(());
+        let target = |place: &Path| match self.host.path(place, false) {
+            PathFact::Symlink(target) => Some(target),
+            PathFact::Missing | PathFact::Dir | PathFact::File | PathFact::Refused(_) => None,
+        };
+        let is_writable =
+            |(_, _, mount): &(_, _, &Mount)| matches!(mount, Mount::Bind { access: BindAccess::Write, .. });
+        let is_replaceable = |link: &Link| {
+            let holder = link.place.parent().unwrap_or(Path::new("/"));
+            self.appearances(holder).iter().any(is_writable)
+        };
+        match links(file, target).into_iter().find(is_replaceable) {
+            Some(Link { place, .. }) => {
+                Err(PlanError::ReplaceablePolicy { path: shown(file), link: shown(&place), real: shown(&real) })
+            }
+            None => Ok(()),
         }
-        Err(PlanError::ReplaceablePolicy { path: shown(file), real: shown(&self.host.real(file)) })
     }
 
     /// Adds a grant unless a wider one already gives the same.

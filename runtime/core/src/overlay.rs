@@ -26,7 +26,7 @@ pub struct Manifest {
     pub started: Moment,
     /// The overlaid pieces of the host; layer N lies in `N/`.
     pub layers: Vec<Layer>,
-    /// Paths of the host that a rule denies, each as it was named, as every link on its way spells it, and link-free: nothing is applied there.
+    /// Paths of the host that a rule denies, and the files of the policy, each as it was named, as every link on its way spells it, and link-free: nothing is applied there.
     #[serde(with = "paths")]
     pub denied: Vec<PathBuf>,
     /// What was changed; `None` while the run lasts, or when it was killed.

@@ -98,8 +98,10 @@ pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<(
         return Err(OverlayError::at("opening", dir)(Errno::ESTALE));
     }
     let about = nix::sys::stat::fstat(store.fd()).map_err(OverlayError::at("looking at", dir))?;
-    let mut denied: Vec<PathBuf> =
-        policy.filesystem.deny.iter().flat_map(|grant| spellings(&grant.path, host)).collect();
+    // The next run goes by the policy's own files.
+    let sources = policy.sources.iter().map(Path::new).filter(|source| source.is_absolute());
+    let rules = policy.filesystem.deny.iter().map(|grant| grant.path.as_path());
+    let mut denied: Vec<PathBuf> = rules.chain(sources).flat_map(|path| spellings(path, host)).collect();
     denied.sort();
     denied.dedup();
     let started = Moment { s: about.st_ctime, ns: about.st_ctime_nsec };

@@ -499,3 +499,72 @@ fn a_sparse_file_stays_sparse() {
     let about = std::fs::metadata(overlay.work.at("added")).unwrap();
     assert!(about.size() > 64 << 20 && about.blocks() < 8192, "{} bytes in {} blocks", about.size(), about.blocks());
 }
+
+/// By whatever name: the next run goes by what the commit would leave there.
+#[test]
+fn the_policy_of_the_run_is_not_committed() {
+    let (work, kept) = (tree(), TempDir::new());
+    work.file("p.toml", "");
+    symlink("p.toml", work.at("link.toml")).unwrap();
+    let (host, dir) = (work.text(), kept.at("o"));
+    let line = "echo 'description = \"other\"' > p.toml; rm link.toml; echo > link.toml; echo new > changed";
+    let sandbox = Sandbox::new().args(["--rw", &host, "--workdir", &host, "--overlay", &dir]);
+    sandbox.args(["--policy", &work.at("link.toml")]).run(&["/bin/sh", "-c", line]).expect_code(0);
+    let (code, said, _) = verb(&["commit", &dir]);
+    assert!(code == 125 && said.contains("or it is a file of its policy"), "{said}");
+    assert_eq!((work.read("p.toml"), work.read("changed")), (String::new(), "new\n".to_owned()), "{said}");
+    assert_eq!(std::fs::read_link(work.at("link.toml")).unwrap(), Path::new("p.toml"));
+}
+
+/// Beside each other, so that not all of them are open at once.
+#[test]
+fn many_closed_directories_are_committed_with_few_descriptors() {
+    let line = "n=0; while [ $n -lt 60 ]; do mkdir d$n; echo new > d$n/x; chmod 500 d$n; n=$((n+1)); done";
+    let overlay = Overlay::run(TempDir::new(), line);
+    let commit = format!("ulimit -n 40; exec {} commit {}", apex_tests::apex_run().display(), overlay.kept.at("o"));
+    let output = Command::new("/bin/sh").args(["-c", &commit]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    for number in 0..60 {
+        let mode = std::fs::metadata(overlay.work.at(&format!("d{number}"))).unwrap().mode() & 0o777;
+        assert_eq!((mode, overlay.work.read(&format!("d{number}/x")).as_str()), (0o500, "new\n"));
+    }
+}
+
+/// Also again, when it is closed already.
+#[test]
+fn a_directory_that_the_run_closed_is_filled_before() {
+    let overlay = Overlay::run(tree(), "echo new > dir/inner; echo new > dir/more; chmod 555 dir");
+    for round in ["first", "second"] {
+        let (code, said) = overlay.verb(&["commit"]);
+        let mode = std::fs::metadata(overlay.work.at("dir")).unwrap().mode() & 0o777;
+        assert_eq!((code, mode), (0, 0o555), "{round}: {said}");
+    }
+    std::fs::set_permissions(overlay.work.at("dir"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!((overlay.work.read("dir/inner"), overlay.work.read("dir/more")), ("new\n".into(), "new\n".into()));
+}
+
+#[test]
+fn a_commit_tells_each_change_as_json() {
+    let overlay = Overlay::run(tree(), "rm kept; mkdir kept; echo new > changed; mkfifo pipe");
+    overlay.work.file("changed", "by hand");
+    let (code, said) = overlay.verb(&["commit", "--json"]);
+    let lines: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let word = |key: &str| line[key].as_str().unwrap().to_owned();
+            let name = word("path").rsplit('/').next().unwrap().to_owned();
+            (name, word("change"), word("kind"), line["applied"].as_bool().unwrap(), line["because"].is_string())
+        })
+        .collect();
+    let row = |name: &str, change: &str, kind: &str, applied: bool| {
+        (name.to_owned(), change.to_owned(), kind.to_owned(), applied, !applied)
+    };
+    let expected = [
+        row("changed", "changed", "file", false),
+        row("kept", "removed", "file", true),
+        row("kept", "added", "dir", true),
+        row("pipe", "added", "other", false),
+    ];
+    assert_eq!((code, told), (125, expected.to_vec()), "{said}");
+}

@@ -28,10 +28,10 @@ const FILLABLE: u32 = 0o700;
 /// What came of one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deed {
+    /// Where the change stands among those of the manifest.
+    pub index: usize,
     /// The path of the host.
     pub place: PathBuf,
-    /// The change.
-    pub change: ChangeKind,
     /// Why it was not applied.
     pub refused: Option<String>,
 }
@@ -44,14 +44,15 @@ pub fn apply(
 ) -> Result<Vec<Deed>, OverlayError> {
     store.lock()?;
     let changes = manifest.changes.as_deref().unwrap_or_default();
-    let mut commit = Commit { manifest, part: part(store, manifest)?, links: links(changes), modes: Vec::new() };
+    let part = part(store, manifest)?;
+    let mut commit = Commit { manifest, part, links: links(changes), closing: Vec::new(), deeds: Vec::new() };
     let mut pieces: HashMap<usize, Result<Piece, String>> = HashMap::new();
-    let mut deeds = Vec::new();
     for (index, change) in changes.iter().enumerate() {
         let place = manifest.place(change);
         if !wanted(&place, change) {
             continue;
         }
+        commit.close_before(Some(change));
         // Once for a layer: no name on the way to it is looked up again while its changes are applied.
         let piece = pieces.entry(change.layer).or_insert_with(|| match manifest.layers.get(change.layer) {
             Some(layer) => Piece::open(store, change.layer, layer),
@@ -61,13 +62,10 @@ pub fn apply(
             Ok(piece) => commit.one(piece, change, changes.get(index + 1)),
             Err(why) => Err(why.clone()),
         };
-        deeds.push(Deed { place, change: change.change, refused: result.err() });
+        commit.deeds.push(Deed { index, place, refused: result.err() });
     }
-    // The innermost first: a directory that may not be written any more still had to be filled.
-    for (fd, mode) in commit.modes.into_iter().rev() {
-        let _ = fchmod(fd, Mode::from_bits_truncate(mode));
-    }
-    Ok(deeds)
+    commit.close_before(None);
+    Ok(commit.deeds)
 }
 
 /// The name of what is not whole yet. It belongs to this overlay, whose commits run one by one: whatever has it is left from one that was killed.
@@ -88,12 +86,27 @@ struct Commit<'a> {
     manifest: &'a Manifest,
     part: CString,
     links: HashSet<(usize, &'a Path)>,
-    /// Permissions that are set when everything is in its place.
-    modes: Vec<(OwnedFd, u32)>,
+    /// Directories that are being filled, each within the one before.
+    closing: Vec<Closing<'a>>,
+    deeds: Vec<Deed>,
 }
 
-impl Commit<'_> {
-    fn one(&mut self, piece: &Piece, change: &Change, next: Option<&Change>) -> Result<(), String> {
+/// A directory that gets its permissions when everything in it is in its place.
+struct Closing<'a> {
+    change: &'a Change,
+    fd: OwnedFd,
+    /// What is told of it.
+    deed: usize,
+}
+
+impl Closing<'_> {
+    fn holds(&self, change: &Change) -> bool {
+        self.change.layer == change.layer && change.path.starts_with(&self.change.path)
+    }
+}
+
+impl<'a> Commit<'a> {
+    fn one(&mut self, piece: &Piece, change: &'a Change, next: Option<&Change>) -> Result<(), String> {
         self.judge(change)?;
         let (path, from) = piece.paths(change);
         let target = match Target::open(piece, path, &self.part) {
@@ -109,12 +122,18 @@ impl Commit<'_> {
             if !target.has(piece, change, next, now.as_ref()) {
                 return Err(why.to_owned());
             }
-            return if change.kind == FileKind::Dir { self.finish(&target, change) } else { Ok(()) };
+            if let (FileKind::Dir, Some(now)) = (change.kind, &now) {
+                return self.fill(&target, change, now);
+            }
+            return Ok(());
         }
         match (change.change, change.kind) {
             (ChangeKind::Removed, FileKind::Dir) => fs::rmdir(target.dir.as_fd(), &target.name).map_err(words),
             (ChangeKind::Removed, _) => fs::unlink(target.dir.as_fd(), &target.name).map_err(words),
-            (ChangeKind::Mode, _) => target.mode(change.mode, now.as_ref()).map_err(words),
+            (ChangeKind::Mode, kind) => match now {
+                Some(now) if kind == FileKind::Dir => self.fill(&target, change, &now),
+                now => target.mode(change.mode, now.as_ref()).map_err(words),
+            },
             (ChangeKind::Added | ChangeKind::Changed, FileKind::Dir) => {
                 target.make_dir(change).map_err(words)?;
                 self.finish(&target, change)
@@ -130,7 +149,7 @@ impl Commit<'_> {
     /// What is refused whatever the host looks like.
     fn judge(&self, change: &Change) -> Result<(), String> {
         if self.manifest.denies(change) {
-            return Err("a rule of the run denies it".to_owned());
+            return Err("a rule of the run denies it, or it is a file of its policy".to_owned());
         }
         if change.change == ChangeKind::Removed {
             return Ok(());
@@ -155,14 +174,37 @@ impl Commit<'_> {
             }
     }
 
-    /// Keeps in mind what a new directory may not be before it is filled.
-    fn finish(&mut self, target: &Target, change: &Change) -> Result<(), String> {
-        if change.change == ChangeKind::Removed || change.mode & FILLABLE == FILLABLE {
+    /// Lets the owner of a directory that is there fill it, as long as its content is applied.
+    fn fill(&mut self, target: &Target, change: &'a Change, now: &Stamp) -> Result<(), String> {
+        if change.change == ChangeKind::Removed {
+            return Ok(());
+        }
+        let mode = change.mode | FILLABLE;
+        if now.mode != mode {
+            target.mode(mode, Some(now)).map_err(words)?;
+        }
+        self.finish(target, change)
+    }
+
+    /// Keeps in mind what a directory may not be before it is filled.
+    fn finish(&mut self, target: &Target, change: &'a Change) -> Result<(), String> {
+        if change.mode & FILLABLE == FILLABLE {
             return Ok(());
         }
         let fd = fs::open(target.dir.as_fd(), &target.name, nix::libc::O_DIRECTORY, BENEATH).map_err(words)?;
-        self.modes.push((fd, change.mode & PERMISSIONS));
+        self.closing.push(Closing { change, fd, deed: self.deeds.len() });
         Ok(())
+    }
+
+    /// Closes the directories in which `next` does not lie: what a run changed in one stands together.
+    fn close_before(&mut self, next: Option<&Change>) {
+        while let Some(done) = self.closing.pop_if(|last| !next.is_some_and(|next| last.holds(next))) {
+            if let Err(errno) = fchmod(&done.fd, Mode::from_bits_truncate(done.change.mode & PERMISSIONS))
+                && let Some(deed) = self.deeds.get_mut(done.deed)
+            {
+                deed.refused = Some(format!("its permissions could not be set: {}", errno.desc()));
+            }
+        }
     }
 }
 
@@ -219,17 +261,19 @@ impl Target {
             return next.is_some_and(|next| next.change == ChangeKind::Added && self.has(piece, next, None, Some(now)));
         }
         let is_kind = now.kind == change.kind;
+        // A commit that was killed may have left a directory open.
+        let is_mode = [change.mode, change.mode | FILLABLE].contains(&now.mode);
         if change.change == ChangeKind::Mode {
-            let done = change.before.map(|before| Stamp { mode: change.mode, changed: now.changed, ..before });
-            let is_dir = now.kind == FileKind::Dir;
-            return done.is_some_and(|done| {
-                done == *now || is_dir && (done.kind, done.inode, done.mode) == (now.kind, now.inode, now.mode)
+            let is_dir = is_kind && now.kind == FileKind::Dir;
+            return change.before.is_some_and(|before| {
+                Stamp { mode: change.mode, changed: now.changed, ..before } == *now
+                    || is_dir && is_mode && before.inode == now.inode
             });
         }
         let (_, from) = piece.paths(change);
         is_kind
             && match change.kind {
-                FileKind::Dir => now.mode | FILLABLE == change.mode | FILLABLE,
+                FileKind::Dir => is_mode,
                 FileKind::Link => link(self.dir.as_fd(), self.path()).ok() == change.target,
                 FileKind::File => {
                     now.mode == change.mode
@@ -371,5 +415,45 @@ mod tests {
         std::fs::remove_dir_all(&place).unwrap();
         assert_eq!((first, mode), (Ok(()), 0o600), "also where nobody may read it");
         assert_eq!((exchanged, linked, other), (Err(Errno::ESTALE), Err(Errno::ESTALE), 0o200));
+    }
+
+    /// Through a descriptor that only names it, nothing can be set.
+    #[test]
+    fn permissions_that_could_not_be_set_are_told_of_their_directory() {
+        let change = |path: &str| Change {
+            layer: 0,
+            path: path.into(),
+            change: ChangeKind::Added,
+            kind: FileKind::Dir,
+            mode: 0o500,
+            size: 0,
+            target: None,
+            before: None,
+            holder: None,
+            moved: false,
+        };
+        let started = apex_core::overlay::Moment { s: 0, ns: 0 };
+        let (layers, denied, unseen) = (Vec::new(), Vec::new(), Vec::new());
+        let manifest = Manifest { version: 1, started, layers, denied, changes: None, more: 0, unseen };
+        let (outer, inner, beside) = (change("a"), change("a/b"), change("ab"));
+        let closing = |change, deed| {
+            let fd = fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0).unwrap();
+            Closing { change, fd, deed }
+        };
+        let deed = |index| Deed { index, place: "/a".into(), refused: None };
+        let mut commit = Commit {
+            manifest: &manifest,
+            part: c"part".to_owned(),
+            links: HashSet::new(),
+            closing: vec![closing(&outer, 0), closing(&inner, 1)],
+            deeds: vec![deed(0), deed(1)],
+        };
+        commit.close_before(Some(&change("a/b/x")));
+        assert_eq!(commit.closing.len(), 2);
+        commit.close_before(Some(&change("a/c")));
+        let told: Vec<bool> = commit.deeds.iter().map(|deed| deed.refused.is_some()).collect();
+        assert_eq!(told, [false, true]);
+        commit.close_before(Some(&beside));
+        assert!(commit.closing.is_empty() && commit.deeds.iter().all(|deed| deed.refused.is_some()));
     }
 }

@@ -159,14 +159,10 @@ pub fn commit(options: &Options) -> Result<u8> {
     let mut out = String::new();
     let refused = deeds.iter().filter(|deed| deed.refused.is_some()).count();
     for deed in &deeds {
-        let place = escape::path(&deed.place);
+        let (place, change) = (escape::path(&deed.place), &changes[deed.index]);
         out.push_str(&match (&deed.refused, options.json) {
-            (why, true) => {
-                let change =
-                    changes.iter().find(|change| manifest.place(change) == deed.place && change.change == deed.change);
-                change.map(|change| json(&deed.place, change, Some(why.as_deref()))).transpose()?.unwrap_or_default()
-            }
-            (None, false) => format!("{} {place}", past(deed.change)),
+            (why, true) => json(&deed.place, change, Some(why.as_deref()))?,
+            (None, false) => format!("{} {place}", past(change.change)),
             (Some(why), false) => format!("left {place}: {why}"),
         });
         out.push('\n');

@@ -100,8 +100,12 @@ fn freeze_while(file: &Path, running: &ptrace::Running, ended: &std::sync::atomi
     while !ended.load(std::sync::atomic::Ordering::SeqCst) {
         if file.exists() != is_frozen {
             is_frozen = !is_frozen;
-            let done = if is_frozen { running.freeze() } else { running.thaw() };
-            done.expect("the tracer obeys");
+            running.ask(is_frozen);
+            let until = std::time::Instant::now() + ptrace::PATIENCE;
+            while !running.has_obeyed() {
+                assert!(std::time::Instant::now() < until, "the tracer obeys");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
             let word = if is_frozen { "frozen" } else { "thawed" };
             std::fs::write(file.with_extension("state"), word).expect("the directory is ours");
         }

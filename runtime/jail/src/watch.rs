@@ -169,7 +169,7 @@ pub(crate) fn serve(running: &mut Running<'_>) -> Result<After, JailError> {
     let outcome = match act.reaction {
         Reaction::Warn => return Ok(After::Alive),
         Reaction::Kill => return Ok(After::Kill),
-        Reaction::Freeze => set_frozen(running, true).map(|()| "every process of the sandbox is stopped".to_owned()),
+        Reaction::Freeze => set_frozen(running, true).map(str::to_owned),
         Reaction::Tighten => tighten(running),
     };
     if let Some(watch) = &mut running.watch {
@@ -185,6 +185,7 @@ pub(crate) fn serve(running: &mut Running<'_>) -> Result<After, JailError> {
 /// Lets a frozen sandbox go on.
 pub(crate) fn thaw(running: &mut Running<'_>) -> Result<(), JailError> {
     set_frozen(running, false)
+        .map(drop)
         .map_err(|words| JailError::Watch(format!("the sandbox could not be thawed: {words}")))?;
     if let Some(watch) = &mut running.watch {
         watch.watcher.thawed();
@@ -193,8 +194,9 @@ pub(crate) fn thaw(running: &mut Running<'_>) -> Result<(), JailError> {
 }
 
 /// By the cgroup where there is one, else by the tracer: nobody inside escapes or notices either. SIGSTOP is no way: any SIGCONT from inside would undo it.
-fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<(), String> {
-    let Some(watch) = &mut running.watch else { return Ok(()) };
+/// In words, what is done when they are to stop.
+fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<&'static str, String> {
+    let Some(watch) = &mut running.watch else { return Ok("nobody watches it") };
     let by_cgroup = match (&watch.beside, &running.cgroup) {
         (Some(beside), _) => Some(beside.freeze(frozen)),
         (None, Some(cgroup)) => match cgroup.freeze(frozen) {
@@ -203,13 +205,17 @@ fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<(), String> {
         },
         (None, None) => None,
     };
-    match by_cgroup {
-        Some(done) => done.map_err(|error| error.to_string())?,
-        None if watch.traced => watch.watcher.hold(frozen)?,
+    let done = match by_cgroup {
+        Some(done) => done.map(|()| "every process of the sandbox is stopped").map_err(|error| error.to_string())?,
+        None if watch.traced => {
+            // Who traces has its own time, and ends the sandbox when it takes too long.
+            watch.watcher.hold(frozen)?;
+            "every process of the sandbox is being stopped by its tracer"
+        }
         None => return Err("it has no cgroup with a freezer, and nobody traces it".to_owned()),
-    }
+    };
     watch.frozen = frozen;
-    Ok(())
+    Ok(done)
 }
 
 fn tighten(running: &Running<'_>) -> Result<String, String> {

@@ -38,6 +38,12 @@ impl Link {
         fs::borrow(SOCKET_FD).map(Link).map_err(LinkError::Absent)
     }
 
+    /// Another descriptor in its place.
+    #[cfg(test)]
+    pub fn over(fd: BorrowedFd<'static>) -> Link {
+        Link(fd)
+    }
+
     /// Waits for the next packet and what came along; `None` when `apex-run` is gone.
     pub fn hear(&self) -> Result<Option<(ToProbe, Option<OwnedFd>)>, LinkError> {
         let mut bytes = vec![0; PACKET_BYTES_MAX];

@@ -27,7 +27,7 @@ use tracer::Tracer;
 /// Wakes the tracer from its wait. Ignored by default, so that it does no harm where it comes late.
 const BELL: i32 = nix::libc::SIGURG;
 /// How long an order to the tracer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(1);
 
 /// What is traced.
@@ -58,8 +58,8 @@ pub enum PtraceError {
     #[error("starting the tracer's thread")]
     Thread(#[source] std::io::Error),
     /// The tracer does not answer.
-    #[error("the tracer did not take the order to {0} within {PATIENCE:?}; end the sandbox")]
-    Silent(&'static str),
+    #[error("the tracer did not take the order to end within {PATIENCE:?}")]
+    Silent,
 }
 
 fn remedy(errno: Errno) -> String {
@@ -182,20 +182,21 @@ pub fn start(target: Target, to: SyncSender<Batch>) -> Result<Running, PtraceErr
 }
 
 impl Running {
-    /// Stops every process of the sandbox at the next instruction that it would execute, until [`Running::thaw`].
-    ///
-    /// # Errors
-    /// The tracer does not answer.
-    pub fn freeze(&self) -> Result<(), PtraceError> {
-        self.order(order::FREEZE, "freeze")
+    /// Asks for every process of the sandbox to be stopped at the next instruction that it would execute, or to go on. Does not wait: the
+    /// tracer may itself be waiting for room in its channel.
+    pub fn ask(&self, frozen: bool) {
+        self.shared.wanted.store(if frozen { order::FREEZE } else { order::RUN }, Ordering::SeqCst);
     }
 
-    /// Lets them go on.
-    ///
-    /// # Errors
-    /// The tracer does not answer.
-    pub fn thaw(&self) -> Result<(), PtraceError> {
-        self.order(order::RUN, "thaw")
+    /// Whether the tracer took its last order, or is gone; otherwise it is rung for again, since the bell may ring just before a wait begins.
+    pub fn has_obeyed(&self) -> bool {
+        let shared = &self.shared;
+        if shared.obeyed.load(Ordering::SeqCst) == shared.wanted.load(Ordering::SeqCst) || self.has_ended() {
+            return true;
+        }
+        // ESRCH: it has just ended.
+        let _ = signal::to_own_thread(shared.thread.load(Ordering::SeqCst), BELL);
+        false
     }
 
     /// Waits until the last event of a sandbox that has ended is sent. One that has not is killed.
@@ -207,7 +208,14 @@ impl Running {
         while !self.has_ended() && Instant::now() < end {
             std::thread::sleep(POLL);
         }
-        self.order(order::END, "end")?;
+        self.shared.wanted.store(order::END, Ordering::SeqCst);
+        let end = Instant::now() + PATIENCE;
+        while !self.has_obeyed() {
+            if Instant::now() > end {
+                return Err(PtraceError::Silent);
+            }
+            std::thread::sleep(POLL);
+        }
         if let Some(thread) = self.thread.take() {
             // Its panic was printed where it happened, and the sandbox was killed with it.
             let _ = thread.join();
@@ -219,19 +227,28 @@ impl Running {
     pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
+}
 
-    /// The bell may ring just before the wait begins, so it rings until it is heard.
-    fn order(&self, order: u8, words: &'static str) -> Result<(), PtraceError> {
-        self.shared.wanted.store(order, Ordering::SeqCst);
-        let end = Instant::now() + PATIENCE;
-        while self.shared.obeyed.load(Ordering::SeqCst) != order && !self.has_ended() {
-            if Instant::now() > end {
-                return Err(PtraceError::Silent(words));
+#[cfg(test)]
+impl Running {
+    /// In place of a tracer: who sends so many batches, whatever the time, before it looks at its orders, obeys one and ends.
+    pub fn busy(to: SyncSender<Batch>, batches: usize) -> Running {
+        let shared = Arc::new(Shared {
+            wanted: AtomicU8::new(order::RUN),
+            obeyed: AtomicU8::new(order::RUN),
+            thread: AtomicI32::new(0),
+        });
+        let own = Arc::clone(&shared);
+        let body = move || {
+            own.thread.store(ptrace::own_thread(), Ordering::SeqCst);
+            for _ in 0..batches {
+                to.send(Batch::default()).expect("somebody hears it");
             }
-            // ESRCH: it has just ended.
-            let _ = signal::to_own_thread(self.shared.thread.load(Ordering::SeqCst), BELL);
-            std::thread::sleep(POLL);
-        }
-        Ok(())
+            while own.wanted.load(Ordering::SeqCst) == order::RUN {
+                std::thread::sleep(POLL);
+            }
+            own.obeyed.store(own.wanted.load(Ordering::SeqCst), Ordering::SeqCst);
+        };
+        Running { shared, thread: Some(std::thread::spawn(body)) }
     }
 }

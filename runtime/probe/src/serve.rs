@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use apex_core::event::{Event, Loss, What};
@@ -19,6 +19,7 @@ use crate::lesson::Lesson;
 use crate::link::{self, Link, LinkError};
 use crate::pipeline::Pipeline;
 use crate::privilege;
+use crate::ptrace;
 use crate::source::{Batch, QUEUE_BATCHES_MAX};
 use crate::sources::{self, Running, Sandbox, Wish};
 
@@ -29,6 +30,8 @@ const LAST_WITHIN: Duration = Duration::from_secs(20);
 const EARLY_FOR: Duration = Duration::from_millis(50);
 /// How often a sandbox that does nothing is thought about.
 const TICK: Duration = Duration::from_secs(1);
+/// How often a tracer is rung for that has not taken its order.
+const RING_EVERY: Duration = Duration::from_millis(5);
 /// Refusals that wait.
 const EARLY_MAX: usize = 1024;
 
@@ -104,7 +107,7 @@ fn watch(link: Link) -> Result<()> {
     thread::spawn(move || listen(link, &to));
     pipeline.start();
     link.say(&FromProbe::Watching)?;
-    let mut service = Service { link, pipeline, running: Some(running), early: VecDeque::new() };
+    let mut service = Service { link, pipeline, running: Some(running), early: VecDeque::new(), hold_until: None };
     let is_told = service.until_the_end(&inputs)?;
     let done = service.pipeline.finish();
     if is_told {
@@ -158,6 +161,8 @@ struct Service {
     running: Option<Running>,
     /// Refusals come by a shorter way than what happened before them: they wait a moment for it.
     early: VecDeque<Event>,
+    /// By when a tracer that was told to hold the sandbox, or to let it go on, must have obeyed.
+    hold_until: Option<Instant>,
 }
 
 impl Service {
@@ -165,8 +170,10 @@ impl Service {
     fn until_the_end(&mut self, inputs: &Receiver<Input>) -> Result<bool> {
         let (mut ended, mut drained) = (None, false);
         while ended.is_none() || !drained {
-            let input = match inputs.recv_timeout(if self.early.is_empty() { TICK } else { EARLY_FOR }) {
+            self.see_to_hold()?;
+            let input = match inputs.recv_timeout(self.patience()) {
                 Ok(input) => input,
+                Err(RecvTimeoutError::Timeout) if self.hold_until.is_some() => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     self.let_early_in(u64::MAX)?;
                     let wish = self.pipeline.tick();
@@ -198,6 +205,14 @@ impl Service {
         Ok(ended == Some(true))
     }
 
+    fn patience(&self) -> Duration {
+        match (self.hold_until, self.early.is_empty()) {
+            (Some(_), _) => RING_EVERY,
+            (None, true) => TICK,
+            (None, false) => EARLY_FOR,
+        }
+    }
+
     /// Takes the refusals in that happened before a moment.
     fn let_early_in(&mut self, before_ns: u64) -> Result<()> {
         while self.early.front().is_some_and(|event| event.time_ns < before_ns)
@@ -210,6 +225,7 @@ impl Service {
 
     /// Beside the loop, which reads what the sources still send.
     fn stop(&mut self) {
+        self.hold_until = None;
         if let Some(running) = self.running.take() {
             self.pipeline.cost(running.costs());
             thread::spawn(move || running.stop());
@@ -249,9 +265,23 @@ impl Service {
         }
     }
 
+    /// Without waiting: a tracer with much to tell takes no order before this loop has made room for it.
+    fn hold(&mut self, frozen: bool) -> Result<()> {
+        let Some(running) = &self.running else { return Ok(()) };
+        running.hold(frozen).map_err(anyhow::Error::msg)?;
+        self.hold_until = Some(Instant::now() + ptrace::PATIENCE);
+        Ok(())
+    }
+
     /// An error ends the prober, and with it a sandbox that was to stand still and does not.
-    fn hold(&self, frozen: bool) -> Result<()> {
-        self.running.as_ref().map_or(Ok(()), |running| running.hold(frozen)).map_err(anyhow::Error::msg)
+    fn see_to_hold(&mut self) -> Result<()> {
+        let (Some(until), Some(running)) = (self.hold_until, &self.running) else { return Ok(()) };
+        if running.has_obeyed() {
+            self.hold_until = None;
+        } else if Instant::now() > until {
+            bail!("the tracer did not hold the sandbox or let it go on within {:?}", ptrace::PATIENCE);
+        }
+        Ok(())
     }
 
     fn event(&mut self, event: Event) -> Result<()> {
@@ -277,7 +307,59 @@ impl Service {
 
 #[cfg(test)]
 mod tests {
+    use apex_core::event::{Start, VERSION};
+    use apex_core::watch::{Begin, Level};
+    use apex_sys::fs;
+
     use super::*;
+
+    fn begin() -> Begin {
+        Begin {
+            start: Start {
+                version: VERSION,
+                wall_time_ns: 0,
+                mode: "isolation".to_owned(),
+                profile: None,
+                plan_sha256: String::new(),
+                command: Vec::new(),
+                level: Level::Default,
+                sources: Default::default(),
+            },
+            events: Vec::new(),
+            findings: Vec::new(),
+            on_finding: Reaction::Freeze,
+            summary: false,
+            json: false,
+            learn: None,
+            rules: Vec::new(),
+            has_listener: false,
+            record: false,
+            baseline: None,
+            may_probe: false,
+        }
+    }
+
+    /// The channels hold less than the tracer sends before it looks at its orders.
+    #[test]
+    fn a_tracer_with_much_to_tell_is_held_all_the_same() {
+        let begin = begin();
+        let pipeline = Pipeline::open(&begin, Engines::new(&begin).unwrap(), None).unwrap();
+        let (to, inputs) = sync_channel(1);
+        to.send(Input::Said(ToProbe::Hold { frozen: true })).unwrap();
+        let (to_forwarder, from_tracer) = sync_channel(1);
+        let tracer = ptrace::Running::busy(to_forwarder, 20);
+        let running = Some(Running::Ptrace(tracer));
+        let link = Link::over(fs::borrow(2).unwrap());
+        let mut service = Service { link, pipeline, running, early: VecDeque::new(), hold_until: None };
+        thread::spawn(move || {
+            // Ends with the tracer, which has then obeyed.
+            forward(from_tracer, &to);
+            let _ = to.send(Input::Said(ToProbe::Ended));
+        });
+        let start = Instant::now();
+        assert!(service.until_the_end(&inputs).unwrap());
+        assert!(start.elapsed() < ptrace::PATIENCE, "it was waited for");
+    }
 
     #[test]
     fn serving_needs_a_socket_and_takes_no_words() {

@@ -168,14 +168,24 @@ impl Running {
         }
     }
 
-    /// Stops every process of the sandbox, or lets them go on, where it is traced.
+    /// Has every process of the sandbox stopped, or let go on, where it is traced; [`Running::has_obeyed`] tells when.
     pub fn hold(&self, frozen: bool) -> Result<(), String> {
         match self {
-            Running::Ptrace(tracer) if frozen => tracer.freeze().map_err(|error| words(&error)),
-            Running::Ptrace(tracer) => tracer.thaw().map_err(|error| words(&error)),
+            Running::Ptrace(tracer) => {
+                tracer.ask(frozen);
+                Ok(())
+            }
             Running::Probes(_) | Running::Nothing => {
                 Err("only a tracer can hold a sandbox without a cgroup".to_owned())
             }
+        }
+    }
+
+    /// Whether nothing is left to be done of what was last asked for.
+    pub fn has_obeyed(&self) -> bool {
+        match self {
+            Running::Ptrace(tracer) => tracer.has_obeyed(),
+            Running::Probes(_) | Running::Nothing => true,
         }
     }
 

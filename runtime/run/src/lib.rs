@@ -7,5 +7,6 @@ pub mod help;
 pub mod options;
 pub mod print;
 pub mod table;
+pub mod unsaid;
 
 pub use apex_core::escape;

@@ -188,7 +188,8 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
 }
 
 /// Writes what finds room without waiting for it, whatever the flags of the open file are, which others may share (pwritev2(2), `RWF_NOWAIT`). What knows no
-/// such write, terminals and pipes before Linux 6.4 among them, is asked whether it is ready; a regular file always is.
+/// such write, terminals and pipes before Linux 6.4 among them, is asked whether it is ready, and gets no more than a pipe that is has room for (pipe(7),
+/// `PIPE_BUF`); a regular file always is.
 pub fn write_at_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     let piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     if stat(fd, c"")?.is_regular() {
@@ -201,7 +202,8 @@ pub fn write_at_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
         Ok(count) => Ok(count as usize),
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ESPIPE) => {
             let mut room = [signal::Interest { fd, write: true, ready: false }];
-            if signal::poll(&mut room, Some(0))? { write(fd, bytes) } else { Err(Errno::EAGAIN) }
+            let certain = &bytes[..bytes.len().min(libc::PIPE_BUF)];
+            if signal::poll(&mut room, Some(0))? { write(fd, certain) } else { Err(Errno::EAGAIN) }
         }
         Err(errno) => Err(errno),
     }
@@ -311,5 +313,12 @@ mod tests {
         assert!(written >= block.len());
         let file = std::fs::File::create("/dev/null").unwrap();
         assert_eq!(write_at_once(file.as_fd(), &block), Ok(block.len()));
+    }
+
+    /// A terminal knows no write that does not wait.
+    #[test]
+    fn who_is_asked_whether_it_is_ready_gets_no_more_than_a_pipe_has_room_for() {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        assert_eq!(write_at_once(terminal.slave.as_fd(), &[b'x'; 2 * libc::PIPE_BUF]), Ok(libc::PIPE_BUF));
     }
 }

@@ -1,5 +1,6 @@
 //! `apex-run --watch`: what the record holds, that watching changes nothing of the command, and that nothing runs unwatched.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use apex_core::event::{Event, Loss, What};
@@ -193,6 +194,43 @@ fn nothing_goes_on_when_its_prober_is_killed() {
     let output = session.wait_for_end().expect_refusal(&["prober", "signal 9", "unwatched"]);
     assert!(start.elapsed() < PATIENCE);
     expect_nothing_left(&sandbox, &output);
+}
+
+/// A tracer that does not go on reaps nobody, so that only the wall time ends the command; probes in the kernel need nobody, and what they saw waits
+/// to be written.
+#[test]
+fn a_stopped_prober_keeps_no_sandbox_from_its_end() {
+    let record = Record::new();
+    let sandbox = Sandbox::new().args(["--events", &record.path()]);
+    let sandbox = if as_root() { sandbox } else { sandbox.args(["--time", "3s"]) };
+    let mut session = sandbox.start(&["/bin/sh", "-c", "echo ready; read line; echo $line"]);
+    session.expect_line("ready");
+    let prober = prober_of(session.pid()).expect("it watches");
+    kill(prober, Signal::SIGSTOP).expect("it is ours");
+    session.send("on\n");
+    session.expect_line("on");
+    let output = if as_root() {
+        kill(prober, Signal::SIGCONT).expect("it is ours");
+        let output = session.wait_for_end().expect_code(0);
+        assert!(programs(&record.events()).iter().any(|path| path.ends_with("sh")));
+        output
+    } else {
+        session.wait_for_end().expect_refusal(&["did not let the sandbox end", "SIGSTOP"])
+    };
+    expect_nothing_left(&sandbox, &output);
+}
+
+/// It runs with the caller's rights, so nobody else may have written it.
+#[test]
+fn a_prober_that_others_may_write_stops_the_start() {
+    let dir = TempDir::new();
+    let prober = dir.at("apex-probe");
+    std::fs::copy("/bin/true", &prober).expect("it can be copied");
+    std::fs::set_permissions(&prober, std::fs::Permissions::from_mode(0o777)).expect("it is ours");
+    let sandbox = Sandbox::new().arg("--watch").caller_env("APEX_PROBE", &prober);
+    let output = sandbox.run(&["/bin/echo", "ran"]);
+    let output = output.expect_refusal(&["can be written by others", "777", &format!("chmod go-w {prober}")]);
+    assert_eq!(output.out(), "");
 }
 
 /// Whether a process is there and more than a zombie: whoever adopts an orphan reaps it in its own time.

@@ -1,7 +1,7 @@
 //! Watching over a running sandbox: its reports, signals to pass on, its terminal, its time, its refused calls; and the end.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,8 @@ pub const WATCHED: [i32; 11] = [
 /// A sandbox that lived so long is worth some calls to hold less memory: its launcher and its init then give back what they need no more.
 pub const GIVE_BACK_MS: u64 = 1000;
 
-/// How long a killed sandbox waits for a tracer that must reap its processes.
-const END_WITHIN_MS: u64 = 15_000;
+/// How long the end of a sandbox waits for a tracer that must reap its processes.
+const END_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a shell exits with when the kernel killed its last command for memory.
 const CODE_OF_SIGKILL: i32 = 128 + nix::libc::SIGKILL;
@@ -140,12 +140,11 @@ impl<'a> Running<'a> {
     /// The init is the last process of its pid namespace to be reaped (pid_namespaces(7)).
     fn reap(&mut self) -> Result<Option<Ended>, Errno> {
         self.reaped = true;
-        if let Some(watch) = &mut self.watch {
-            let mut end = [Interest { fd: self.pidfd.as_fd(), write: false, ready: false }];
-            // A tracer that somebody stopped, or that hangs, reaps nobody, and the init waits for all. With the tracer gone the kernel does it.
-            if !signal::poll(&mut end, Some(END_WITHIN_MS))? {
-                watch.watcher.abandon();
-            }
+        // A tracer that somebody stopped, or that hangs, reaps nobody, and the init waits for all. With the tracer gone the kernel does it.
+        if let Some(watch) = self.watch.as_mut().filter(|watch| watch.is_traced())
+            && !ends_within(self.pidfd.as_fd(), END_WITHIN)
+        {
+            watch.watcher.abandon();
         }
         process::wait(self.init, 0).map(|ended| ended.map(|(_, ended)| ended))
     }
@@ -162,6 +161,22 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether a process ends in that time. One that cannot be waited for so is waited for without a bound.
+fn ends_within(pidfd: BorrowedFd<'_>, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    let mut end = [Interest { fd: pidfd, write: false, ready: false }];
+    while !end[0].ready {
+        let left_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        if left_ms == 0 {
+            return false;
+        }
+        if signal::poll(&mut end, Some(left_ms)).is_err() {
+            return true;
+        }
+    }
+    true
 }
 
 /// What one round of waiting found.

@@ -122,6 +122,11 @@ impl<'w> Watch<'w> {
         self.beside.as_ref().map(Beside::fd)
     }
 
+    /// Whether its processes have a tracer, without which none of them is reaped.
+    pub fn is_traced(&self) -> bool {
+        self.traced
+    }
+
     /// Whether every process is stopped.
     pub fn is_frozen(&self) -> bool {
         self.frozen

@@ -18,6 +18,7 @@ use apex_core::watch::{Begin, FromProbe, Learn, PACKET_BYTES_MAX, Reaction, SOCK
 use apex_jail::watch::{Act, Needs, Standing, Told, Watcher};
 use apex_run::escape;
 use apex_run::options::Options;
+use apex_run::unsaid::Unsaid;
 use apex_sys::process::{self, CStrings, Ended, Pid, Side};
 use apex_sys::signal::{self, Interest};
 use apex_sys::{Errno, clock, fs, net};
@@ -41,8 +42,6 @@ const WORDS_WITHIN: Duration = Duration::from_millis(500);
 const SIGKILL: i32 = 9;
 /// What a record keeps of the command line, in bytes: a packet holds it with every byte escaped.
 const COMMAND_BYTES_MAX: usize = 8 << 10;
-/// Of words that wait for the end of the sandbox.
-const UNSAID_BYTES_MAX: usize = 64 << 10;
 /// Whom else than their owner may write the prober's program (inode(7)).
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -55,8 +54,9 @@ pub struct Prober {
     lost: u64,
     /// The finding for which the sandbox was ended.
     caught: Option<String>,
-    /// Words for which standard error had no room while the sandbox lived.
-    unsaid: Vec<u8>,
+    /// It was killed, since it did not let the sandbox end.
+    abandoned: bool,
+    unsaid: Unsaid,
 }
 
 /// Its process.
@@ -100,7 +100,8 @@ impl Prober {
             alive: None,
             lost: 0,
             caught: None,
-            unsaid: Vec::new(),
+            abandoned: false,
+            unsaid: Unsaid::default(),
         })
     }
 
@@ -120,11 +121,17 @@ impl Prober {
         if self.alive.is_none() {
             return Ok(());
         }
+        if self.abandoned {
+            return Err(
+                "the prober did not let the sandbox end, as one that somebody stopped (SIGSTOP), and was killed"
+                    .to_owned(),
+            );
+        }
         self.tell_lost(DONE_WITHIN)?;
         self.send(&ToProbe::Ended, None, DONE_WITHIN)?;
         let deadline = Instant::now() + DONE_WITHIN;
         loop {
-            match self.receive(deadline)? {
+            match self.receive_by(deadline, DONE_WITHIN)? {
                 FromProbe::Done { .. } => break,
                 FromProbe::Failed { words } => return Err(escape::text(&words).into_owned()),
                 // Asked for while the end was already on its way.
@@ -142,10 +149,7 @@ impl Prober {
             true => fs::write_at_once(std::io::stderr().as_fd(), line.as_bytes()).unwrap_or(0),
             false => 0,
         };
-        let rest = &line.as_bytes()[written..];
-        if self.unsaid.len() + rest.len() <= UNSAID_BYTES_MAX {
-            self.unsaid.extend_from_slice(rest);
-        }
+        self.unsaid.keep(&line.as_bytes()[written..]);
     }
 
     fn alive(&self) -> Result<&Alive, String> {
@@ -165,9 +169,14 @@ impl Prober {
         }
     }
 
-    fn receive(&mut self, deadline: Instant) -> Result<FromProbe, String> {
+    fn receive(&mut self, within: Duration) -> Result<FromProbe, String> {
+        self.receive_by(Instant::now() + within, within)
+    }
+
+    /// `within` is what is told when nothing came by then.
+    fn receive_by(&mut self, deadline: Instant, within: Duration) -> Result<FromProbe, String> {
         let socket = self.alive()?.socket.as_fd();
-        wait_for(socket, false, deadline).map_err(|_| slow(READY_WITHIN))?;
+        wait_for(socket, false, deadline).map_err(|_| slow(within))?;
         let mut bytes = vec![0; PACKET_BYTES_MAX];
         match net::receive(socket, &mut bytes) {
             Ok((0, _)) | Err(_) => Err(self.death()),
@@ -234,7 +243,7 @@ impl Prober {
 impl Drop for Prober {
     fn drop(&mut self) {
         // The sandbox is gone. A closed standard error leaves nobody to tell.
-        let _ = std::io::stderr().write_all(&self.unsaid);
+        let _ = std::io::stderr().write_all(&std::mem::take(&mut self.unsaid).into_words());
         // After an error: it writes what it has and ends, since its socket is closed.
         self.reap(END_WITHIN);
     }
@@ -259,7 +268,7 @@ impl Watcher for Prober {
     }
 
     fn prepared(&mut self) -> Result<Needs, String> {
-        match self.receive(Instant::now() + READY_WITHIN)? {
+        match self.receive(READY_WITHIN)? {
             FromProbe::Prepared { wants_cgroup, wants_trace, .. } => {
                 let trace = Scope::of_run(&self.begin).filter(|_| wants_trace);
                 Ok(Needs { cgroup: wants_cgroup, trace })
@@ -277,7 +286,7 @@ impl Watcher for Prober {
             traced: standing.traced,
         };
         self.send(&sandbox, standing.cgroup, READY_WITHIN)?;
-        match self.receive(Instant::now() + READY_WITHIN)? {
+        match self.receive(READY_WITHIN)? {
             FromProbe::Watching => Ok(()),
             other => Err(out_of_turn(other)),
         }
@@ -310,7 +319,7 @@ impl Watcher for Prober {
     }
 
     fn next(&mut self) -> Result<Option<Act>, String> {
-        match self.receive(Instant::now() + READY_WITHIN)? {
+        match self.receive(READY_WITHIN)? {
             FromProbe::Act { reaction, because } => {
                 if reaction == Reaction::Kill {
                     self.caught = Some(because.clone());
@@ -344,6 +353,7 @@ impl Watcher for Prober {
     }
 
     fn abandon(&mut self) {
+        self.abandoned = true;
         if let Some(alive) = &self.alive {
             let _ = process::pidfd_signal(alive.pidfd.as_raw_fd(), SIGKILL);
         }
@@ -402,17 +412,12 @@ fn find(caller_uid: u32) -> anyhow::Result<OwnedFd> {
     for path in &candidates {
         match open_program(path) {
             Ok(program) => {
-                return match fs::stat(program.as_fd(), c"") {
-                    Ok(about) if is_trusted(&about, caller_uid) => Ok(program),
-                    Ok(about) => anyhow::bail!(
-                        "the prober {} belongs to user {} or can be written by others (mode {:o}), and would run with your rights; \
-                         install one of your own or root's that nobody else may write",
-                        path.display(),
-                        about.uid,
-                        about.mode & 0o7777
-                    ),
-                    Err(errno) => anyhow::bail!("looking at the prober {}: {}", path.display(), errno.desc()),
-                };
+                let about = fs::stat(program.as_fd(), c"")
+                    .map_err(|errno| anyhow::anyhow!("looking at the prober {}: {}", path.display(), errno.desc()))?;
+                if let Some(why) = distrust(&about, caller_uid, path) {
+                    anyhow::bail!("the prober {} would run with your rights, but {why}", path.display());
+                }
+                return Ok(program);
             }
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(errno) => anyhow::bail!("opening the prober {}: {}", path.display(), errno.desc()),
@@ -426,9 +431,17 @@ fn find(caller_uid: u32) -> anyhow::Result<OwnedFd> {
     )
 }
 
-/// A program that somebody else could have put there does not get the caller's rights.
-fn is_trusted(about: &fs::Stat, caller_uid: u32) -> bool {
-    [0, caller_uid].contains(&about.uid) && about.mode & WRITABLE_BY_OTHERS == 0
+/// Why a program does not get the caller's rights: somebody else could have put it there.
+fn distrust(about: &fs::Stat, caller_uid: u32, path: &Path) -> Option<String> {
+    if ![0, caller_uid].contains(&about.uid) {
+        let uid = about.uid;
+        return Some(format!("it belongs to user {uid}; install one of your own or root's"));
+    }
+    let mode = about.mode & 0o7777;
+    let path = path.display();
+    (mode & WRITABLE_BY_OTHERS != 0).then(|| {
+        format!("it can be written by others (mode {mode:o}); `chmod go-w {path}` if it is what you installed")
+    })
 }
 
 fn open_program(path: &Path) -> Result<OwnedFd, Errno> {

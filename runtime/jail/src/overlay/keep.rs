@@ -1,4 +1,4 @@
-//! What a file of the host keeps when another takes its place: owner, group, access list and extended attributes.
+//! What a file of the host keeps when another takes its place: access list and extended attributes, and owner and group where the caller may give them.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,7 +31,7 @@ pub(super) fn keep(old: Option<BorrowedFd<'_>>, new: &OwnedFd, mode: u32) -> Res
     fchmod(new, Mode::from_bits_truncate(mode)).map_err(|errno| errno.desc().to_owned())
 }
 
-/// Whether the group is kept. Root keeps the owner; anybody else owns what it replaces, or may not.
+/// Whether the group is kept. The owner is kept by root alone: what anybody else commits is their own.
 fn keep_owner(old: BorrowedFd<'_>, new: &OwnedFd) -> Result<bool, Errno> {
     let (was, is) = (fstat(old)?, fstat(new)?);
     let group = Some(Gid::from_raw(was.st_gid));

@@ -80,6 +80,28 @@ fn the_policy_that_a_run_goes_by() {
     });
 }
 
+/// Nor does it plant a mode or a profile for the next run, where there is none yet.
+#[test]
+fn modes_and_profiles_of_the_user() {
+    for file in ["conf/other", "conf/apex/profiles/mine.toml"] {
+        let dir = TempDir::new();
+        dir.file(file, "");
+        let sandbox = armed!().rw(&dir.text(), "/tmp/data").caller_env("XDG_CONFIG_HOME", &dir.at("conf"));
+        let mut session = sandbox.session();
+        for attempt in ["mkdir /tmp/data/conf/apex", "mkdir /tmp/data/conf/apex/modes"] {
+            session.refused(attempt);
+        }
+        session.refused("create /tmp/data/conf/apex/profiles/python.toml");
+        session.refused("write /tmp/data/conf/apex/profiles/mine.toml");
+        session.allowed("mkdir /tmp/data/evil");
+        session.refused("rename /tmp/data/evil /tmp/data/conf/apex");
+        session.refused("rename /tmp/data/conf /tmp/data/moved");
+        session.finish().expect_code(0);
+        assert!(dir.listing().iter().all(|name| name.starts_with("conf/") || name == "evil/"), "{:?}", dir.listing());
+        assert_eq!(dir.path().join("conf/apex").exists(), file.contains("apex"));
+    }
+}
+
 #[test]
 fn a_link_to_a_policy_that_a_run_could_replace() {
     let (dir, safe) = (TempDir::new(), TempDir::new());

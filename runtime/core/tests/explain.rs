@@ -21,6 +21,7 @@ fn policy() -> Policy {
     Policy {
         mode: Mode::Isolation,
         sources: vec![],
+        config: vec![],
         filesystem: Filesystem {
             read: vec![],
             write: vec![],

@@ -259,6 +259,27 @@ fn a_denied_directory_of_the_policy_needs_no_pins() {
     assert_eq!(mask.map(|(_, kind, pins)| (*kind, pins.clone())), Some((Some(Kind::Dir), Vec::new())), "{masks:?}");
 }
 
+/// What is there is read-only; what is not cannot come into being.
+#[test]
+fn the_users_modes_and_profiles_are_not_written() {
+    let config = "/home/ann/.config/apex";
+    let plan = |file: &str, flags| {
+        let host = Invented::new("/home/ann/job", &["/home/ann/job/data", file]);
+        let inputs = Inputs { user_config: Some(config.into()), flags, ..host.inputs(Mode::Isolation, HOME) };
+        host.plan_of(inputs, "", "true", None).unwrap()
+    };
+    let there = plan("/home/ann/.config/apex/modes/hybrid.toml", rw(HOME));
+    let expected =
+        [("/home/ann/.config".to_owned(), false, BindAccess::Write), (config.to_owned(), true, BindAccess::Read)];
+    assert_eq!((kept(&there), denied(&there)), (expected.to_vec(), Vec::new()));
+    let missing = plan("/home/ann/.config/other", rw(HOME));
+    let pins = vec![PathBuf::from("/home/ann/.config")];
+    assert_eq!((kept(&missing), denied(&missing)), (Vec::new(), vec![(config.to_owned(), None, pins)]));
+    for elsewhere in [plan("/home/ann/.config/other", rw("/home/ann/job")), plan("/home/ann/.config/other", ro(HOME))] {
+        assert_eq!((kept(&elsewhere), denied(&elsewhere)), (Vec::new(), Vec::new()));
+    }
+}
+
 /// Development shows the whole host, but /tmp is the sandbox's own there.
 #[test]
 fn a_grant_below_a_private_directory_is_not_covered_by_the_root() {

@@ -98,8 +98,9 @@ pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<(
         return Err(OverlayError::at("opening", dir)(Errno::ESTALE));
     }
     let about = nix::sys::stat::fstat(store.fd()).map_err(OverlayError::at("looking at", dir))?;
-    // The next run goes by the policy's own files.
+    // The next run goes by the policy's own files, and by the modes and profiles of the user.
     let sources = policy.sources.iter().map(Path::new).filter(|source| source.is_absolute());
+    let sources = sources.chain(policy.config.iter().map(PathBuf::as_path));
     let rules = policy.filesystem.deny.iter().map(|grant| grant.path.as_path());
     let mut denied: Vec<PathBuf> = rules.chain(sources).flat_map(|path| spellings(path, host)).collect();
     denied.sort();

@@ -8,11 +8,18 @@ use crate::host::{Host, Link, PathFact, links};
 use crate::plan::{BindAccess, Kind, Mount};
 use crate::policy::{Filesystem, Grant, Origin, Policy, ProcView};
 
+/// Why a policy is not written from inside.
+const KEPT: &str = "what a run goes by is not for its command to write";
+
 /// Collects the mounts of a sandbox.
 pub(super) struct Mounts<'a> {
     filesystem: &'a Filesystem,
     /// What the policy was made of; what has an absolute path is a file of the host.
     sources: &'a [String],
+    /// Where other runs look for what they go by.
+    config: &'a [PathBuf],
+    /// Those of `config` that are not there and whose names the command could take.
+    missing: Vec<Grant>,
     host: &'a dyn Host,
     tmp_size_bytes: u64,
     own_host_ids: bool,
@@ -26,6 +33,8 @@ impl<'a> Mounts<'a> {
         Mounts {
             filesystem: &policy.filesystem,
             sources: &policy.sources,
+            config: &policy.config,
+            missing: Vec::new(),
             host,
             tmp_size_bytes: policy.resources.tmp_size_bytes,
             own_host_ids,
@@ -54,38 +63,54 @@ impl<'a> Mounts<'a> {
         Ok(self)
     }
 
-    /// A policy often lies where the command works, and must not be written by what it confines: the next run goes by it. Wherever its file shows in a
-    /// writable bind it gets a read-only one of its own, and the directories on the way become mount points, so that no rename moves it away.
+    /// A policy often lies where the command works, and must not be written by what it confines: the next run goes by it, and by the modes and profiles
+    /// of the user. Where one of those directories is missing, its name is held.
     fn keep_policy(&mut self) -> Result<(), PlanError> {
-        let (host, sources) = (self.host, self.sources);
-        for file in sources.iter().map(Path::new).filter(|source| source.is_absolute()) {
+        if !self.list.iter().any(is_writable) {
+            return Ok(());
+        }
+        for file in self.sources.iter().map(Path::new).filter(|source| source.is_absolute()) {
             self.refuse_replaceable(file)?;
-            let mut kept: Vec<Mount> = Vec::new();
-            for (inside, outside, holder) in self.appearances(file) {
-                let Mount::Bind { dest, access: BindAccess::Write, exec, idmap, .. } = holder else { continue };
-                let bind = |source: &Path, dest: PathBuf, access, kind| Mount::Bind {
-                    source: source.to_owned(),
-                    dest,
-                    access,
-                    exec: *exec,
-                    kind,
-                    idmap: *idmap,
-                    reason: "what a run goes by is not for its command to write".to_owned(),
-                    origin: Origin::flag("the policy"),
-                };
-                let sources = outside.ancestors().skip(1);
-                let pins = ancestors_between(dest, &inside).into_iter().rev().zip(sources);
-                kept.extend(pins.map(|(pin, source)| bind(source, pin, BindAccess::Write, Kind::Dir)));
-                kept.push(bind(&outside, inside, BindAccess::Read, Kind::File));
-            }
-            for bind in &kept {
-                let Mount::Bind { source, .. } = bind else { continue };
-                // The question has the host open it, so that it can be bound.
-                host.path(source, true);
-            }
+            let kept = self.kept(file, Kind::File);
             self.list.extend(kept);
         }
+        for dir in self.config {
+            match self.host.path(dir, true) {
+                PathFact::Missing => self.missing.push(Grant {
+                    path: dir.clone(),
+                    dest: dir.clone(),
+                    reason: KEPT.to_owned(),
+                    optional: false,
+                    origin: Origin::flag("the policy"),
+                }),
+                PathFact::Dir => {
+                    let kept = self.kept(dir, Kind::Dir);
+                    self.list.extend(kept);
+                }
+                // Nothing is found below it, as it is.
+                PathFact::File | PathFact::Symlink(_) | PathFact::Refused(_) => {}
+            }
+        }
         Ok(())
+    }
+
+    /// Wherever it shows in a writable bind it gets a read-only one of its own, and the directories on the way become mount points, so that no rename
+    /// moves it away.
+    fn kept(&self, path: &Path, kind: Kind) -> Vec<Mount> {
+        let mut kept = Vec::new();
+        for (inside, outside, holder) in self.appearances(path) {
+            let Mount::Bind { dest, access: BindAccess::Write, exec, idmap, .. } = holder else { continue };
+            let bind = |source: &Path, dest: PathBuf, access, kind| {
+                // The question has the host open it, so that it can be bound.
+                self.host.path(source, true);
+                let (source, reason, origin) = (source.to_owned(), KEPT.to_owned(), Origin::flag("the policy"));
+                Mount::Bind { source, dest, access, exec: *exec, kind, idmap: *idmap, reason, origin }
+            };
+            let pins = ancestors_between(dest, &inside).into_iter().rev().zip(outside.ancestors().skip(1));
+            kept.extend(pins.map(|(pin, source)| bind(source, pin, BindAccess::Write, Kind::Dir)));
+            kept.push(bind(&outside, inside, BindAccess::Read, kind));
+        }
+        kept
     }
 
     /// Names without what is behind them, outermost first.
@@ -147,11 +172,9 @@ impl<'a> Mounts<'a> {
             PathFact::Symlink(target) => Some(target),
             PathFact::Missing | PathFact::Dir | PathFact::File | PathFact::Refused(_) => None,
         };
-        let is_writable =
-            |(_, _, mount): &(_, _, &Mount)| matches!(mount, Mount::Bind { access: BindAccess::Write, .. });
         let is_replaceable = |link: &Link| {
             let holder = link.place.parent().unwrap_or(Path::new("/"));
-            self.appearances(holder).iter().any(is_writable)
+            self.appearances(holder).iter().any(|(.., mount)| is_writable(mount))
         };
         match links(file, target).into_iter().find(is_replaceable) {
             Some(Link { place, .. }) => {
@@ -374,8 +397,12 @@ impl<'a> Mounts<'a> {
             }
         }
         let mut pinned = BTreeSet::new();
-        for deny in &self.filesystem.deny {
+        let own = self.missing.iter().map(|missing| (missing, true));
+        for (deny, is_own) in self.filesystem.deny.iter().map(|deny| (deny, false)).chain(own) {
             for (inside, outside, holder) in self.appearances(&deny.path) {
+                if is_own && !is_writable(holder) {
+                    continue;
+                }
                 let mut mask = self.deny(&deny.origin, inside, outside, holder)?;
                 // A name that a mode denies and the sandbox cannot create needs no file on the host to hold it.
                 let is_on_overlay = matches!(holder, Mount::Bind { access: BindAccess::Overlay, .. });
@@ -501,6 +528,10 @@ pub(super) fn dest(mount: &Mount) -> &Path {
         Mount::Proc { .. } => Path::new("/proc"),
         Mount::Dev { .. } => Path::new("/dev"),
     }
+}
+
+fn is_writable(mount: &Mount) -> bool {
+    matches!(mount, Mount::Bind { access: BindAccess::Write, .. })
 }
 
 fn is_read_only(mount: &Mount) -> bool {

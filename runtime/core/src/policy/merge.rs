@@ -328,6 +328,7 @@ impl Draft {
         Ok(Policy {
             mode,
             sources,
+            config: Vec::new(),
             filesystem,
             network: self.network.map_or(Network::None, |rule| rule.value),
             syscalls: Syscalls {

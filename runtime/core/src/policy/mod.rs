@@ -252,6 +252,9 @@ pub struct Policy {
     pub mode: Mode,
     /// Everything merged, in order: `modes/isolation.toml`, `profiles/python.toml`, `/home/u/job.toml`, `flags`.
     pub sources: Vec<String>,
+    /// The administrator's and the user's directory of modes, profiles and rules, whether they are there or not: later runs go by what is in them.
+    #[serde(skip)]
+    pub config: Vec<PathBuf>,
     /// Files and directories.
     pub filesystem: Filesystem,
     /// Network.

@@ -150,7 +150,8 @@ fn merge(
         inputs.flags.apply(&mut draft, &context)?;
         names.push("flags".to_owned());
     }
-    let policy = draft.finish(mode, names, &ceiling)?;
+    let mut policy = draft.finish(mode, names, &ceiling)?;
+    policy.config = [&inputs.system_config, &inputs.user_config].into_iter().flatten().cloned().collect();
     Ok((policy, ceiling))
 }
 

@@ -137,26 +137,14 @@ impl<'a> Mounts<'a> {
                 PathFact::Symlink(target) => self.list.push(Mount::Symlink { dest, target }),
                 PathFact::Dir => self.list.push(Mount::Dir { dest }),
                 PathFact::Missing if name.optional => {}
-                PathFact::Missing => {
-                    return Err(PlanError::MissingPath { path: shown(&name.path), origin: name.origin.clone() });
-                }
+                PathFact::Missing => return Err(missing(name)),
                 // Behind the name of a file there is nothing but its content, which `read` gives.
                 PathFact::File | PathFact::Refused(_) if name.optional => {}
                 PathFact::File => {
                     let reason = "it is a file, whose name alone is nothing; put it in `read`".to_owned();
-                    return Err(PlanError::RefusedPath {
-                        path: shown(&name.path),
-                        origin: name.origin.clone(),
-                        reason,
-                    });
+                    return Err(refused(name, reason));
                 }
-                PathFact::Refused(reason) => {
-                    return Err(PlanError::RefusedPath {
-                        path: shown(&name.path),
-                        origin: name.origin.clone(),
-                        reason,
-                    });
-                }
+                PathFact::Refused(reason) => return Err(refused(name, reason)),
             }
         }
         Ok(())
@@ -193,7 +181,7 @@ impl<'a> Mounts<'a> {
         }
         if access == BindAccess::Overlay && grant.dest == Path::new("/") {
             let reason = "no overlay can stand on the whole root; grant the directories that are written".to_owned();
-            return Err(PlanError::RefusedPath { path: shown(&grant.path), origin: grant.origin.clone(), reason });
+            return Err(refused(grant, reason));
         }
         let follow = !is_embedded(&grant.origin);
         let kind = match self.host.path(&grant.path, follow) {
@@ -204,12 +192,8 @@ impl<'a> Mounts<'a> {
                 self.list.push(Mount::Symlink { dest: grant.dest.clone(), target });
                 return Ok(());
             }
-            PathFact::Missing => {
-                return Err(PlanError::MissingPath { path: shown(&grant.path), origin: grant.origin.clone() });
-            }
-            PathFact::Refused(reason) => {
-                return Err(PlanError::RefusedPath { path: shown(&grant.path), origin: grant.origin.clone(), reason });
-            }
+            PathFact::Missing => return Err(missing(grant)),
+            PathFact::Refused(reason) => return Err(refused(grant, reason)),
         };
         self.bind(grant, access, kind);
         Ok(())
@@ -497,6 +481,14 @@ impl<'a> Mounts<'a> {
             PathFact::Missing => None,
         }
     }
+}
+
+fn missing(grant: &Grant) -> PlanError {
+    PlanError::MissingPath { path: shown(&grant.path), origin: grant.origin.clone() }
+}
+
+fn refused(grant: &Grant, reason: String) -> PlanError {
+    PlanError::RefusedPath { path: shown(&grant.path), origin: grant.origin.clone(), reason }
 }
 
 /// Whether the sandbox's own root has, or leads to, something else at a path.

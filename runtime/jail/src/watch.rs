@@ -217,7 +217,9 @@ fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<&'static str, S
             watch.watcher.hold(frozen)?;
             "every process of the sandbox is being stopped by its tracer"
         }
-        None => return Err("it has no cgroup with a freezer, and nobody traces it".to_owned()),
+        None => return Err("it has no cgroup with a freezer, and nobody traces it; mount cgroup2, or have a cgroup delegated (`systemd-run --scope -p Delegate=yes \
+                 apex-run ...`)"
+                .to_owned()),
     };
     watch.frozen = frozen;
     Ok(done)

@@ -128,7 +128,7 @@ pub enum CgroupError {
     },
     /// v1 freezes in a hierarchy of its own, which a sandbox does not enter.
     #[error(
-        "cannot freeze the sandbox: it is in cgroup v1, where only cgroup v2 hosts can freeze; stop its processes with SIGSTOP instead"
+        "cannot freeze the sandbox: its cgroup is of v1, and only v2 freezes; mount cgroup2, or run as an ordinary user, whose tracer can hold it"
     )]
     FreezeUnsupported,
     /// The systemd user manager did not do what was asked.

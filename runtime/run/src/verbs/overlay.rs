@@ -71,7 +71,7 @@ fn tell_unseen(manifest: &Manifest) {
     let mut err = std::io::stderr();
     for unseen in manifest.unseen.iter().take(UNSEEN_SHOWN) {
         let place = escape::path(&manifest.place_of(unseen.layer, &unseen.path)).into_owned();
-        let _ = writeln!(err, "apex-run: not looked at: {place}: {}", unseen.why);
+        let _ = writeln!(err, "apex-run: not looked at: {place}: {}", escape::text(&unseen.why));
     }
     let more = manifest.unseen.len().saturating_sub(UNSEEN_SHOWN) as u64 + manifest.more;
     if more > 0 {
@@ -100,7 +100,10 @@ fn read(options: &Options) -> Result<(Store, Manifest)> {
     // The version first: another has another shape.
     let Head { version } = serde_json::from_str(&text).map_err(parsed)?;
     if version != VERSION {
-        bail!("{}: version {version}, this Apex knows {VERSION}", escape::path(&file));
+        bail!(
+            "{}: an overlay of version {version}, and this Apex knows {VERSION}; show and commit it with the Apex that made it, or copy by hand",
+            escape::path(&file)
+        );
     }
     let manifest = serde_json::from_str(&text).map_err(parsed)?;
     Ok((store, manifest))
@@ -116,9 +119,9 @@ pub fn diff(options: &Options) -> Result<u8> {
         // Killed before its end: what is there can be seen all the same.
         overlay::look(&store, &mut manifest);
     }
-    let changes = manifest.changes.clone().unwrap_or_default();
+    let changes = manifest.changes.as_deref().unwrap_or_default();
     let mut text = String::new();
-    for change in &changes {
+    for change in changes {
         let place = manifest.place(change);
         if options.json {
             text.push_str(&json(&place, change, None)?);
@@ -128,7 +131,7 @@ pub fn diff(options: &Options) -> Result<u8> {
         text.push('\n');
     }
     if !options.json {
-        text.push_str(&sum(&changes));
+        text.push_str(&sum(changes));
     }
     tell_unseen(&manifest);
     crate::session::say(&text)
@@ -163,7 +166,7 @@ pub fn commit(options: &Options) -> Result<u8> {
         out.push_str(&match (&deed.refused, options.json) {
             (why, true) => json(&deed.place, change, Some(why.as_deref()))?,
             (None, false) => format!("{} {place}", past(change.change)),
-            (Some(why), false) => format!("left {place}: {why}"),
+            (Some(why), false) => format!("left {place}: {}", escape::text(why)),
         });
         out.push('\n');
     }

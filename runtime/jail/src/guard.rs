@@ -6,13 +6,13 @@
 //! the name changes hands. Between the two lies the time that a wake-up takes: `docs/THREAT-MODEL.md` says so.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use apex_core::host::Host;
 use apex_core::plan::{Mount, Plan};
 use apex_core::planner::mount_dest;
-use apex_sys::Errno;
+use apex_sys::{Errno, fs};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use crate::host::LiveHost;
@@ -54,8 +54,7 @@ impl Guard {
             let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
             host.path(dir, true);
             let held = host.held(dir).ok_or(Errno::ENOENT)?;
-            let place = format!("/proc/self/fd/{}", held.fd.as_raw_fd());
-            let watch = self.inotify.add_watch(place.as_str(), CHANGES_HANDS)?;
+            let watch = self.inotify.add_watch(fs::own_name(held.fd.as_fd()).as_c_str(), CHANGES_HANDS)?;
             self.names.push((watch, name.to_owned(), path.to_owned()));
         }
         Ok(())

@@ -22,7 +22,8 @@ const PLACE: &CStr = c"dev/.layers";
 /// Bytes that are copied at once.
 const CHUNK: usize = 64 << 10;
 /// Permission bits of st_mode.
-const PERMISSIONS: u32 = 0o777;
+/// Of a mode, what passes: no set-id and no sticky bit.
+pub(crate) const PERMISSIONS: u32 = 0o777;
 
 /// The store, and how many layers it has.
 pub struct Layers {
@@ -61,7 +62,7 @@ impl Layers {
             }
         }
         let layer = |name: &str| text(&format!("/proc/self/fd/{}/{number}/{name}", self.store.as_raw_fd()));
-        let lower = text(&format!("/proc/self/fd/{}", lower.as_raw_fd()));
+        let lower = fs::own_name(lower);
         let (upper, work) = (layer("upper"), layer("work"));
         // In a user namespace the kernel wants its notes in user.overlay.*; trusted.* is for root of the host alone.
         let options: [(&CStr, &CStr); 4] =
@@ -77,8 +78,7 @@ impl Layers {
         if !self.is_ready {
             fs::mkdir(self.store.as_fd(), &text(&number.to_string()), 0o700)?;
         }
-        let source = text(&format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let from = fs::open(fs::cwd(), &source, nix::libc::O_RDONLY, 0)?;
+        let from = fs::open(fs::cwd(), &fs::own_name(file), nix::libc::O_RDONLY, 0)?;
         let flags = nix::libc::O_WRONLY | nix::libc::O_CREAT | nix::libc::O_EXCL;
         let to = fs::create(self.store.as_fd(), &name, flags, 0o600, fs::resolve::NO_SYMLINKS)?;
         copy_all(from.as_fd(), to.as_fd())?;

@@ -9,8 +9,8 @@ mod look;
 mod piece;
 mod store;
 
-use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use apex_core::host::{self, Host, PathFact};
@@ -83,7 +83,13 @@ impl OverlayError {
 /// Makes the directory and its layers; `None` for a plan that keeps none.
 pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<(Store, Manifest)>, OverlayError> {
     let Some(OverlayPlan::Kept { dir, .. }) = &plan.overlay else { return Ok(None) };
-    let layers = plan.mounts.iter().filter_map(|mount| layer(mount, host)).collect::<Result<Vec<Layer>, _>>()?;
+    let overlaid = |mount: &Mount| match mount {
+        Mount::Bind { source, dest, access: BindAccess::Overlay, kind, .. } => {
+            Some(layer(source, dest, *kind == Kind::Dir, host))
+        }
+        _ => None,
+    };
+    let layers = plan.mounts.iter().filter_map(overlaid).collect::<Result<Vec<Layer>, _>>()?;
     let store = Store::make(dir, &layers)?;
     for (number, layer) in layers.iter().enumerate() {
         store.make_dir(&number.to_string(), 0o700)?;
@@ -110,18 +116,13 @@ pub fn prepare(plan: &Plan, policy: &Policy, host: &LiveHost) -> Result<Option<(
     Ok(Some((store, manifest)))
 }
 
-/// What an overlaid mount of the plan is on the host, as the planner opened it.
-fn layer(mount: &Mount, host: &LiveHost) -> Option<Result<Layer, OverlayError>> {
-    let Mount::Bind { source, dest, access: BindAccess::Overlay, kind, .. } = mount else { return None };
-    let look = || {
-        let failed = OverlayError::at("looking at", source);
-        let held = host.held(source).ok_or_else(|| failed(Errno::ENOENT))?;
-        let real = name_of(&held.fd).map_err(&failed)?;
-        let is_dir = *kind == Kind::Dir;
-        let identity = if is_dir { identity(&held.stat) } else { holder_of(&real, &held.stat).map_err(&failed)? };
-        Ok(Layer { source: source.clone(), dest: dest.clone(), is_dir, real, identity })
-    };
-    Some(look())
+/// An overlaid piece as the planner opened it.
+fn layer(source: &Path, dest: &Path, is_dir: bool, host: &LiveHost) -> Result<Layer, OverlayError> {
+    let failed = OverlayError::at("looking at", source);
+    let held = host.held(source).ok_or_else(|| failed(Errno::ENOENT))?;
+    let real = name_of(&held.fd).map_err(&failed)?;
+    let identity = if is_dir { identity(&held.stat) } else { holder_of(&real, &held.stat).map_err(&failed)? };
+    Ok(Layer { source: source.to_owned(), dest: dest.to_owned(), is_dir, real, identity })
 }
 
 /// The directory that holds a file by this name.
@@ -158,6 +159,11 @@ fn io<'p>(what: &'static str, path: &'p Path) -> impl Fn(std::io::Error) -> Over
 
 /// How names below a directory are resolved: never out of it, never over a link.
 const BENEATH: u64 = fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS | fs::resolve::NO_MAGICLINKS;
+
+/// Opens a file to be read, over no link and without waiting for whoever would write to a FIFO.
+fn open_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    fs::open(dir, name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW, BENEATH)
+}
 
 /// A path below a descriptor.
 fn below(path: &Path) -> Result<CString, Errno> {

@@ -365,17 +365,8 @@ impl Watcher for Prober {
 fn become_prober(program: &OwnedFd, socket: &OwnedFd, writes_out: bool) -> Errno {
     let arrange = || -> Result<OwnedFd, Errno> {
         process::new_session()?;
-        // A copy that the socket does not overwrite: with one at 3, the next has another number.
-        let first = program.try_clone().map_err(|_| Errno::EMFILE)?;
-        let program = match first.as_raw_fd() {
-            SOCKET_FD => {
-                let second = first.try_clone().map_err(|_| Errno::EMFILE)?;
-                // The number is the socket's from here on: closing it would close that.
-                std::mem::forget(first);
-                second
-            }
-            _ => first,
-        };
+        // A copy that the socket does not overwrite.
+        let program = fs::copy_from(program.as_fd(), SOCKET_FD + 1)?;
         let null = fs::open(fs::cwd(), c"/dev/null", 2, 0)?;
         fs::place(null.as_fd(), 0)?;
         if !writes_out {

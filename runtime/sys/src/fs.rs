@@ -1,6 +1,6 @@
 //! Files by descriptor: openat2(2), statx(2), mkdirat(2), mknodat(2), symlinkat(2), fchdir(2).
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::{Errno, check, signal};
@@ -145,9 +145,14 @@ pub fn symlink(target: &CStr, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Er
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), path.as_ptr()) }.into()).map(drop)
 }
 
+/// The name by which this process reaches what it has opened, whatever stands under the old name by now (proc_pid_fd(5)).
+pub fn own_name(fd: BorrowedFd<'_>) -> CString {
+    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("digits hold no NUL")
+}
+
 /// Gives an open file without a name (`O_TMPFILE`) its name (linkat(2) through /proc/self/fd); `EEXIST` when the name is taken.
 pub fn link_open(file: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
-    let own = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits hold no NUL");
+    let own = own_name(file);
     // SAFETY: both paths are NUL-terminated and outlive the call.
     check(
         unsafe { libc::linkat(libc::AT_FDCWD, own.as_ptr(), dir.as_raw_fd(), path.as_ptr(), libc::AT_SYMLINK_FOLLOW) }
@@ -284,6 +289,14 @@ pub fn set_inherited(number: RawFd, inherited: bool) -> Result<(), Errno> {
     let flags = if inherited { 0 } else { libc::FD_CLOEXEC };
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, flags) }.into()).map(drop)
+}
+
+/// A copy of a descriptor with the least free number from `least` on, closed on exec (fcntl(2), `F_DUPFD_CLOEXEC`).
+pub fn copy_from(fd: BorrowedFd<'_>, least: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes no pointer.
+    let number = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) }.into())?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
 }
 
 /// Makes `number` a copy of `fd` (dup2(2)).

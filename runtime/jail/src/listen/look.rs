@@ -6,10 +6,11 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{CString, OsString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
+use apex_core::host::LINKS_MAX;
 use apex_core::observe::{self, Found, HEAD_BYTES, Target};
 use apex_sys::fs::{self, Stat, resolve};
 use apex_sys::process::{self, Pid};
@@ -17,12 +18,10 @@ use apex_sys::seccomp::{self, Notification};
 use apex_sys::{Errno, fs::cwd};
 use nix::libc;
 
-use crate::host::c_path;
+use crate::host::{c_path, name_of};
 
 /// Longest path that the kernel takes, its NUL included (PATH_MAX).
 const PATH_BYTES_MAX: usize = 4096;
-/// Links that the kernel follows in one path.
-const LINKS_MAX: u32 = 40;
 /// What the kernel writes behind the path of what has no name any more (proc_pid_fd(5)).
 const DELETED: &[u8] = b" (deleted)";
 /// Components of a path that are walked one by one; deeper ones are not explained.
@@ -206,7 +205,7 @@ impl World {
         match self.open(path, follow) {
             Ok(fd) => {
                 let about = fs::stat(fd.as_fd(), c"").ok()?;
-                let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+                let real = name_of(&fd).ok()?;
                 // What masks a file has no name any more, and the kernel says so behind the one that it is mounted on.
                 let real = if about.links == 0 { without_end(real) } else { real };
                 Some(Place { path: real, found: Found::Present { is_dir: about.is(libc::S_IFDIR) }, fd: Some(fd) })
@@ -270,8 +269,8 @@ impl Place {
             return None;
         }
         // By the descriptor: whatever the name stands for by now, this is the file that was looked at.
-        let name = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-        let file = fs::open(cwd(), &name, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY, 0).ok()?;
+        let file =
+            fs::open(cwd(), &fs::own_name(fd.as_fd()), libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY, 0).ok()?;
         let mut head = vec![0; HEAD_BYTES];
         let count = fs::read(file.as_fd(), &mut head).ok()?;
         head.truncate(count);

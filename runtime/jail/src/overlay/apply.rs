@@ -5,11 +5,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use apex_core::overlay::{Change, ChangeKind, FileKind, Manifest, Stamp};
+use apex_core::overlay::{Change, ChangeKind, FileKind, Identity, Manifest, Stamp};
 use apex_sys::{Errno, fs};
 use nix::fcntl::{RenameFlags, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstat};
@@ -18,10 +18,9 @@ use nix::unistd::fsync;
 use super::keep::keep;
 use super::look::{kind_of, link, same_content, stamp, stat};
 use super::piece::{Piece, holder};
-use super::{BENEATH, OverlayError, Store, below};
-use crate::layers::copy_all;
+use super::{BENEATH, OverlayError, Store, below, identity, open_file};
+use crate::layers::{PERMISSIONS, copy_all};
 
-const PERMISSIONS: u32 = 0o777;
 /// What the owner of a directory needs to fill it.
 const FILLABLE: u32 = 0o700;
 
@@ -45,7 +44,14 @@ pub fn apply(
     store.lock()?;
     let changes = manifest.changes.as_deref().unwrap_or_default();
     let part = part(store, manifest)?;
-    let mut commit = Commit { manifest, part, links: links(changes), closing: Vec::new(), deeds: Vec::new() };
+    let mut commit = Commit {
+        manifest,
+        part,
+        links: links(changes),
+        closing: Vec::new(),
+        deeds: Vec::new(),
+        cleared: HashSet::new(),
+    };
     let mut pieces: HashMap<usize, Result<Piece, String>> = HashMap::new();
     for (index, change) in changes.iter().enumerate() {
         let place = manifest.place(change);
@@ -89,6 +95,8 @@ struct Commit<'a> {
     /// Directories that are being filled, each within the one before.
     closing: Vec<Closing<'a>>,
     deeds: Vec<Deed>,
+    /// Directories without anything that a killed commit did not finish: device and inode.
+    cleared: HashSet<(u64, u64)>,
 }
 
 /// A directory that gets its permissions when everything in it is in its place.
@@ -115,9 +123,12 @@ impl<'a> Commit<'a> {
             Err(Errno::ENOENT) if change.before.is_some() => return Err("it is gone from the host since".to_owned()),
             Err(errno) => return Err(words(errno)),
         };
-        target.clear_part();
+        // What a killed commit left there, once for a directory.
+        if self.cleared.insert((target.at.device, target.at.inode)) {
+            target.clear_part();
+        }
         let now = target.stamp().map_err(words)?;
-        if let Some(why) = change.stale(now.as_ref(), target.inode, self.manifest.started) {
+        if let Some(why) = change.stale(now.as_ref(), target.at.inode, self.manifest.started) {
             let next = next.filter(|next| (next.layer, &next.path) == (change.layer, &change.path));
             if !target.has(piece, change, next, now.as_ref()) {
                 return Err(why.to_owned());
@@ -223,7 +234,7 @@ fn words(errno: Errno) -> String {
 /// Where a change goes: a directory of the host, and a name in it.
 struct Target {
     dir: OwnedFd,
-    inode: u64,
+    at: Identity,
     name: CString,
     part: CString,
 }
@@ -231,8 +242,8 @@ struct Target {
 impl Target {
     fn open(piece: &Piece, path: &Path, part: &CStr) -> Result<Target, Errno> {
         let (dir, name) = holder(piece.host.as_fd(), path)?;
-        let inode = fs::stat(dir.as_fd(), c"")?.inode;
-        Ok(Target { dir, inode, name: below(Path::new(name))?, part: part.to_owned() })
+        let at = identity(&fs::stat(dir.as_fd(), c"")?);
+        Ok(Target { dir, at, name: below(Path::new(name))?, part: part.to_owned() })
     }
 
     fn path(&self) -> &Path {
@@ -294,15 +305,14 @@ impl Target {
         if Some(&about) != now || about.kind == FileKind::Link {
             return Err(Errno::ESTALE);
         }
-        let own = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits hold no NUL");
-        fs::chmod(fs::cwd(), &own, mode & PERMISSIONS)
+        fs::chmod(fs::cwd(), &fs::own_name(file.as_fd()), mode & PERMISSIONS)
     }
 
     fn make_dir(&self, change: &Change) -> Result<(), Errno> {
         let dir = self.dir.as_fd();
         fs::mkdir(dir, &self.part, FILLABLE)?;
-        let fd = fs::open(dir, &self.part, nix::libc::O_DIRECTORY, BENEATH)?;
-        let done = fchmod(fd, Mode::from_bits_truncate(change.mode & PERMISSIONS | FILLABLE))
+        let done = fs::open(dir, &self.part, nix::libc::O_DIRECTORY, BENEATH)
+            .and_then(|fd| fchmod(fd, Mode::from_bits_truncate(change.mode & PERMISSIONS | FILLABLE)))
             .and_then(|()| self.put(&self.part, RenameFlags::RENAME_NOREPLACE));
         done.inspect_err(|_| self.clear_part())
     }
@@ -380,10 +390,6 @@ fn flags(change: &Change) -> RenameFlags {
     }
 }
 
-fn open_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    fs::open(dir, name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW, BENEATH)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -401,7 +407,12 @@ mod tests {
             std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o200)).unwrap();
         }
         let dir = fs::open(fs::cwd(), &below(&place).unwrap(), nix::libc::O_DIRECTORY, 0).unwrap();
-        let target = Target { dir, inode: 0, name: c"looked-at".to_owned(), part: c"part".to_owned() };
+        let target = Target {
+            dir,
+            at: Identity { device: 0, inode: 0 },
+            name: c"looked-at".to_owned(),
+            part: c"part".to_owned(),
+        };
         let now = target.stamp().unwrap();
         let first = target.mode(0o4600, now.as_ref());
         let mode = std::fs::metadata(at("looked-at")).unwrap().mode() & 0o7777;
@@ -447,6 +458,7 @@ mod tests {
             links: HashSet::new(),
             closing: vec![closing(&outer, 0), closing(&inner, 1)],
             deeds: vec![deed(0), deed(1)],
+            cleared: HashSet::new(),
         };
         commit.close_before(Some(&change("a/b/x")));
         assert_eq!(commit.closing.len(), 2);

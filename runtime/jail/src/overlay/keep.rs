@@ -7,7 +7,8 @@ use apex_sys::{Errno, fs};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 
-const PERMISSIONS: u32 = 0o777;
+use crate::layers::PERMISSIONS;
+
 /// The access list of a file (acl(5)). The group bits of the mode are its mask then, and no right of the group.
 const ACCESS_LIST: &CStr = c"system.posix_acl_access";
 /// Bytes of a list of names, and of a value (xattr(7)).

@@ -10,13 +10,13 @@ use apex_sys::{Errno, fs};
 use nix::sys::stat::FileStat;
 
 use super::piece::{COPY, Piece};
-use super::{BENEATH, Store, below};
+use super::{BENEATH, Store, below, open_file};
+use crate::layers::PERMISSIONS;
 
 /// Directories within each other that are looked through.
 const DEPTH_MAX: usize = 256;
 /// Bytes that are compared at once.
 const CHUNK: usize = 64 << 10;
-const PERMISSIONS: u32 = 0o777;
 
 /// Looks through every layer. Layers and host must be at rest. What cannot be looked at is told in the manifest, and ends nothing: it is
 /// the sandbox that names and closes what lies there.
@@ -307,9 +307,7 @@ pub(super) type Place<'a> = (BorrowedFd<'a>, &'a Path);
 
 /// Whether two regular files hold the same.
 pub(super) fn same_content(one: Place<'_>, other: Place<'_>) -> Result<bool, Errno> {
-    let open = |(dir, path): Place<'_>| {
-        fs::open(dir, &below(path)?, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW, BENEATH)
-    };
+    let open = |(dir, path): Place<'_>| open_file(dir, &below(path)?);
     let (one, other) = (open(one)?, open(other)?);
     let (about, against) = (fs::stat(one.as_fd(), c"")?, fs::stat(other.as_fd(), c"")?);
     if !about.is_regular() || !against.is_regular() || about.size != against.size {

@@ -14,7 +14,7 @@ use nix::fcntl::renameat;
 use nix::sys::stat::{Mode, fchmod};
 
 use super::look::names;
-use super::{BENEATH, OverlayError, identity};
+use super::{BENEATH, OverlayError, identity, open_file};
 use crate::host::{LiveHost, c_path};
 
 /// Directories above the one that keeps an overlay: no path is longer.
@@ -90,9 +90,7 @@ impl Store {
     pub fn read(&self, name: &str, most: u64) -> Result<String, OverlayError> {
         let place = self.path.join(name);
         let failed = OverlayError::at("reading", &place);
-        let flags = nix::libc::O_RDONLY | nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
-        let file =
-            fs::open(self.fd.as_fd(), &c_path(Path::new(name)).map_err(&failed)?, flags, BENEATH).map_err(&failed)?;
+        let file = c_path(Path::new(name)).and_then(|name| open_file(self.fd(), &name)).map_err(&failed)?;
         let about = fs::stat(file.as_fd(), c"").map_err(&failed)?;
         if about.uid != self.owner {
             return Err(OverlayError::Foreign { dir: place.clone(), owner: about.uid });

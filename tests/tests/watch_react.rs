@@ -129,6 +129,7 @@ fn a_tightened_sandbox_gets_no_more() {
         // Without a cgroup of its own and without probes there is nothing to cut, and that is said.
         assert!(output.err().contains("to be tightened because of"), "{}", output.err());
         assert!(output.err().contains("did not work"), "{}", output.err());
+        assert!(output.err().contains("network, tasks and CPU stay as they are"), "{}", output.err());
     }
     leaks::expect_none(sandbox.mark(), output.pid);
 }

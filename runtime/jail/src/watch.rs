@@ -16,6 +16,10 @@ use crate::cgroup::{Beside, Cgroup, CgroupError};
 use crate::launch::JailError;
 use crate::supervise::Running;
 
+/// How to come by a cgroup v2 directory.
+const GET_CGROUP: &str =
+    "mount cgroup2, or have a cgroup delegated (`systemd-run --scope -p Delegate=yes apex-run ...`)";
+
 /// What a watcher needs of the sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -96,6 +100,8 @@ pub(crate) struct Watch<'w> {
     /// The v2 directory beside the limits, where those are not on v2.
     beside: Option<Beside>,
     traced: bool,
+    /// Whether probes watch it, which can refuse its connections.
+    probed: bool,
     frozen: bool,
 }
 
@@ -114,7 +120,7 @@ impl<'w> Watch<'w> {
         watcher.begin().map_err(JailError::Watch)?;
         // The systemd manager would move the sandbox out again.
         let beside = if limits_on_v2 || by_manager { None } else { Beside::make()? };
-        Ok(Watch { watcher, beside, traced: false, frozen: false })
+        Ok(Watch { watcher, beside, traced: false, probed: false, frozen: false })
     }
 
     /// The directory that the sandbox is born into.
@@ -144,10 +150,11 @@ pub(crate) fn prepare(running: &mut Running<'_>) -> Result<Option<Scope>, JailEr
     let needs = watch.watcher.prepared().map_err(JailError::Watch)?;
     let has_cgroup = directory(watch.beside.as_ref(), running.cgroup.as_ref()).is_some();
     if needs.cgroup && !has_cgroup {
-        let words = "probes recognise a sandbox by its cgroup v2 directory, and none can be made here: mount cgroup2, or have a \
-                     cgroup delegated (`systemd-run --scope -p Delegate=yes apex-run ...`)";
-        return Err(JailError::Watch(words.to_owned()));
+        return Err(JailError::Watch(format!(
+            "probes recognise a sandbox by its cgroup v2 directory, and none can be made here: {GET_CGROUP}"
+        )));
     }
+    watch.probed = needs.cgroup;
     watch.traced = needs.trace.is_some();
     Ok(needs.trace)
 }
@@ -217,19 +224,24 @@ fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<&'static str, S
             watch.watcher.hold(frozen)?;
             "every process of the sandbox is being stopped by its tracer"
         }
-        None => return Err("it has no cgroup with a freezer, and nobody traces it; mount cgroup2, or have a cgroup delegated (`systemd-run --scope -p Delegate=yes \
-                 apex-run ...`)"
-                .to_owned()),
+        None => return Err(format!("it has no cgroup with a freezer, and nobody traces it; {GET_CGROUP}")),
     };
     watch.frozen = frozen;
     Ok(done)
 }
 
 fn tighten(running: &Running<'_>) -> Result<String, String> {
+    // The probes' part is done by the watcher, before it asks for this.
+    let is_cut_off = running.watch.as_ref().is_some_and(|watch| watch.probed);
     let Some(cgroup) = &running.cgroup else {
-        return Err("it has no cgroup with limits, so tasks and CPU stay as they are".to_owned());
+        let what = if is_cut_off { "tasks and CPU" } else { "network, tasks and CPU" };
+        return Err(format!("it has no cgroup with limits, so {what} stay as they are"));
     };
-    cgroup.tighten().map_err(|error| error.to_string())
+    let done = cgroup.tighten().map_err(|error| error.to_string())?;
+    match is_cut_off {
+        true => Ok(done),
+        false => Ok(format!("{done}; its network stays as it is, since only kernel probes cut it off")),
+    }
 }
 
 fn directory<'c>(beside: Option<&'c Beside>, cgroup: Option<&'c Cgroup>) -> Option<BorrowedFd<'c>> {

@@ -1,6 +1,7 @@
 //! `apex-run --watch`: what the record holds, that watching changes nothing of the command, and that nothing runs unwatched.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use apex_core::event::{Event, Loss, What};
@@ -176,11 +177,21 @@ fn a_record_that_cannot_be_written_stops_the_start() {
 
 /// The prober of this apex-run: its one child by that name.
 fn prober_of(apex_run: i32) -> Option<Pid> {
-    let children = std::fs::read_to_string(format!("/proc/{apex_run}/task/{apex_run}/children")).ok()?;
-    let is_prober = |pid: &i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("apex-probe\0serve"))
-    };
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_prober).map(Pid::from_raw)
+    children_of(apex_run).into_iter().find(is_prober).map(Pid::from_raw)
+}
+
+/// The init of its sandbox: its other child.
+fn init_of(apex_run: i32) -> Option<i32> {
+    children_of(apex_run).into_iter().find(|pid| !is_prober(pid))
+}
+
+fn is_prober(pid: &i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("apex-probe\0serve"))
+}
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 #[test]
@@ -217,6 +228,54 @@ fn a_stopped_prober_keeps_no_sandbox_from_its_end() {
     } else {
         session.wait_for_end().expect_refusal(&["did not let the sandbox end", "SIGSTOP"])
     };
+    expect_nothing_left(&sandbox, &output);
+}
+
+/// A freezer of the host around one process, which not even SIGKILL ends before the thaw.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    const HIERARCHY: &str = "/sys/fs/cgroup/freezer";
+
+    fn around(pid: i32) -> Freezer {
+        let freezer = Freezer(format!("{}/apex-test-{}", Self::HIERARCHY, std::process::id()).into());
+        std::fs::create_dir(&freezer.0).expect("root may");
+        freezer.write("cgroup.procs", &pid.to_string());
+        freezer.write("freezer.state", "FROZEN");
+        freezer
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).expect("root may");
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
+        let end = Instant::now() + PATIENCE;
+        while std::fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Only a tracer can be the reason that a sandbox does not end: another prober waits with the launcher, and its record is whole.
+#[test]
+fn a_sandbox_that_ends_late_keeps_its_prober() {
+    if !as_root() || !Path::new(Freezer::HIERARCHY).join("cgroup.procs").exists() {
+        apex_tests::skip!("only root has a freezer of cgroup v1");
+    }
+    let record = Record::new();
+    let sandbox = Sandbox::new().args(["--events", &record.path(), "--time", "2s"]);
+    let mut session = sandbox.start(&["/bin/sh", "-c", "echo ready; sleep 60"]);
+    session.expect_line("ready");
+    let freezer = Freezer::around(init_of(session.pid()).expect("it runs"));
+    // The wall time, and longer than a tracer is waited for.
+    std::thread::sleep(Duration::from_secs(2 + 16));
+    drop(freezer);
+    let output = session.wait_for_end().expect_code(apex_tests::TIME_OVER);
+    record.events();
     expect_nothing_left(&sandbox, &output);
 }
 

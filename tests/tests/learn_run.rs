@@ -415,7 +415,18 @@ fn a_record_that_is_none_is_not_judged() {
     check(backtest(&lesson, &["--policy", &policy, &cut]), "1 line of the record could not be read as events");
     let (without_end, _) = whole.trim_end().rsplit_once('\n').expect("a start and an end");
     let without_end = lesson.policy.file("without", &format!("{without_end}\n"));
-    check(backtest(&lesson, &["--policy", &policy, &without_end]), "the record has no end");
+    check(backtest(&lesson, &["--policy", &policy, &without_end]), "the record of a run has no end");
+    // A run that ended does not speak for one before that was cut.
+    let whole = lesson.policy.file("whole", &whole);
+    for records in [&[&without_end, &whole], &[&whole, &without_end]] {
+        let words: Vec<&str> =
+            ["--policy", &policy].into_iter().chain(records.iter().map(|file| file.as_str())).collect();
+        check(backtest(&lesson, &words), "the record of a run has no end");
+    }
+    assert_eq!(backtest(&lesson, &["--policy", &policy, &whole, &whole]).status.code(), Some(0));
+    let lost = lesson.policy.read("whole").replace("\"lost\":{}", "\"lost\":{\"ring-full\":3}");
+    let lost = lesson.policy.file("lost", &lost);
+    check(backtest(&lesson, &["--policy", &policy, &lost]), "not judged: 3 events that the watch lost");
 }
 
 #[test]

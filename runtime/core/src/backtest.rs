@@ -36,6 +36,10 @@ pub struct Backtest<'p> {
     loopback: BTreeMap<Attempt, Refusal>,
     /// Calls that the record's own policy refused as well.
     refused_before: BTreeSet<String>,
+    /// Sandboxes whose watch has begun and not ended; a record may mix several.
+    open: BTreeSet<u64>,
+    /// Whether a watch began anew before it had ended.
+    was_cut: bool,
     events: u64,
     overflow: u64,
     record: Record,
@@ -46,7 +50,7 @@ pub struct Backtest<'p> {
 pub struct Record {
     /// Whether it began with the start of a watch.
     pub has_start: bool,
-    /// Whether the last watch in it came to its end.
+    /// Whether every watch in it came to its end.
     pub has_end: bool,
     /// Whether a watch in it was below level full.
     pub could_hold_more: bool,
@@ -61,7 +65,7 @@ pub struct Record {
 pub struct Verdicts {
     /// What would have been refused, in the order of kind and name.
     pub refusals: Vec<Refusal>,
-    /// Events that were judged.
+    /// Events that were replayed, those that no plan refuses included.
     pub events: u64,
     /// Refusals beyond [`ATTEMPTS_MAX`] different ones.
     pub overflow: u64,
@@ -80,6 +84,8 @@ impl<'p> Backtest<'p> {
             has_any_port: false,
             loopback: BTreeMap::new(),
             refused_before: BTreeSet::new(),
+            open: BTreeSet::new(),
+            was_cut: false,
             events: 0,
             overflow: 0,
             record: Record::default(),
@@ -90,9 +96,9 @@ impl<'p> Backtest<'p> {
     pub fn replay(&mut self, event: &Event) {
         self.events += 1;
         match &event.what {
-            What::Start(start) => return self.start(start),
+            What::Start(start) => return self.start(event.sandbox, start),
             What::End(end) => {
-                self.record.has_end = true;
+                self.open.remove(&event.sandbox);
                 self.record.lost = end.lost.values().fold(self.record.lost, |sum, lost| sum.saturating_add(*lost));
                 return;
             }
@@ -142,9 +148,9 @@ impl<'p> Backtest<'p> {
         }
     }
 
-    fn start(&mut self, start: &Start) {
+    fn start(&mut self, sandbox: u64, start: &Start) {
         self.record.has_start |= self.events == 1;
-        self.record.has_end = false;
+        self.was_cut |= !self.open.insert(sandbox);
         self.record.could_hold_more |= start.level < Level::Full;
         for family in [Family::Process, Family::Network, Family::Syscall, Family::File, Family::Privilege] {
             let why = match start.sources.get(&family) {
@@ -168,6 +174,7 @@ impl<'p> Backtest<'p> {
                 self.found.insert(attempt, refusal);
             }
         }
+        self.record.has_end = self.record.has_start && self.open.is_empty() && !self.was_cut;
         let before = &self.refused_before;
         self.found.retain(|attempt, _| !matches!(attempt, Attempt::Syscall { name, .. } if before.contains(name)));
         Verdicts {

@@ -55,7 +55,7 @@ pub fn run(options: &Options) -> Result<u8> {
     for words in limits(&verdicts, wrong) {
         let _ = writeln!(err, "apex-run: {words}");
     }
-    let is_whole = wrong == 0 && verdicts.record.has_end;
+    let is_whole = wrong == 0 && verdicts.record.has_end && verdicts.record.lost == 0;
     Ok(if is_whole { u8::from(!refusals.is_empty()) } else { code::FAILED })
 }
 
@@ -78,7 +78,7 @@ fn limits(verdicts: &Verdicts, wrong: u64) -> Vec<String> {
         said.push(format!("{sum} of the record could not be read as events: what they would have told is not judged"));
     }
     if !record.has_end {
-        said.push("the record has no end: it was cut, or its run was killed or goes on".to_owned());
+        said.push("the record of a run has no end: it was cut, or the run was killed or goes on".to_owned());
     }
     if verdicts.overflow > 0 {
         said.push(format!("{} not listed", count(verdicts.overflow, "further refusal")));

@@ -75,6 +75,19 @@ fn keys_in_a_granted_directory_stay_denied() {
     }
 }
 
+/// The directory was denied as a whole, `known_hosts` included, which the run had read.
+#[test]
+fn keys_beside_what_was_read_stay_denied() {
+    let lesson = Lesson::new("shell");
+    (0..8).for_each(|number| drop(lesson.work.file(&format!("f{number}"), "text")));
+    lesson.work.file(".ssh/id_rsa", "KEY");
+    lesson.work.file(".ssh/known_hosts", "hosts");
+    let command = ["/bin/sh", "-c", "cat f* .ssh/known_hosts; echo more >> .ssh/known_hosts"];
+    let text = lesson.learn(&command);
+    expect_pass(&lesson, &text, &command);
+    expect_refused(&lesson, &text, &["/bin/cat", ".ssh/id_rsa"], &["deny"]);
+}
+
 #[test]
 fn python() {
     let lesson = Lesson::new("python");

@@ -6,6 +6,7 @@
 
 mod calls;
 mod edit;
+mod keys;
 mod name;
 mod needs;
 mod network;
@@ -16,13 +17,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub(crate) use calls::group_of;
+pub use keys::Keys;
 pub use needs::{LOOKS_MAX, Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN};
 pub use setting::{Given, Granted, Piece, Place, Setting, Top};
 pub use text::{LearnError, Previous};
 
 use crate::event::{Errno, Event, What};
-use crate::explain::sensitive;
-use crate::observe::is_own_process;
 use crate::policy::normalise;
 use crate::refusal::Access;
 
@@ -32,9 +32,6 @@ pub const PATHS_MAX: usize = 50_000;
 pub const ASKED_MAX: usize = 100;
 /// Programs named in a reason.
 pub const PROGRAMS_MAX: usize = 4;
-
-/// Files that every root of a sandbox has, made by Apex.
-const MADE_FILES: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/hosts"];
 
 /// What a learned policy shows of the system, and lets be executed, where it starts from nothing: no dynamic program starts without.
 pub(crate) const SEEDS: [&str; 11] = [
@@ -67,6 +64,15 @@ pub enum Stands {
     Unknown,
 }
 
+/// What a search came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    /// What was found.
+    pub found: Vec<PathBuf>,
+    /// Whether it ended before everything was looked at.
+    pub is_cut: bool,
+}
+
 /// A look at the host. Since a run that is learned from writes to an overlay, the host afterwards is the host before.
 pub trait Outside {
     /// What stands at `path`, links followed.
@@ -77,9 +83,14 @@ pub trait Outside {
         None
     }
 
-    /// What lies below the directory `dir`, links not followed, by one of these names. Bounded: what is found late in a large tree is not told.
-    fn named_below(&self, _dir: &Path, _names: &[&str]) -> Vec<PathBuf> {
-        Vec::new()
+    /// What lies below the directory `dir`, links not followed, by one of these names. Bounded: where it came to its end early, it says so.
+    fn named_below(&self, _dir: &Path, _names: &[&str]) -> Search {
+        Search::default()
+    }
+
+    /// What lies in the directory `dir`, bounded likewise.
+    fn entries(&self, _dir: &Path) -> Search {
+        Search::default()
     }
 
     /// The file that the kernel needs beside the program at `path` to start it, as the program names it (see
@@ -159,7 +170,7 @@ pub struct Learner {
     /// Looked for and not found.
     missing: Uses,
     command: Option<String>,
-    /// Events about paths that are not absolute, or more paths than are kept.
+    /// Events that told of more paths than are kept.
     left_out: u64,
 }
 
@@ -213,7 +224,7 @@ impl Learner {
 
     fn succeeded(&mut self, event: &Event) {
         let by = event.comm.as_str();
-        if let Some((group, _)) = calls::governor(&event.what) {
+        if let Some(group) = calls::governor(&event.what) {
             self.governors.entry(group).or_default().add(1, by);
         }
         match &event.what {
@@ -226,14 +237,12 @@ impl Learner {
                 }
             }
             What::Look { path, follow } => self.look(path, *follow, by),
+            What::Open { path, access: Access::Exec, .. } => self.note(|own| &mut own.execs, path, by),
+            What::Open { path, create: true, .. } => self.note(|own| &mut own.creates, path, by),
+            What::Open { path, access: Access::Write, .. } => self.note(|own| &mut own.edits, path, by),
+            What::Open { path, access: Access::Read, .. } => self.note(|own| &mut own.reads, path, by),
             // The file's own path: a link at its end is what was looked at.
-            What::Open { path, access: Access::Look, create: false, .. } => self.look(path, false, by),
-            What::Open { path, access, create, .. } => match (access, create) {
-                (Access::Exec, _) => self.note(|own| &mut own.execs, path, by),
-                (Access::Look | Access::Read, false) => self.note(|own| &mut own.reads, path, by),
-                (Access::Write, false) => self.note(|own| &mut own.edits, path, by),
-                (Access::Look | Access::Read | Access::Write, true) => self.note(|own| &mut own.creates, path, by),
-            },
+            What::Open { path, access: Access::Look, .. } => self.look(path, false, by),
             What::Chmod { path, .. } | What::Chown { path, .. } => self.note(|own| &mut own.edits, path, by),
             What::Mkdir { path } => {
                 self.note(|own| &mut own.names, path, by);
@@ -248,10 +257,11 @@ impl Learner {
                 self.note(|own| &mut own.names, from, by);
                 self.note(|own| &mut own.names, to, by);
                 self.make(to, false);
-                if let (Some(from), Some(to)) = (plain(from), plain(to))
-                    && self.moves.len() < PATHS_MAX
-                {
-                    self.moves.insert((from, to));
+                if let (Some(from), Some(to)) = (plain(from), plain(to)) {
+                    match self.moves.len() < PATHS_MAX {
+                        true => drop(self.moves.insert((from, to))),
+                        false => self.left_out += 1,
+                    }
                 }
             }
             What::Connect { address } | What::Send { address, .. } => self.reach(address, by, false),
@@ -306,71 +316,45 @@ impl Learner {
             | What::Link { to: path, .. } => (path, Access::Write),
             _ => return,
         };
-        if let Some(path) = plain(path)
-            && self.refused_paths.len() < PATHS_MAX
-        {
-            self.refused_paths.entry((access, path)).or_default().add(1, &event.comm);
+        if let Some(path) = plain(path) {
+            self.left_out += add(&mut self.refused_paths, (access, path), &event.comm);
         }
     }
 
     fn note(&mut self, uses: impl FnOnce(&mut Learner) -> &mut Uses, path: &str, by: &str) {
-        let Some(path) = plain(path) else {
-            self.left_out += 1;
-            return;
-        };
-        if is_of_the_kernel(&path) {
-            return;
+        let Some(path) = plain(path) else { return };
+        if !is_of_the_kernel(&path) {
+            self.left_out += add(uses(self), path, by);
         }
-        let uses = uses(self);
-        if uses.len() == PATHS_MAX && !uses.contains_key(&path) {
-            self.left_out += 1;
-            return;
-        }
-        uses.entry(path).or_default().add(1, by);
     }
 
     fn ask_for(&mut self, name: &str, by: &str) {
-        if let Some(name) = self.named(name)
-            && (self.asked.len() < PATHS_MAX || self.asked.contains_key(&name))
-        {
-            self.asked.entry(name).or_default().add(1, by);
+        if let Some(name) = named(name) {
+            self.left_out += add(&mut self.asked, name, by);
         }
     }
 
     fn look(&mut self, name: &str, follow: bool, by: &str) {
-        let Some(name) = self.named(name) else { return };
-        let key = (name, follow);
-        if self.looks.len() == PATHS_MAX && !self.looks.contains_key(&key) {
-            self.left_out += 1;
-            return;
+        if let Some(name) = named(name) {
+            self.left_out += add(&mut self.looks, (name, follow), by);
         }
-        self.looks.entry(key).or_default().add(1, by);
-    }
-
-    /// A name as it stands, absolute and of the host: where `..` leads depends on links.
-    fn named(&mut self, name: &str) -> Option<PathBuf> {
-        let Some(plain) = plain(name) else {
-            self.left_out += 1;
-            return None;
-        };
-        (!is_of_the_kernel(&plain)).then(|| PathBuf::from(name))
     }
 
     fn make(&mut self, path: &str, is_dir: bool) {
-        if let Some(path) = plain(path)
-            && self.made.len() < PATHS_MAX
-        {
-            if is_dir {
-                self.made_dirs.insert(path.clone());
-            }
-            self.made.insert(path);
+        let Some(path) = plain(path) else { return };
+        if self.made.len() == PATHS_MAX && !self.made.contains(&path) {
+            self.left_out += 1;
+            return;
         }
+        if is_dir {
+            self.made_dirs.insert(path.clone());
+        }
+        self.made.insert(path);
     }
 
     /// What it comes to.
     pub fn finish(self, previous: Option<&Previous>, outside: &dyn Outside) -> Learned {
-        let mut needs = needs::Needs::new(&self.setting, outside, previous);
-        needs.made(&self);
+        let mut needs = needs::Needs::new(&self, outside, previous);
         for (path, seen) in &self.reads {
             needs.read(path, seen);
         }
@@ -402,8 +386,8 @@ impl Learner {
             needs.missing(path, seen);
         }
         let unseen = std::mem::take(&mut needs.unseen);
-        let (files, mut asked) = needs.finish();
-        let secrets = secrets_within(&files, outside);
+        let needs::Found { files, used, mut asked } = needs.finish();
+        let keys = keys::within(&files, &used, &self.setting, outside);
         let network = self.network.need(&self.setting, previous);
         let groups = self.groups(previous, &mut asked);
         Learned {
@@ -412,7 +396,7 @@ impl Learner {
             groups,
             asked: asked.into_iter().collect(),
             unseen,
-            secrets,
+            keys,
             runs: previous.map_or(0, |previous| previous.runs).saturating_add(1),
             command: self.command,
             left_out: self.left_out,
@@ -421,15 +405,29 @@ impl Learner {
     }
 }
 
+/// Counts a use of what there is room for; otherwise returns 1.
+fn add<K: Ord>(uses: &mut BTreeMap<K, Use>, key: K, by: &str) -> u64 {
+    if uses.len() == PATHS_MAX && !uses.contains_key(&key) {
+        return 1;
+    }
+    uses.entry(key).or_default().add(1, by);
+    0
+}
+
+/// A name as it stands, absolute and of the host: where `..` leads depends on links.
+fn named(name: &str) -> Option<PathBuf> {
+    plain(name).filter(|plain| !is_of_the_kernel(plain)).map(|_| PathBuf::from(name))
+}
+
 /// Absolute, without `.` and `..`, and with a name that a policy can hold.
 pub(crate) fn plain(path: &str) -> Option<PathBuf> {
     let path = Path::new(path);
     path.is_absolute().then(|| normalise(path))
 }
 
-/// What the kernel and the sandbox itself provide: no grant is about it.
+/// What the kernel provides: no grant is about it.
 fn is_of_the_kernel(path: &Path) -> bool {
-    is_own_process(path) || ["/proc", "/sys", "/dev"].iter().any(|place| path.starts_with(place))
+    ["/proc", "/sys", "/dev"].iter().any(|place| path.starts_with(place))
 }
 
 /// What was learned.
@@ -446,22 +444,12 @@ pub struct Learned {
     pub asked: Vec<(String, String)>,
     /// Paths that were looked for, are there on the host, and were not shown inside.
     pub unseen: Vec<PathBuf>,
-    /// Known secrets that lie in what is granted, and what they are: they are denied.
-    pub secrets: BTreeMap<PathBuf, &'static str>,
+    /// Keys that lie in what is granted.
+    pub keys: Keys,
     /// Runs that it comes from.
     pub runs: u64,
     /// The command of the last run.
     pub command: Option<String>,
-    /// Events that say nothing, or too many.
+    /// Events that told of more paths than are kept.
     pub left_out: u64,
-}
-
-/// A directory is granted for what was used of it, and may hold keys that nobody touched: those are named, to be denied.
-fn secrets_within(files: &BTreeMap<(Right, PathBuf), Need>, outside: &dyn Outside) -> BTreeMap<PathBuf, &'static str> {
-    let names: Vec<&str> = sensitive::kept_names().map(|(name, _)| name).collect();
-    let why = |path: &Path| sensitive::kept_names().find(|(name, _)| path.ends_with(name)).map(|(_, why)| why);
-    let is_tree = |path: &Path| outside.stands(path) == Stands::Dir;
-    let dirs = files.keys().filter(|(right, path)| matches!(right, Right::Read | Right::Write) && is_tree(path));
-    let found = dirs.flat_map(|(_, dir)| outside.named_below(dir, &names));
-    found.filter_map(|path| why(&path).map(|why| (path, why))).collect()
 }

@@ -3,6 +3,8 @@
 
 #[path = "learn/files.rs"]
 mod files;
+#[path = "learn/keys.rs"]
+mod keys;
 #[path = "learn/looks.rs"]
 mod looks;
 
@@ -12,7 +14,7 @@ use std::path::{Path, PathBuf};
 use apex_core::backtest::Backtest;
 use apex_core::event::{Errno, Event, What};
 use apex_core::host::{CgroupSupport, Host, PathFact};
-use apex_core::learn::{Learned, Learner, Outside, Place, Previous, Right, Setting, Stands};
+use apex_core::learn::{ASKED_MAX, Learned, Learner, Outside, Place, Previous, Right, Setting, Stands};
 use apex_core::plan::{CgroupPlan, Plan, Request};
 use apex_core::planner;
 use apex_core::policy::{Flags, Inputs, Mode, Policy, PolicyError, resolve, resolve_for_learning};
@@ -176,7 +178,7 @@ fn setting(mode: Mode, net: bool) -> Setting {
     let base = resolve(&with, &mut |_: &Path| Ok(None)).unwrap();
     with.flags.net = net.then(|| "host".to_owned());
     let (run, bounds) = resolve_for_learning(&with, &mut |_: &Path| Ok(None)).unwrap();
-    let place = Place { profile: None, home: Some(HOME.into()), cwd: CWD.into() };
+    let place = Place { profile: None, home: Some(HOME.into()), cwd: CWD.into(), config: vec![] };
     Setting::new(place, &base, &run, bounds)
 }
 
@@ -185,7 +187,7 @@ fn with_flags(mode: Mode, flags: Flags) -> Setting {
     let base = resolve(&with, &mut |_: &Path| Ok(None)).unwrap();
     with.flags = flags;
     let (run, bounds) = resolve_for_learning(&with, &mut |_: &Path| Ok(None)).unwrap();
-    Setting::new(Place { profile: None, home: Some(HOME.into()), cwd: CWD.into() }, &base, &run, bounds)
+    Setting::new(Place { profile: None, home: Some(HOME.into()), cwd: CWD.into(), config: vec![] }, &base, &run, bounds)
 }
 
 fn event(what: What) -> Event {

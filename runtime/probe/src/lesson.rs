@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use apex_core::amount::count;
 use apex_core::escape;
 use apex_core::event::Event;
-use apex_core::learn::{Learner, Outside, Previous, Stands};
+use apex_core::learn::{Learned, Learner, Outside, PATHS_MAX, Previous, Search, Stands};
 use apex_core::observe::{HEAD_BYTES, interpreter};
 use apex_core::policy::FILE_SIZE_MAX;
 use apex_core::watch::Learn;
@@ -63,10 +63,12 @@ impl Lesson {
         let learned = self.learner.finish(existing.as_ref().map(|(_, previous)| previous), &Host);
         let text = learned.to_toml(existing.as_ref().map(|(text, _)| (text.as_str(), name)))?;
         write(&self.file, &text).with_context(|| format!("writing the learned policy {name}"))?;
-        let mut words: Vec<String> = learned.unseen.iter().take(UNSEEN_TOLD_MAX).map(|path| unseen(path)).collect();
-        if let more @ 1.. = learned.unseen.len().saturating_sub(UNSEEN_TOLD_MAX) {
-            words.push(format!("{} of this kind; the end of the policy lists them", count(more as u64, "more file")));
-        }
+        let mut words = told(&learned);
+        let variables = self.learn.setting.given.set.iter().map(|name| {
+            let name = escape::text(name);
+            format!("the value of {name} is not copied into the policy, which takes it from the environment of whoever runs it")
+        });
+        words.extend(variables);
         Ok(words)
     }
 
@@ -82,9 +84,28 @@ impl Lesson {
     }
 }
 
-fn unseen(path: &Path) -> String {
-    let path = escape::text(&path.to_string_lossy()).into_owned();
-    format!("the command looked for {path}, which is there outside and was not shown inside; --ro shows it")
+/// What the policy does not hold, for whoever reads standard error.
+fn told(learned: &Learned) -> Vec<String> {
+    let shown = |path: &PathBuf| escape::text(&path.to_string_lossy()).into_owned();
+    let unseen = learned.unseen.iter().take(UNSEEN_TOLD_MAX).map(|path| {
+        let path = shown(path);
+        format!("the command looked for {path}, which is there outside and was not shown inside; --ro shows it")
+    });
+    let mut words: Vec<String> = unseen.collect();
+    if let more @ 1.. = learned.unseen.len().saturating_sub(UNSEEN_TOLD_MAX) {
+        words.push(format!("{} of this kind; the end of the policy lists them", count(more as u64, "more file")));
+    }
+    words.extend(learned.keys.unsearched.iter().map(|dir| {
+        let dir = shown(dir);
+        format!("{dir} was not searched to its end for keys: deny in the policy what must stay hidden there")
+    }));
+    if learned.left_out > 0 {
+        let events = count(learned.left_out, "event");
+        words.push(format!(
+            "{events} told of more paths than the {PATHS_MAX} of a kind that are kept: the policy may lack them"
+        ));
+    }
+    words
 }
 
 /// Held on the directory: the file itself is replaced. A directory that cannot be opened for reading cannot be locked; writing goes on.
@@ -123,14 +144,14 @@ impl Outside for Host {
         fs::read_link(path).ok()
     }
 
-    fn named_below(&self, dir: &Path, names: &[&str]) -> Vec<PathBuf> {
+    fn named_below(&self, dir: &Path, names: &[&str]) -> Search {
         let (mut found, mut seen) = (Vec::new(), 0);
         let mut pending = VecDeque::from([dir.to_owned()]);
         while let Some(dir) = pending.pop_front() {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 seen += 1;
                 if seen > ENTRIES_MAX || found.len() == FOUND_MAX {
-                    return found;
+                    return Search { found, is_cut: true };
                 }
                 if entry.file_name().to_str().is_some_and(|name| names.contains(&name)) {
                     found.push(entry.path());
@@ -139,7 +160,13 @@ impl Outside for Host {
                 }
             }
         }
-        found
+        Search { found, is_cut: false }
+    }
+
+    fn entries(&self, dir: &Path) -> Search {
+        let mut entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let found = entries.by_ref().take(FOUND_MAX).collect();
+        Search { found, is_cut: entries.next().is_some() }
     }
 
     fn interpreter(&self, path: &Path) -> Option<PathBuf> {
@@ -152,31 +179,52 @@ impl Outside for Host {
 }
 
 fn read(file: &Path) -> Result<Option<String>> {
-    let about = match fs::symlink_metadata(file) {
-        Ok(about) => about,
+    // Whoever may write to the directory can put a link or a FIFO there at any moment.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let opened = match OpenOptions::new().read(true).custom_flags(flags).open(file) {
+        Ok(opened) => opened,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        // It would be replaced, not followed.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
+            bail!("it is a symbolic link; name the file that it leads to")
+        }
         Err(error) => return Err(error.into()),
     };
-    // It would be replaced, not followed; and who may write to the directory could have made it lead anywhere.
-    if about.is_symlink() {
-        bail!("it is a symbolic link; name the file that it leads to");
-    }
+    let about = opened.metadata()?;
     if !about.is_file() {
-        bail!("not a regular file");
+        bail!("not a regular file; learn into another file");
+    }
+    let caller = nix::unistd::geteuid().as_raw();
+    if !is_trusted(about.uid(), caller) {
+        bail!(
+            "it belongs to user {}, who could have granted anything in it; learn into a file of your own",
+            about.uid()
+        );
     }
     let mut text = String::new();
-    fs::File::open(file)?.take(FILE_SIZE_MAX as u64 + 1).read_to_string(&mut text)?;
+    opened.take(FILE_SIZE_MAX as u64 + 1).read_to_string(&mut text)?;
     if text.len() > FILE_SIZE_MAX {
-        bail!("larger than {FILE_SIZE_MAX} bytes");
+        bail!("larger than {FILE_SIZE_MAX} bytes; learn into another file");
     }
     Ok(Some(text))
 }
 
-/// Under another name first: a policy is never half of one. It keeps the permissions that it had.
+/// Whose file is merged into: what a caller learns, the caller will run under.
+const fn is_trusted(owner: u32, caller: u32) -> bool {
+    owner == caller || owner == 0
+}
+
+/// Under another name first: a policy is never half of one. It keeps the permissions that it had; a new one tells others nothing, since it holds the
+/// command line.
 fn write(file: &Path, text: &str) -> Result<()> {
+    if text.len() > FILE_SIZE_MAX {
+        bail!(
+            "it would have more than {FILE_SIZE_MAX} bytes, which no policy may; grant directories in a policy file of the run first"
+        );
+    }
     let part = file.with_extension(format!("part-{}", std::process::id()));
     let had = fs::symlink_metadata(file).map(|about| about.permissions().mode() & 0o777).ok();
-    let mut new = OpenOptions::new().write(true).create_new(true).mode(had.map_or(0o644, |_| 0o600)).open(&part)?;
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
     let written = new
         .write_all(text.as_bytes())
         .and_then(|()| had.map_or(Ok(()), |mode| new.set_permissions(fs::Permissions::from_mode(mode))))
@@ -232,7 +280,7 @@ mod tests {
         let mut none = |_: &Path| Ok(None);
         let base = resolve(&inputs, &mut none).unwrap();
         let (run, bounds) = resolve_for_learning(&inputs, &mut none).unwrap();
-        let place = Place { profile: None, home: inputs.home.clone(), cwd: inputs.cwd.clone() };
+        let place = Place { profile: None, home: inputs.home.clone(), cwd: inputs.cwd.clone(), config: vec![] };
         let setting = Box::new(Setting::new(place, &base, &run, bounds));
         Learn { file: file.to_str().unwrap().to_owned(), setting }
     }
@@ -256,6 +304,59 @@ mod tests {
         for word in ["\"sockets\"", "\"ipc\"", "runs = 2"] {
             assert!(text.contains(word), "{word}\n{text}");
         }
+    }
+
+    /// Planted in a shared directory, it would have granted what its owner likes.
+    #[test]
+    fn a_file_of_another_user_is_not_merged_into() {
+        for (owner, caller, expected) in [(1000, 1000, true), (0, 1000, true), (1000, 0, false), (1001, 1000, false)] {
+            assert_eq!(is_trusted(owner, caller), expected, "{owner} {caller}");
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = Dir::new("owner");
+        let file = dir.0.join("p.toml");
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::chown(&file, Some(59_000), None).unwrap();
+        let error = Lesson::open(&learn(&file)).err().unwrap();
+        assert!(format!("{error:#}").contains("it belongs to user 59000, who could have"), "{error:#}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let dir = Dir::new("fifo");
+        let fifo = dir.0.join("p.toml");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&fifo, &dir.0] {
+            let error = Lesson::open(&learn(path)).err().unwrap();
+            assert!(format!("{error:#}").contains("not a regular file; learn into another file"), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn a_search_for_keys_says_when_it_is_cut() {
+        let dir = Dir::new("keys");
+        let name = |n: usize| dir.0.join(n.to_string());
+        (0..FOUND_MAX).for_each(|n| fs::create_dir(name(n)).unwrap());
+        assert_eq!(Host.entries(&dir.0).found.len(), FOUND_MAX);
+        assert!(!Host.entries(&dir.0).is_cut);
+        (0..FOUND_MAX).for_each(|n| fs::write(name(n).join(".netrc"), "").unwrap());
+        let search = Host.named_below(&dir.0, &[".netrc"]);
+        assert_eq!((search.found.len(), search.is_cut), (FOUND_MAX, false));
+        fs::write(dir.0.join(".netrc"), "").unwrap();
+        assert!(Host.named_below(&dir.0, &[".netrc"]).is_cut && Host.entries(&dir.0).is_cut);
+    }
+
+    #[test]
+    fn a_policy_is_for_its_owner_and_none_is_larger_than_one_may_be() {
+        let dir = Dir::new("new");
+        let file = dir.0.join("p.toml");
+        Lesson::open(&learn(&file)).unwrap().finish().unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let before = fs::read_to_string(&file).unwrap();
+        assert!(write(&file, &"#".repeat(FILE_SIZE_MAX + 1)).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), before);
     }
 
     #[test]

@@ -15,10 +15,7 @@ pub(super) fn reason(path: &Path) -> Option<&'static str> {
     if is_home(path) {
         return Some("it is a home as a whole, with its keys and credentials");
     }
-    if is_public(path) {
-        return None;
-    }
-    names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
+    kept(path)
 }
 
 /// Why a path holds a secret, for learning: the caller's own home is not one as a whole, even where it is root's.
@@ -27,20 +24,22 @@ pub(crate) fn secret(path: &Path, home: Option<&Path>) -> Option<&'static str> {
     if let Some((_, why)) = SYSTEM.iter().find(|(place, _)| path.starts_with(place) && !is_own(place)) {
         return Some(why);
     }
-    if is_public(path) {
-        return None;
-    }
-    names(path).find_map(|name| HOME.iter().find(|(secret, _)| *secret == name)).map(|(_, why)| *why)
+    kept(path).or_else(|| socket(path))
 }
 
-/// Names that hold secrets wherever they stand.
+/// Names that hold secrets, or lead to who commands the host, wherever they stand.
 pub(crate) fn kept_names() -> impl Iterator<Item = (&'static str, &'static str)> {
-    HOME.iter().copied()
+    HOME.iter().copied().chain(SOCKETS.iter().map(|name| (*name, COMMANDS)))
 }
 
-/// The same for a socket whose other end commands the host.
-pub(crate) fn socket(path: &Path) -> Option<&'static str> {
-    names(path).any(|name| SOCKETS.contains(&name)).then_some("whoever talks to this socket commands the host")
+fn kept(path: &Path) -> Option<&'static str> {
+    let holds = |name| HOME.iter().find(|(secret, _)| *secret == name);
+    names(path).find_map(holds).filter(|_| !is_public(path)).map(|(_, why)| *why)
+}
+
+/// Why nothing should talk to a socket, when so.
+pub(super) fn socket(path: &Path) -> Option<&'static str> {
+    names(path).any(|name| SOCKETS.contains(&name)).then_some(COMMANDS)
 }
 
 fn names(path: &Path) -> impl Iterator<Item = &str> {
@@ -53,7 +52,7 @@ fn is_home(path: &Path) -> bool {
 }
 
 /// Parts of `~/.ssh` that hold no secret.
-fn is_public(path: &Path) -> bool {
+pub(crate) fn is_public(path: &Path) -> bool {
     let known_hosts = path.file_name().is_some_and(|name| name == "known_hosts");
     known_hosts || path.extension().is_some_and(|extension| extension == "pub")
 }
@@ -87,6 +86,7 @@ const SYSTEM: &[(&str, &str)] = &[
 /// Directories that are granted piece by piece.
 const WIDE: &[&str] = &["/var/run", "/var", "/proc", "/run/user"];
 
+const COMMANDS: &str = "whoever talks to this socket commands the host";
 const SOCKETS: &[&str] = &["docker.sock", "containerd.sock", "podman.sock", "crio.sock", "libvirt-sock"];
 
 const HOME: &[(&str, &str)] = &[

@@ -102,13 +102,13 @@ pub(crate) fn group_of(call: &str) -> Option<&'static str> {
 }
 
 /// The group that a rule about arguments asks for, where an event shows the arguments (`seccomp::rules`).
-pub(super) fn governor(what: &What) -> Option<(&'static str, &str)> {
+pub(super) fn governor(what: &What) -> Option<&'static str> {
     const COMMON_FAMILIES: [u32; 4] = [1, 2, 10, 16];
     const SETUID_BITS: u32 = 0o6000;
     match what {
-        What::Namespace { call, flags } if *flags != 0 => Some(("namespaces", call)),
-        What::Socket { family, .. } if !COMMON_FAMILIES.contains(family) => Some(("rare-sockets", "socket")),
-        What::Chmod { mode, .. } if mode & SETUID_BITS != 0 => Some(("setuid-bits", "chmod")),
+        What::Namespace { flags, .. } if *flags != 0 => Some("namespaces"),
+        What::Socket { family, .. } if !COMMON_FAMILIES.contains(family) => Some("rare-sockets"),
+        What::Chmod { mode, .. } if mode & SETUID_BITS != 0 => Some("setuid-bits"),
         _ => None,
     }
 }

@@ -13,6 +13,7 @@ mod looks;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use super::name;
@@ -21,6 +22,7 @@ use super::text::Previous;
 use super::{Learner, Outside, PROGRAMS_MAX, Stands, Use};
 use crate::amount::count;
 use crate::explain::sensitive;
+use crate::planner::MADE_FILES;
 use crate::refusal::Access;
 
 /// Grants in one directory that make the directory the grant.
@@ -35,9 +37,12 @@ pub use looks::LOOKS_MAX;
 pub(super) const NOTES_MAX: usize = 6;
 
 /// Note on a directory that was opened itself: its names were listed, as far as anybody saw.
-const LISTED: &str = "listed";
+pub(super) const LISTED: &str = "listed";
 /// Note on what was used otherwise.
-const CONTENT: &str = "content";
+pub(super) const CONTENT: &str = "content";
+
+/// Why nothing is granted anew that a person took out.
+const REMOVED: &str = "its line was removed by hand";
 
 /// What a path is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,12 +103,6 @@ impl Need {
         self.notes.len() == 1 && self.notes.contains(LISTED)
     }
 
-    /// The need of an earlier run for a path.
-    pub(super) fn earlier(seen: Use, runs: u64, listed: bool) -> Need {
-        let notes = BTreeSet::from([if listed { LISTED } else { CONTENT }.to_owned()]);
-        Need { seen, runs, notes, is_opened: true }
-    }
-
     pub(super) fn trim(&mut self) {
         while self.seen.by.len() > PROGRAMS_MAX {
             self.seen.by.pop_last();
@@ -115,15 +114,19 @@ impl Need {
     }
 }
 
-type Wanted = BTreeMap<(Right, PathBuf), Need>;
+pub(super) type Wanted = BTreeMap<(Right, PathBuf), Need>;
+
+/// What is wanted, by a right and a path alone.
+type Keys = BTreeSet<(Right, PathBuf)>;
 
 /// Needs of one run, on their way.
 pub(super) struct Needs<'a> {
+    learner: &'a Learner,
     setting: &'a Setting,
     outside: &'a dyn Outside,
     previous: Option<&'a Previous>,
+    /// Names that the run made, and did not find.
     made: BTreeSet<PathBuf>,
-    made_dirs: BTreeSet<PathBuf>,
     /// What links of the host say, once asked.
     links: RefCell<BTreeMap<PathBuf, Option<PathBuf>>>,
     wanted: Wanted,
@@ -132,38 +135,51 @@ pub(super) struct Needs<'a> {
     pub unseen: Vec<PathBuf>,
 }
 
+/// What the needs come to.
+pub(super) struct Found {
+    /// Grants.
+    pub files: Wanted,
+    /// What they are granted for, over all runs.
+    pub used: BTreeSet<PathBuf>,
+    /// What was asked for and is not granted, with the reason.
+    pub asked: BTreeMap<String, String>,
+}
+
 impl<'a> Needs<'a> {
-    pub fn new(setting: &'a Setting, outside: &'a dyn Outside, previous: Option<&'a Previous>) -> Needs<'a> {
-        Needs {
-            setting,
+    pub fn new(learner: &'a Learner, outside: &'a dyn Outside, previous: Option<&'a Previous>) -> Needs<'a> {
+        let mut needs = Needs {
+            learner,
+            setting: &learner.setting,
             outside,
             previous,
-            made: BTreeSet::new(),
-            made_dirs: BTreeSet::new(),
+            made: learner.made.clone(),
             links: RefCell::default(),
             wanted: Wanted::new(),
             asked: BTreeMap::new(),
             unseen: Vec::new(),
-        }
+        };
+        let is_new = |path: &&PathBuf| !matches!(needs.stands(path), Stands::File | Stands::Dir);
+        let created: Vec<PathBuf> = learner.creates.keys().filter(is_new).cloned().collect();
+        needs.made.extend(created);
+        needs
     }
 
-    /// Tells names that the run made from those that it found.
-    pub fn made(&mut self, learner: &Learner) {
-        self.made_dirs.clone_from(&learner.made_dirs);
-        self.made.clone_from(&learner.made);
-        for path in learner.creates.keys() {
-            if self.outside.stands(path) != Stands::File && self.outside.stands(path) != Stands::Dir {
-                self.made.insert(path.clone());
-            }
+    /// What stood at a path inside before the run.
+    fn stands(&self, path: &Path) -> Stands {
+        match self.setting.run.top(path) {
+            Some(Top::Piece(piece)) => self.outside.stands(&leads_to(piece, path)),
+            Some(Top::Tmpfs(own)) if own == path => Stands::Dir,
+            Some(Top::Tmpfs(_)) => Stands::Nothing,
+            // A record of a run under another policy may tell of more.
+            None => self.outside.stands(path),
         }
     }
 
     pub fn read(&mut self, path: &Path, seen: &Use) {
-        let is_own = super::MADE_FILES.iter().any(|file| path == Path::new(file));
-        if is_own || self.is_made(path) || self.is_private(path, seen) {
+        if is_own_file(path) || self.is_made(path) || self.is_private(path, seen) {
             return;
         }
-        if !self.was_shown(Right::Read, path, seen) || self.outside.stands(path) == Stands::Nothing {
+        if !self.was_shown(Right::Read, path, seen) || self.stands(path) == Stands::Nothing {
             return;
         }
         if !self.base_shows(path) {
@@ -185,7 +201,7 @@ impl<'a> Needs<'a> {
             }
             return;
         }
-        if self.is_private(path, seen) || self.outside.stands(path) == Stands::Nothing {
+        if self.is_private(path, seen) || self.stands(path) == Stands::Nothing {
             return;
         }
         if !self.was_shown(Right::Exec, path, seen) {
@@ -208,7 +224,7 @@ impl<'a> Needs<'a> {
         if self.is_private(path, seen) || self.base_writes(path) {
             return;
         }
-        if self.was_shown(Right::Write, path, seen) && self.outside.stands(path) != Stands::Nothing {
+        if self.was_shown(Right::Write, path, seen) && self.stands(path) != Stands::Nothing {
             self.want(Right::Write, path, seen);
         }
     }
@@ -301,10 +317,7 @@ impl<'a> Needs<'a> {
     /// The directory of a name that is there without the run.
     fn place_of(&self, path: &Path) -> PathBuf {
         let mut place = path.parent().unwrap_or(path);
-        while self.made_dirs.contains(place)
-            || self.made.contains(place)
-            || self.outside.stands(place) == Stands::Nothing
-        {
+        while self.made.contains(place) || self.stands(place) == Stands::Nothing {
             match place.parent() {
                 Some(parent) => place = parent,
                 None => break,
@@ -314,7 +327,7 @@ impl<'a> Needs<'a> {
     }
 
     fn is_made(&self, path: &Path) -> bool {
-        self.made.contains(path) || path.ancestors().any(|above| self.made_dirs.contains(above))
+        self.made.contains(path) || path.ancestors().any(|above| self.learner.made_dirs.contains(above))
     }
 
     fn setting_is_private(&self, path: &Path) -> bool {
@@ -365,7 +378,7 @@ impl<'a> Needs<'a> {
     /// Takes a use in, lifted from a name that changes.
     fn want(&mut self, right: Right, path: &Path, seen: &Use) {
         match self.lift(right, path) {
-            Some(lifted) if lifted == path && self.outside.stands(path) == Stands::Dir => {
+            Some(lifted) if lifted == path && self.stands(path) == Stands::Dir => {
                 self.add_noted(right, lifted, seen, LISTED);
             }
             Some(lifted) => self.add(right, lifted, seen),
@@ -409,7 +422,7 @@ impl<'a> Needs<'a> {
     /// Why nothing may be granted at `path`, as far as that is known.
     fn why_not(&self, path: &Path) -> Option<&'static str> {
         let setting = self.setting;
-        if let Some(why) = sensitive::secret(path, setting.home.as_deref()).or_else(|| sensitive::socket(path)) {
+        if let Some(why) = sensitive::secret(path, setting.home.as_deref()) {
             return Some(why);
         }
         if setting.refused.iter().any(|refused| path.starts_with(refused)) {
@@ -418,8 +431,7 @@ impl<'a> Needs<'a> {
         if setting.refused.iter().any(|refused| refused.starts_with(path)) {
             return Some("it holds something that a rule denies");
         }
-        let overlaps = |list: &[PathBuf]| list.iter().any(|other| path.starts_with(other) || other.starts_with(path));
-        if overlaps(&setting.bounds.grant_forbidden) {
+        if overlaps(&setting.bounds.grant_forbidden, path) {
             return Some("the ceiling of the mode forbids it");
         }
         if path
@@ -428,7 +440,11 @@ impl<'a> Needs<'a> {
         {
             return Some("its name cannot stand in a policy");
         }
-        self.previous.is_some_and(|previous| previous.was_removed(path)).then_some("its line was removed by hand")
+        let previous = self.previous?;
+        if previous.denies(path) {
+            return Some("the file denies it");
+        }
+        previous.was_removed(path).then_some(REMOVED)
     }
 
     fn may_be_granted(&self, path: &Path, right: Right) -> bool {
@@ -440,47 +456,28 @@ impl<'a> Needs<'a> {
                 && !name::is_shared(path, setting.home.as_deref())
                 && !(setting.cwd.starts_with(path) && setting.cwd != path)
         };
-        let may_write = || {
-            let overlaps = |list: &[PathBuf]| list.iter().any(|o| source.starts_with(o) || o.starts_with(&source));
-            piece.write && !overlaps(&setting.bounds.write_forbidden)
-        };
+        let may_write = || piece.write && !overlaps(&setting.bounds.write_forbidden, &source);
         is_good(path) && is_good(&source) && (right != Right::Write || may_write())
     }
 
-    /// Grants, and what was asked for and is none.
-    pub fn finish(mut self) -> (Wanted, BTreeMap<String, String>) {
-        let now: Vec<(Right, PathBuf)> = self.wanted.keys().cloned().collect();
-        if let Some(previous) = self.previous {
-            for ((right, path), old) in &previous.files {
-                let need = self.wanted.entry((*right, path.clone())).or_default();
-                need.seen.times = need.seen.times.saturating_add(old.seen.times);
-                need.seen.by.extend(old.seen.by.iter().cloned());
-                need.notes.extend(old.notes.iter().cloned());
-                need.is_opened |= old.is_opened;
-                need.runs = old.runs;
-                need.trim();
-            }
-        }
+    pub fn finish(mut self) -> Found {
+        let now: Keys = self.wanted.keys().cloned().collect();
         let mut wanted = std::mem::take(&mut self.wanted);
+        for (key, old) in self.previous.iter().flat_map(|previous| &previous.files) {
+            wanted.entry(key.clone()).or_default().join(old.clone());
+        }
+        let used = wanted.keys().map(|(_, path)| path.clone()).collect();
         for right in [Right::Read, Right::Write, Right::Exec] {
             self.join_siblings(&mut wanted, right);
         }
         lift_executable(&mut wanted);
         drop_covered(&mut wanted);
-        // After the joining: one name of a directory was used in the runs before, and another one in this run.
-        for ((right, path), need) in &mut wanted {
-            let gives = |of: Right| of == *right || *right == Right::Write && of == Right::Read;
-            let is_used = now.iter().any(|(of, used)| gives(*of) && used.starts_with(path));
-            need.runs = need.runs.saturating_add(u64::from(is_used));
-            if now.iter().any(|(of, used)| gives(*of) && used != path && used.starts_with(path)) {
-                need.notes.insert(CONTENT.to_owned());
-            }
-        }
         self.settle_looks(&mut wanted);
+        count_runs(&mut wanted, &now);
         if let Some(previous) = self.previous {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
         }
-        (wanted, self.asked)
+        Found { files: wanted, used, asked: self.asked }
     }
 
     /// Directories from the deepest up: each joins what lies below it once there is enough.
@@ -535,6 +532,40 @@ pub(super) fn leads_to(piece: &super::Piece, path: &Path) -> PathBuf {
 /// `base.join("")` would end in a slash.
 fn join(base: &Path, rest: &Path) -> PathBuf {
     if rest.as_os_str().is_empty() { base.to_owned() } else { base.join(rest) }
+}
+
+/// Made by Apex, in each sandbox.
+fn is_own_file(path: &Path) -> bool {
+    MADE_FILES.iter().any(|file| path == Path::new(file))
+}
+
+fn overlaps(list: &[PathBuf], path: &Path) -> bool {
+    list.iter().any(|other| path.starts_with(other) || other.starts_with(path))
+}
+
+/// Whether one of the paths is `dir` or lies below it.
+pub(super) fn is_below(paths: &BTreeSet<PathBuf>, dir: &Path) -> bool {
+    // What lies in a directory follows it in the order of paths.
+    paths.range::<Path, _>((Bound::Included(dir), Bound::Unbounded)).next().is_some_and(|path| path.starts_with(dir))
+}
+
+/// The same of one right; an excluded bound leaves out the directory itself.
+fn has_below(keys: &Keys, right: Right, from: Bound<&Path>) -> bool {
+    let (Bound::Included(dir) | Bound::Excluded(dir)) = from else { return false };
+    let next = keys.range((from.map(|dir| (right, dir.to_owned())), Bound::Unbounded)).next();
+    next.is_some_and(|(of, path)| *of == right && path.starts_with(dir))
+}
+
+/// Counts this run at what it used. After the joining: one name of a directory was used in the runs before, and another one in this run.
+fn count_runs(wanted: &mut Wanted, now: &Keys) {
+    for ((right, path), need) in wanted {
+        let rights = if *right == Right::Write { &[Right::Write, Right::Read][..] } else { &[*right] };
+        let has = |from: Bound<&Path>| rights.iter().any(|right| has_below(now, *right, from));
+        need.runs = need.runs.saturating_add(u64::from(has(Bound::Included(path))));
+        if has(Bound::Excluded(path)) {
+            need.notes.insert(CONTENT.to_owned());
+        }
+    }
 }
 
 fn common(one: &Path, other: &Path) -> PathBuf {

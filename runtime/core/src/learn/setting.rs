@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::needs::leads_to;
 use crate::policy::{Bounds, Filesystem, Grant, Mode, Network, Policy, ProcView, SyscallDefault};
 use crate::seccomp::groups;
 
@@ -66,8 +67,8 @@ pub struct Piece {
 pub struct Given {
     /// Variables passed.
     pub pass: Vec<String>,
-    /// Variables set.
-    pub set: BTreeMap<String, String>,
+    /// Variables set, without their values: what is learned is read by others.
+    pub set: Vec<String>,
     /// Capabilities kept.
     pub capabilities: Vec<String>,
     /// View of /proc, when it differs.
@@ -92,7 +93,15 @@ impl Setting {
             run: Granted::of(run),
             bounds,
             refused: refused.collect(),
-            given: Given::of(base, run),
+            given: Given::of(base, run, &place.config),
+        }
+    }
+
+    /// The path on the host behind a path inside.
+    pub(super) fn source(&self, path: &Path) -> PathBuf {
+        match self.run.top(path) {
+            Some(Top::Piece(piece)) => leads_to(piece, path),
+            Some(Top::Tmpfs(_)) | None => path.to_owned(),
         }
     }
 
@@ -111,6 +120,8 @@ pub struct Place {
     pub home: Option<PathBuf>,
     /// Working directory.
     pub cwd: PathBuf,
+    /// Directories of the administrator's and the user's own profiles.
+    pub config: Vec<PathBuf>,
 }
 
 impl Granted {
@@ -177,14 +188,15 @@ fn carries_out(policy: &Policy, group: &str) -> bool {
         }
 }
 
-/// Whether mode, profile or the list of secrets denies it, which the learned policy stands on.
-fn is_built_in(base: &Policy, deny: &Grant) -> bool {
+/// Whether mode, profile or the list of secrets denies it, which the learned policy stands on. That list is the built-in one or an own one.
+fn is_built_in(base: &Policy, deny: &Grant, config: &[PathBuf]) -> bool {
     let source = &deny.origin.source;
-    base.sources.contains(source) || source.ends_with("profiles/secrets.toml")
+    let is_secrets = |place: &Path| Path::new(source) == place.join("profiles/secrets.toml");
+    base.sources.contains(source) || is_secrets(Path::new("")) || config.iter().any(|dir| is_secrets(dir))
 }
 
 impl Given {
-    fn of(base: &Policy, run: &Policy) -> Given {
+    fn of(base: &Policy, run: &Policy, config: &[PathBuf]) -> Given {
         let old = &base.environment;
         let new = &run.environment;
         let limits = |policy: &Policy| {
@@ -200,25 +212,21 @@ impl Given {
                 ("wall_time", resources.wall_time_ms),
             ]
         };
-        let changed = limits(base).into_iter().zip(limits(run)).filter(|(old, new)| old != new);
+        let changed = new.set.iter().filter(|(name, value)| old.set.get(*name) != Some(value));
+        let limits = limits(base).into_iter().zip(limits(run)).filter(|(old, new)| old != new);
         Given {
             pass: new.pass.iter().filter(|name| !old.pass.contains(name)).cloned().collect(),
-            set: new
-                .set
-                .iter()
-                .filter(|(name, value)| old.set.get(*name) != Some(value))
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            set: changed.map(|(name, _)| name.clone()).collect(),
             capabilities: run.capabilities.iter().filter(|name| !base.capabilities.contains(name)).cloned().collect(),
             deny: run
                 .filesystem
                 .deny
                 .iter()
-                .filter(|deny| !is_built_in(base, deny))
+                .filter(|deny| !is_built_in(base, deny, config))
                 .map(|deny| deny.path.clone())
                 .collect(),
             proc: (base.filesystem.proc != run.filesystem.proc).then_some(run.filesystem.proc),
-            limits: changed.map(|(_, (key, value))| (key.to_owned(), value)).collect(),
+            limits: limits.map(|(_, (key, value))| (key.to_owned(), value)).collect(),
         }
     }
 }

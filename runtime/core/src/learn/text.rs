@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::edit::{USED, WITH, absent, close, list, order, row, table, update, word_of};
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value, value};
 
 use super::calls::companion_of;
-use super::needs::{NOTES_MAX, leads_to};
-use super::setting::{Setting, Top};
+use super::edit::{Edit, Row, USED, WITH, close, row, word_of};
+use super::needs::{CONTENT, LISTED, NOTES_MAX};
+use super::setting::Setting;
 use super::{ASKED_MAX, Learned, Need, PROGRAMS_MAX, Right, SEEDS, SEEDS_EXEC, Use, has_own_cwd};
 use crate::amount;
 use crate::policy::path::{Context, in_file};
@@ -21,6 +21,13 @@ use crate::policy::{LearnedTable, Mode, PolicyError, ProcView, SeenTable, learne
 const VERSION: u32 = 1;
 /// What every line about something that is not granted begins with.
 const NOT_GRANTED: &str = "# asked for and not granted: ";
+/// How the line ends that counts those for which there is no room.
+const MORE: &str = " other things";
+/// What a line begins with about a directory in which keys may have been missed.
+const NOT_SEARCHED: &str = "# not searched to its end for keys; deny by hand what must stay hidden: ";
+/// What a line begins with about a variable.
+const NOT_COPIED: &str =
+    "# set in the run that was learned from, and taken from the environment here, since no value is copied: ";
 /// What names a profile in `extends`.
 const PROFILE: &str = "profile:";
 /// The profile that a learned policy extends beside that of its run.
@@ -66,6 +73,14 @@ pub enum LearnError {
         /// The key.
         key: String,
     },
+    /// The parser that keeps comments does not read it.
+    #[error("{file}: cannot be edited: {message}; learn into another file")]
+    Toml {
+        /// The file.
+        file: String,
+        /// What that parser says.
+        message: String,
+    },
     /// A newer version wrote it.
     #[error("{file}: [learned] has version {found}, this Apex knows {VERSION}; learn into another file")]
     Version {
@@ -89,9 +104,11 @@ pub struct Previous {
     pub(super) files: BTreeMap<(Right, PathBuf), Need>,
     pub(super) groups: BTreeMap<String, Need>,
     pub(super) network: Option<Need>,
-    removed: BTreeSet<PathBuf>,
+    removed: BTreeSet<(Right, PathBuf)>,
     removed_groups: BTreeSet<String>,
     hand: BTreeSet<(Right, PathBuf)>,
+    /// On the host.
+    denied: Vec<PathBuf>,
 }
 
 impl Previous {
@@ -118,6 +135,8 @@ impl Previous {
             }
             previous.take(right, &listed, &table, setting);
         }
+        let denied = entries(&doc, "filesystem", "deny", file)?;
+        previous.denied = denied.iter().filter_map(|path| expand(path, setting)).collect();
         let allowed = entries(&doc, "syscalls", "allow", file)?;
         for (name, seen) in &table.seen {
             if let Some(group) = name.strip_prefix("calls ") {
@@ -150,17 +169,28 @@ impl Previous {
             let Some(word) = name.strip_prefix(right.name()).and_then(|rest| rest.strip_prefix(' ')) else { continue };
             let Some(path) = expand(word, setting) else { continue };
             if listed.contains(word) {
-                let Need { seen: uses, runs, .. } = need(seen);
-                let need = Need::earlier(uses, runs, seen.listed);
-                self.files.insert((right, path), Need { is_opened: !seen.looked, ..need });
+                let mut need = need(seen);
+                need.notes.insert(if seen.listed { LISTED } else { CONTENT }.to_owned());
+                self.files.insert((right, path), need);
             } else {
-                self.removed.insert(path);
+                self.removed.insert((right, path));
             }
         }
     }
 
+    /// Whether a person took out a line that gave it.
     pub(super) fn was_removed(&self, path: &Path) -> bool {
-        self.removed.iter().any(|removed| path.starts_with(removed))
+        self.removed.iter().any(|(right, removed)| *right != Right::Name && path.starts_with(removed))
+    }
+
+    /// The same of a line that gave the name alone.
+    pub(super) fn was_name_removed(&self, path: &Path) -> bool {
+        self.removed.contains(&(Right::Name, path.to_owned()))
+    }
+
+    /// Whether the file denies it: a grant below would stop the start.
+    pub(super) fn denies(&self, path: &Path) -> bool {
+        self.denied.iter().any(|denied| path.starts_with(denied))
     }
 
     pub(super) fn was_group_removed(&self, group: &str) -> bool {
@@ -188,8 +218,9 @@ fn check_head(doc: &DocumentMut, table: &LearnedTable, file: &str, setting: &Set
         return Err(LearnError::Mode { file: file.to_owned(), learned: learned.to_owned(), run: setting.mode });
     }
     let mut profiles = profiles(doc);
+    let is_same = |run: &String| if run == SECRETS { profiles.is_empty() } else { profiles.contains(run) };
     match &setting.profile {
-        Some(run) if table.runs > 0 && !profiles.contains(run) => {
+        Some(run) if table.runs > 0 && !is_same(run) => {
             let learned = if profiles.is_empty() { None } else { Some(profiles.swap_remove(0)) };
             Err(LearnError::Profile { file: file.to_owned(), learned, run: format!("profile {run}") })
         }
@@ -209,12 +240,15 @@ fn need(seen: &SeenTable) -> Need {
     Need { seen: Use { times: seen.times, by }, runs: seen.runs, notes: BTreeSet::new(), is_opened: !seen.looked }
 }
 
-fn parse(text: &str, file: &str) -> Result<DocumentMut, LearnError> {
-    // The policy parser took it already: both read TOML.
-    text.parse().map_err(|_| LearnError::Shape { file: file.to_owned(), key: "the whole file".to_owned() })
+pub(super) fn parse(text: &str, file: &str) -> Result<DocumentMut, LearnError> {
+    let failed = |error: toml_edit::TomlError| LearnError::Toml {
+        file: file.to_owned(),
+        message: error.message().trim().to_owned(),
+    };
+    text.parse().map_err(failed)
 }
 
-fn key(kind: &str, word: &str) -> String {
+pub(super) fn key(kind: &str, word: &str) -> String {
     format!("{kind} {word}")
 }
 
@@ -250,19 +284,17 @@ impl Learned {
     /// When `existing` is no policy, or not of a shape that can be edited.
     pub fn to_toml(&self, existing: Option<(&str, &str)>) -> Result<String, LearnError> {
         let (text, file) = existing.unwrap_or(("", "the learned policy"));
-        let old = learned_table(text, file)?.unwrap_or_default();
-        let mut doc = parse(text, file)?;
-        self.head(&mut doc, existing.is_none());
-        self.extends(&mut doc, &old, file)?;
-        self.filesystem(&mut doc, &old, file)?;
-        self.denies(&mut doc, file)?;
-        self.access(&mut doc, &old);
-        self.calls(&mut doc, &old, file)?;
-        self.given(&mut doc);
-        self.counters(&mut doc);
-        order(&mut doc);
-        self.trailing(&mut doc);
-        Ok(doc.to_string())
+        let mut edit = Edit::new(text, file)?;
+        self.head(&mut edit.doc, existing.is_none());
+        self.extends(&mut edit)?;
+        self.filesystem(&mut edit)?;
+        self.denies(&mut edit)?;
+        self.access(&mut edit);
+        self.calls(&mut edit)?;
+        self.given(&mut edit);
+        self.counters(&mut edit.doc);
+        self.trailing(&mut edit.doc);
+        Ok(edit.finish())
     }
 
     fn head(&self, doc: &mut DocumentMut, is_fresh: bool) {
@@ -282,13 +314,13 @@ impl Learned {
     }
 
     /// Once: what a person takes out later stays out.
-    fn extends(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
-        if old.runs > 0 {
+    fn extends(&self, edit: &mut Edit<'_>) -> Result<(), LearnError> {
+        if edit.old.runs > 0 {
             return Ok(());
         }
-        let item = doc.entry("extends").or_insert_with(|| Item::Value(Value::Array(Array::new())));
-        let shape = || LearnError::Shape { file: file.to_owned(), key: "extends".to_owned() };
-        let list = item.as_array_mut().ok_or_else(shape)?;
+        let shape = edit.shape("extends");
+        let item = edit.doc.entry("extends").or_insert_with(|| Item::Value(Value::Array(Array::new())));
+        let list = item.as_array_mut().ok_or(shape)?;
         for profile in self.setting.profile.iter().map(String::as_str).chain([SECRETS]) {
             let word = format!("{PROFILE}{profile}");
             if !list.iter().any(|known| known.as_str() == Some(&word)) {
@@ -299,12 +331,12 @@ impl Learned {
     }
 
     /// What the run denied stays denied, whatever is granted around it later; and so do keys that lie in what is granted.
-    fn denies(&self, doc: &mut DocumentMut, file: &str) -> Result<(), LearnError> {
+    fn denies(&self, edit: &mut Edit<'_>) -> Result<(), LearnError> {
         let denied = self.setting.given.deny.iter().map(|path| (path, "denied in the run that was learned from"));
-        let found = self.secrets.iter().map(|(path, why)| (path, *why));
+        let found = self.keys.denied.iter().map(|(path, why)| (path, *why));
         for (path, reason) in denied.chain(found) {
             let Some(word) = shorten(path, &self.setting) else { continue };
-            let list = list(doc, "filesystem", "deny", file)?;
+            let list = edit.list("filesystem", "deny")?;
             if list.iter().filter_map(word_of).any(|known| known == word) {
                 continue;
             }
@@ -317,45 +349,44 @@ impl Learned {
         Ok(())
     }
 
-    fn filesystem(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
-        if self.setting.starts_bare() {
-            let table = table(doc, "filesystem");
-            if !table.contains_key("inherit") {
-                table.insert("inherit", Item::Value(false.into()));
-                for (right, places) in [(Right::Read, &SEEDS[..]), (Right::Exec, &SEEDS[..SEEDS_EXEC])] {
-                    let list = list(doc, "filesystem", right.name(), file)?;
-                    for place in places {
-                        list.push_formatted(row(piece(place, None, "the system: no program starts without"), None));
-                    }
-                }
-                let list = list(doc, "filesystem", "tmpfs", file)?;
-                for place in &self.setting.base.tmpfs {
-                    list.extend(place.to_str().map(|place| row(place.into(), None)));
-                }
-            }
+    fn filesystem(&self, edit: &mut Edit<'_>) -> Result<(), LearnError> {
+        if self.setting.starts_bare() && !edit.table("filesystem").contains_key("inherit") {
+            self.start_bare(edit)?;
         }
         for right in Right::ALL {
-            let mut rows = Vec::new();
-            for (path, need) in
-                self.files.iter().filter(|((of, _), _)| *of == right).map(|((_, path), need)| (path, need))
-            {
-                let Some(word) = shorten(path, &self.setting) else { continue };
-                let value = match right {
-                    Right::Tmpfs => Value::from(word.as_str()),
-                    Right::Read | Right::Write | Right::Exec | Right::Name => {
-                        let source = match self.setting.run.top(path) {
-                            Some(Top::Piece(piece)) => leads_to(piece, path),
-                            Some(Top::Tmpfs(_)) | None => path.clone(),
-                        };
-                        let source = (source != *path).then(|| shorten(&source, &self.setting)).flatten();
-                        piece(&word, source.as_deref(), &self.reason(right, need))
-                    }
-                };
-                rows.push((word, value, None));
-            }
-            update(doc, "filesystem", right.name(), rows, &seen_words(old, right.name()), file)?;
+            let of_right = self.files.iter().filter(|((of, _), _)| *of == right);
+            let rows = of_right.filter_map(|((_, path), need)| self.row(right, path, need)).collect();
+            edit.update("filesystem", right.name(), right.name(), rows)?;
         }
         Ok(())
+    }
+
+    fn start_bare(&self, edit: &mut Edit<'_>) -> Result<(), LearnError> {
+        edit.absent("filesystem", "inherit", false.into());
+        for (right, places) in [(Right::Read, &SEEDS[..]), (Right::Exec, &SEEDS[..SEEDS_EXEC])] {
+            let list = edit.list("filesystem", right.name())?;
+            for place in places {
+                list.push_formatted(row(piece(place, None, "the system: no program starts without"), None));
+            }
+        }
+        let list = edit.list("filesystem", "tmpfs")?;
+        for place in &self.setting.base.tmpfs {
+            list.extend(place.to_str().map(|place| row(place.into(), None)));
+        }
+        Ok(())
+    }
+
+    fn row(&self, right: Right, path: &Path, need: &Need) -> Option<Row> {
+        let word = shorten(path, &self.setting)?;
+        let value = match right {
+            Right::Tmpfs => Value::from(word.as_str()),
+            Right::Read | Right::Write | Right::Exec | Right::Name => {
+                let source = self.setting.source(path);
+                let source = (source != *path).then(|| shorten(&source, &self.setting)).flatten();
+                piece(&word, source.as_deref(), &self.reason(right, need))
+            }
+        };
+        Some(Row { word, value, comment: None })
     }
 
     fn reason(&self, right: Right, need: &Need) -> String {
@@ -378,11 +409,9 @@ impl Learned {
         format!("{by}, {times} in {} of {} runs", need.runs, self.runs)
     }
 
-    fn access(&self, doc: &mut DocumentMut, old: &LearnedTable) {
-        let own = |value: &str| old.seen.contains_key(&key("network", value));
-        let current =
-            doc.get("network").and_then(|table| table.get("access")).and_then(Item::as_str).map(str::to_owned);
-        if current.as_deref().is_some_and(|value| !own(value)) {
+    fn access(&self, edit: &mut Edit<'_>) {
+        let current = edit.doc.get("network").and_then(|table| table.get("access")).and_then(Item::as_str);
+        if current.is_some_and(|value| !edit.is_learned("network", value)) {
             return;
         }
         let wanted = match &self.network {
@@ -395,18 +424,13 @@ impl Learned {
             let peers = if need.notes.is_empty() { String::new() } else { format!(": {}", need.noted(", ")) };
             value.decor_mut().set_suffix(format!(" # used{}{peers}", self.counted(need)));
         }
-        table(doc, "network").insert("access", Item::Value(value));
+        edit.table("network").insert("access", Item::Value(value));
     }
 
-    fn calls(&self, doc: &mut DocumentMut, old: &LearnedTable, file: &str) -> Result<(), LearnError> {
+    fn calls(&self, edit: &mut Edit<'_>) -> Result<(), LearnError> {
         let Some(groups) = &self.groups else { return Ok(()) };
-        let table = table(doc, "syscalls");
-        if !table.contains_key("inherit") {
-            table.insert("inherit", Item::Value(false.into()));
-        }
-        if !table.contains_key("default") {
-            table.insert("default", Item::Value("deny".into()));
-        }
+        edit.absent("syscalls", "inherit", false.into());
+        edit.absent("syscalls", "default", "deny".into());
         let rows = groups.iter().map(|(group, need)| {
             let comment = match companion_of(group, groups).filter(|_| need.runs == 0) {
                 Some(of) => format!("{WITH}{of}: it reaches nothing outside of the sandbox"),
@@ -415,26 +439,21 @@ impl Learned {
                     format!("{USED}{}{calls}", self.counted(need).trim_start_matches([',', ' ']))
                 }
             };
-            (group.clone(), Value::from(group.as_str()), Some(comment))
+            Row { word: group.clone(), value: Value::from(group.as_str()), comment: Some(comment) }
         });
-        update(doc, "syscalls", "allow", rows.collect(), &seen_words(old, "calls"), file)
+        edit.update("syscalls", "allow", "calls", rows.collect())
     }
 
-    /// What the run was given beside: into a file that says nothing about it.
-    fn given(&self, doc: &mut DocumentMut) {
+    /// What the run was given beside: into a file that says nothing about it. Values of variables may be secrets: only names are written.
+    fn given(&self, edit: &mut Edit<'_>) {
         let given = &self.setting.given;
-        if !given.pass.is_empty() {
-            let names: Array = given.pass.iter().collect();
-            absent(doc, "environment", "pass", Value::Array(names));
-        }
-        if !given.set.is_empty() {
-            let values: InlineTable =
-                given.set.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_str()))).collect();
-            absent(doc, "environment", "set", Value::InlineTable(values));
+        let names: Array = given.pass.iter().chain(&given.set).collect();
+        if !names.is_empty() {
+            edit.absent("environment", "pass", Value::Array(names));
         }
         if !given.capabilities.is_empty() {
             let names: Array = given.capabilities.iter().collect();
-            absent(doc, "capabilities", "keep", Value::Array(names));
+            edit.absent("capabilities", "keep", Value::Array(names));
         }
         if let Some(view) = given.proc {
             let word = match view {
@@ -442,7 +461,7 @@ impl Learned {
                 ProcView::Pid => "pid",
                 ProcView::Masked => "masked",
             };
-            absent(doc, "filesystem", "proc", word.into());
+            edit.absent("filesystem", "proc", word.into());
         }
         for (name, limit) in &given.limits {
             let value = match (name.as_str(), limit) {
@@ -451,7 +470,7 @@ impl Learned {
                 ("memory" | "swap" | "file_size" | "tmp_size", Some(bytes)) => Value::from(amount::size(*bytes)),
                 (_, Some(count)) => Value::from(i64::try_from(*count).unwrap_or(i64::MAX)),
             };
-            absent(doc, "resources", name, value);
+            edit.absent("resources", name, value);
         }
     }
 
@@ -490,24 +509,31 @@ impl Learned {
     /// The comments at the end: those of a person stay, ours are written anew.
     fn trailing(&self, doc: &mut DocumentMut) {
         let old = doc.trailing().as_str().unwrap_or_default().to_owned();
-        let mut lines: Vec<String> = old.lines().map(str::to_owned).collect();
-        let mut asked: BTreeSet<String> =
-            lines.iter().filter_map(|line| line.strip_prefix(NOT_GRANTED)).map(str::to_owned).collect();
-        lines.retain(|line| !line.starts_with(NOT_GRANTED) && !line.is_empty());
+        let is_ours = |line: &&str| [NOT_GRANTED, NOT_SEARCHED, NOT_COPIED].iter().any(|start| line.starts_with(start));
+        let mut lines: Vec<String> =
+            old.lines().filter(|line| !line.is_empty() && !is_ours(line)).map(str::to_owned).collect();
+        let told = old.lines().filter_map(|line| line.strip_prefix(NOT_GRANTED)).filter(|line| !line.ends_with(MORE));
+        let mut asked: BTreeSet<String> = told.map(str::to_owned).collect();
         for (what, why) in &self.asked {
             let start = format!("{} (", clean(what));
-            asked.retain(|line| !line.starts_with(&start));
+            while let Some(line) = asked.range(start.clone()..).next().filter(|line| line.starts_with(&start)).cloned()
+            {
+                asked.remove(&line);
+            }
             asked.insert(format!("{start}{})", clean(why)));
         }
         let more = asked.len().saturating_sub(ASKED_MAX);
-        if !asked.is_empty() {
+        let mut own: Vec<String> =
+            asked.into_iter().take(ASKED_MAX).map(|line| format!("{NOT_GRANTED}{line}")).collect();
+        if more > 0 {
+            own.push(format!("{NOT_GRANTED}{more}{MORE}"));
+        }
+        own.extend(self.keys.unsearched.iter().map(|dir| format!("{NOT_SEARCHED}{}", clean(&dir.to_string_lossy()))));
+        own.extend(self.setting.given.set.iter().map(|name| format!("{NOT_COPIED}{}", clean(name))));
+        if !own.is_empty() {
             lines.push(String::new());
         }
-        lines.extend(asked.into_iter().take(ASKED_MAX).map(|line| format!("{NOT_GRANTED}{line}")));
-        if more > 0 {
-            lines.push(format!("{NOT_GRANTED}{more} other things"));
-        }
-        let text: String = lines.into_iter().map(|line| line + "\n").collect();
+        let text: String = lines.into_iter().chain(own).map(|line| line + "\n").collect();
         doc.set_trailing(text);
     }
 }
@@ -535,10 +561,6 @@ impl Need {
         }
         notes.join(between)
     }
-}
-
-fn seen_words(old: &LearnedTable, kind: &str) -> BTreeSet<String> {
-    old.seen.keys().filter_map(|name| name.strip_prefix(kind)?.strip_prefix(' ')).map(str::to_owned).collect()
 }
 
 fn piece(word: &str, source: Option<&str>, reason: &str) -> Value {

@@ -6,6 +6,8 @@ mod command;
 mod mounts;
 mod rules;
 
+pub(crate) use mounts::MADE_FILES;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

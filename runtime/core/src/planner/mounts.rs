@@ -11,6 +11,9 @@ use crate::policy::{Filesystem, Grant, Origin, Policy, ProcView};
 /// Why a policy is not written from inside.
 const KEPT: &str = "what a run goes by is not for its command to write";
 
+/// Files that a root of a sandbox has of its own, where the policy does not show the host's: accounts, groups, hosts.
+pub(crate) const MADE_FILES: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/hosts"];
+
 /// Collects the mounts of a sandbox.
 pub(super) struct Mounts<'a> {
     filesystem: &'a Filesystem,
@@ -355,12 +358,8 @@ impl<'a> Mounts<'a> {
         let group = |name: &str, id: u32| (id != gid).then(|| format!("{name}:x:{id}:\n"));
         let groups = [group("root", 0), Some(format!("sandbox:x:{gid}:\n")), group("nogroup", 65534)];
         let hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", identity.hostname);
-        let files = [
-            ("/etc/passwd", passwd.into_iter().flatten().collect()),
-            ("/etc/group", groups.into_iter().flatten().collect()),
-            ("/etc/hosts", hosts),
-        ];
-        for (file, content) in files {
+        let files = [passwd.into_iter().flatten().collect::<String>(), groups.into_iter().flatten().collect(), hosts];
+        for (file, content) in MADE_FILES.into_iter().zip(files) {
             let dest = PathBuf::from(file);
             if !self.shows(&dest) {
                 self.list.push(Mount::File { dest, content });
@@ -493,8 +492,7 @@ fn refused(grant: &Grant, reason: String) -> PlanError {
 
 /// Whether the sandbox's own root has, or leads to, something else at a path.
 fn is_made(path: &Path) -> bool {
-    let files = ["/etc/passwd", "/etc/group", "/etc/hosts"];
-    files.iter().any(|file| covers(path, Path::new(file)))
+    MADE_FILES.iter().any(|file| covers(path, Path::new(file)))
         || ["/dev", "/proc"].iter().any(|dir| covers(Path::new(dir), path))
 }
 

@@ -50,6 +50,40 @@ fn a_line_removed_by_hand_stays_out() {
     assert!(merged.contains("its line was removed by hand"), "{merged}");
 }
 
+/// Nothing below it was granted any more.
+#[test]
+fn a_name_removed_by_hand_is_that_name_alone() {
+    let setting = setting(Mode::Isolation, false);
+    let name = look("/home/u/project/build", true);
+    let text = learn(&setting, std::slice::from_ref(&name), None).to_toml(None).unwrap();
+    let without: String =
+        text.lines().filter(|line| !line.contains("{ path =")).map(|line| format!("{line}\n")).collect();
+    assert_ne!(without, text);
+    let previous = Previous::read(&without, "p.toml", &setting).unwrap();
+    let learned =
+        learn(&setting, &[name.clone(), open("/home/u/project/build/x.o", Access::Read, false)], Some(&previous));
+    assert_eq!(granted(&learned), [(Right::Read, "/home/u/project/build/x.o".to_owned())], "{:?}", learned.asked);
+    let again = learn(&setting, &[name], Some(&previous));
+    assert_eq!(granted(&again), []);
+    assert!(again.to_toml(None).unwrap().contains("look at /home/u/project/build (its line was removed by hand; "));
+}
+
+/// Each merge added another count of them.
+#[test]
+fn things_that_are_not_granted_are_counted_once() {
+    let setting = setting(Mode::Isolation, false);
+    let refused =
+        |n: usize| Event { error: Some(Errno::EACCES), ..open(&format!("/srv/x{n:03}"), Access::Read, false) };
+    let events: Vec<Event> = (0..ASKED_MAX + 5).map(refused).collect();
+    let mut text = learn(&setting, &events, None).to_toml(None).unwrap();
+    for _ in 0..2 {
+        let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+        text = learn(&setting, &events, Some(&previous)).to_toml(Some((&text, "p.toml"))).unwrap();
+    }
+    assert_eq!(text.matches("# asked for and not granted: ").count(), ASKED_MAX + 1, "{text}");
+    assert!(text.ends_with("# asked for and not granted: 5 other things\n"), "{text}");
+}
+
 #[test]
 fn names_of_the_sandbox_cannot_write_policy() {
     let hostile = Event {
@@ -131,6 +165,9 @@ fn runs_of_another_mode_or_profile_are_not_merged() {
     let (isolation, hybrid) = (Mode::Isolation, Mode::Hybrid);
     check((isolation, None), (isolation, None), None);
     check((isolation, Some("python")), (isolation, Some("python")), None);
+    check((isolation, Some("secrets")), (isolation, Some("secrets")), None);
+    let words = "p.toml: learned with profile python, this run has profile secrets; learn into another file";
+    check((isolation, Some("python")), (isolation, Some("secrets")), Some(words));
     let words = "p.toml: learned in isolation, this run is hybrid; learn into another file";
     check((isolation, None), (hybrid, None), Some(words));
     let words = "p.toml: learned with profile python, this run has profile node; learn into another file";

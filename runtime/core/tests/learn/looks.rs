@@ -79,19 +79,63 @@ fn a_file_that_was_looked_at_first_and_read_later_is_read() {
     assert!(text.contains("\"read by job, 3 times in 3 of 3 runs\"") && !text.contains("looked"), "{text}");
 }
 
+/// A host that has whatever is asked for.
+struct Full;
+
+impl Outside for Full {
+    fn stands(&self, path: &Path) -> Stands {
+        if path.to_str().is_some_and(|path| path.ends_with(".d")) { Stands::Dir } else { Stands::File }
+    }
+}
+
+fn learn_full(events: impl IntoIterator<Item = Event>) -> Learned {
+    let mut learner = Learner::new(setting(Mode::Isolation, false));
+    events.into_iter().for_each(|event| learner.observe(&event));
+    learner.finish(None, &Full)
+}
+
 #[test]
 fn a_policy_has_room_for_so_many_looks() {
-    struct Many;
-    impl Outside for Many {
-        fn stands(&self, _: &Path) -> Stands {
-            Stands::File
-        }
-    }
-    let mut learner = Learner::new(setting(Mode::Isolation, false));
-    (0..LOOKS_MAX + 5).for_each(|n| learner.observe(&look(&format!("/home/u/project/data/b{n}"), true)));
-    let learned = learner.finish(None, &Many);
+    let learned = learn_full((0..LOOKS_MAX + 5).map(|n| look(&format!("/home/u/project/data/b{n}"), true)));
     assert_eq!(learned.files.len(), LOOKS_MAX);
     assert_eq!(learned.asked, [("look at more files".to_owned(), "5 beyond 256".to_owned())]);
+    // Names had no limit.
+    let learned = learn_full((0..LOOKS_MAX + 5).map(|n| look(&format!("/home/u/project/data/b{n}.d"), true)));
+    assert_eq!(learned.files.len(), LOOKS_MAX);
+    assert_eq!(learned.asked, [("show more names".to_owned(), "5 beyond 256".to_owned())]);
+    // A directory was left out for a file in it for which there was no room either.
+    let files = (0..LOOKS_MAX).map(|n| look(&format!("/home/u/project/a.d/{n}"), true));
+    let late = ["/home/u/project/z.d", "/home/u/project/z.d/file"].map(|path| look(path, true));
+    let learned = learn_full(files.chain(late));
+    assert!(granted(&learned).contains(&(Right::Name, "/home/u/project/z.d".to_owned())));
+}
+
+/// Each of them was compared with each: the prober was ended before it was through, and the lesson was lost.
+#[test]
+fn many_paths_take_no_longer_each() {
+    const LOOKS: usize = 30_000;
+    const MANY: usize = 6_000;
+    let looks = (0..LOOKS).map(|n| look(&format!("/home/u/project/d{}/f{n}", n % 500), true));
+    let names = (0..MANY).map(|n| look(&format!("/home/u/project/n{n}.d"), true));
+    // Nothing joins files of /srv.
+    let reads = (0..MANY).map(|n| open(&format!("/srv/r{}x{}/f", n % 100, n / 100), Access::Read, false));
+    let refused = |n: usize| Event { error: Some(Errno::EACCES), ..open(&format!("/opt/x{n}"), Access::Read, false) };
+    let learned = learn_full(looks.chain(names).chain(reads).chain((0..MANY).map(refused)));
+    assert_eq!(learned.files.len(), MANY + 2 * LOOKS_MAX);
+    let text = learned.to_toml(None).unwrap();
+    assert_eq!(text.matches("/f\", reason = \"read by job").count(), MANY);
+}
+
+/// What was told by its own path too counted twice.
+#[test]
+fn an_execution_through_a_link_counts_once() {
+    let run = asked("/home/u/project/data/a0", "/home/u/project/latest");
+    let learned = learn(&setting(Mode::Isolation, false), &[run.clone(), run], None);
+    let times = |right: Right, path: &str| learned.files.get(&(right, path.into())).map(|need| need.seen.times);
+    assert_eq!(times(Right::Exec, "/home/u/project/data/a0"), Some(2));
+    assert_eq!(times(Right::Read, "/home/u/project/data/a0"), Some(2));
+    assert_eq!(times(Right::Name, "/home/u/project/latest"), Some(2));
+    assert_eq!(learned.left_out, 0);
 }
 
 #[test]

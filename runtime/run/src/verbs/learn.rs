@@ -27,8 +27,9 @@ pub fn resolve(inputs: &Inputs<'_>, file: &Path, load: &mut dyn Sources) -> Resu
         ..inputs.clone()
     };
     let base = policy::resolve(&alone, load)?;
-    let setting =
-        Setting::new(Place { profile, home: inputs.home.clone(), cwd: inputs.cwd.clone() }, &base, &run, bounds);
+    let config = [&inputs.system_config, &inputs.user_config].into_iter().flatten().cloned().collect();
+    let place = Place { profile, home: inputs.home.clone(), cwd: inputs.cwd.clone(), config };
+    let setting = Setting::new(place, &base, &run, bounds);
     // Before anything runs: a file that cannot be merged into would be found out at the end.
     if let Some(text) = text {
         Previous::read(&text, name, &setting)?;

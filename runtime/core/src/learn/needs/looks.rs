@@ -4,10 +4,11 @@
 //! its directory: the look at one says nothing about the next. A directory that was looked at or entered becomes an empty one.
 
 use std::ffi::OsString;
+use std::ops::Bound;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Needs, Right, Stands, Top, Use, Wanted, leads_to};
-use crate::learn::{MADE_FILES, SEEDS, is_of_the_kernel};
+use super::{Keys, Need, Needs, REMOVED, Right, Stands, Top, Use, Wanted, has_below, is_own_file, leads_to};
+use crate::learn::{SEEDS, is_of_the_kernel};
 
 /// Files that were only looked at, and names, that are granted; a policy has room for some more.
 pub const LOOKS_MAX: usize = 256;
@@ -30,7 +31,10 @@ impl Needs<'_> {
         let mut name = name.to_owned();
         for _ in 0..INTERPRETERS_MAX {
             let end = self.real(&name, seen);
-            self.exec(&end, seen);
+            // A program is told of by its own path too, and counted there.
+            if !self.learner.execs.contains_key(&end) {
+                self.exec(&end, seen);
+            }
             let Some(Top::Piece(piece)) = self.setting.run.top(&end) else { return };
             if self.is_made(&end) || self.why_not(&end).is_some() {
                 return;
@@ -49,8 +53,12 @@ impl Needs<'_> {
             self.pass(link, seen);
         }
         let end = way.end;
-        let is_own = MADE_FILES.iter().any(|file| end == Path::new(file)) || is_of_the_kernel(&end);
-        if is_own || self.is_made(&end) || self.is_private(&end, seen) || self.base_shows(&end) {
+        if is_own_file(&end)
+            || is_of_the_kernel(&end)
+            || self.is_made(&end)
+            || self.is_private(&end, seen)
+            || self.base_shows(&end)
+        {
             return;
         }
         if !matches!(self.setting.run.top(&end), Some(Top::Piece(_))) {
@@ -60,14 +68,12 @@ impl Needs<'_> {
         if self.link(&end).is_some() {
             return self.pass(&end, seen);
         }
-        match self.outside.stands(&end) {
+        match self.stands(&end) {
             Stands::Nothing => {}
             Stands::Dir => self.enter(&end, seen),
             Stands::File if self.may_be_granted(&end, Right::Read) => {
-                let need = self.wanted.entry((Right::Read, end)).or_default();
-                need.seen.times = need.seen.times.saturating_add(seen.times);
-                need.seen.by.extend(seen.by.iter().cloned());
-                need.trim();
+                let look = Need { seen: seen.clone(), ..Need::default() };
+                self.wanted.entry((Right::Read, end)).or_default().join(look);
             }
             Stands::File => self.ask("look at", &end, "it is shared by others", seen),
             Stands::Unknown => self.ask("look at", &end, "what it is cannot be told", seen),
@@ -87,9 +93,9 @@ impl Needs<'_> {
         if self.base_shows(link) {
             return;
         }
-        match self.may_be_named(link) {
-            true => self.add(Right::Name, link.to_owned(), seen),
-            false => self.ask("follow the link", link, "it is shown under another name", seen),
+        match self.why_not_named(link) {
+            None => self.add(Right::Name, link.to_owned(), seen),
+            Some(why) => self.ask("follow the link", link, why, seen),
         }
     }
 
@@ -102,16 +108,19 @@ impl Needs<'_> {
         if leads_on || base.tmpfs.iter().any(|tmpfs| tmpfs.starts_with(dir)) {
             return;
         }
-        match self.may_be_named(dir) {
-            true => self.add(Right::Name, dir.to_owned(), seen),
-            false => self.ask("look at", dir, "it is shown under another name", seen),
+        match self.why_not_named(dir) {
+            None => self.add(Right::Name, dir.to_owned(), seen),
+            Some(why) => self.ask("look at", dir, why, seen),
         }
     }
 
-    /// A name holds no place for another source.
-    fn may_be_named(&self, path: &Path) -> bool {
+    /// Why a path may not stand inside as a name: it holds no place for another source.
+    fn why_not_named(&self, path: &Path) -> Option<&'static str> {
+        if self.previous.is_some_and(|previous| previous.was_name_removed(path)) {
+            return Some(REMOVED);
+        }
         let is_itself = matches!(self.setting.run.top(path), Some(Top::Piece(piece)) if leads_to(piece, path) == path);
-        is_itself && self.why_not(path).is_none()
+        self.why_not(path).or((!is_itself).then_some("it is shown under another name"))
     }
 
     fn way(&self, name: &Path, follow: bool) -> Way {
@@ -152,33 +161,31 @@ impl Needs<'_> {
         target
     }
 
-    /// Leaves out names that stand by what is granted, and what is more than a policy should hold.
+    /// Leaves out what is more than a policy should hold, and names that stand by what is granted.
     pub(super) fn settle_looks(&mut self, wanted: &mut Wanted) {
-        let shown: Vec<(Right, PathBuf)> = wanted.keys().cloned().collect();
-        let stands = |name: &Path| {
-            shown.iter().any(|(right, path)| match right {
-                Right::Read | Right::Write => name.starts_with(path) || path.starts_with(name),
-                Right::Tmpfs => path.starts_with(name),
-                Right::Name => path != name && path.starts_with(name),
-                Right::Exec => false,
-            })
+        self.limit(wanted, Right::Read, "look at more files");
+        let keys: Keys = wanted.keys().cloned().collect();
+        let has = |right: Right, path: &Path| keys.contains(&(right, path.to_owned()));
+        let is_shown = |name: &Path| {
+            name.ancestors().any(|above| has(Right::Read, above) || has(Right::Write, above))
+                || [Right::Read, Right::Write, Right::Tmpfs]
+                    .iter()
+                    .any(|right| has_below(&keys, *right, Bound::Included(name)))
+                || has_below(&keys, Right::Name, Bound::Excluded(name))
         };
-        wanted.retain(|(right, path), _| *right != Right::Name || !stands(path));
-        for (right, words) in [(Right::Read, "look at more files"), (Right::Name, "show more names")] {
-            let mut room = LOOKS_MAX;
-            let mut more = 0;
-            wanted.retain(|(of, _), need| {
-                if *of != right || need.is_opened {
-                    return true;
-                }
-                let fits = room > 0;
-                room = room.saturating_sub(1);
-                more += usize::from(!fits);
-                fits
-            });
-            if more > 0 {
-                self.asked.insert(words.to_owned(), format!("{more} beyond {LOOKS_MAX}"));
-            }
+        wanted.retain(|(right, path), _| *right != Right::Name || !is_shown(path));
+        self.limit(wanted, Right::Name, "show more names");
+    }
+
+    fn limit(&mut self, wanted: &mut Wanted, right: Right, words: &str) {
+        let mut looks = 0;
+        wanted.retain(|(of, _), need| {
+            let is_look = *of == right && (right == Right::Name || !need.is_opened);
+            looks += usize::from(is_look);
+            !is_look || looks <= LOOKS_MAX
+        });
+        if let more @ 1.. = looks.saturating_sub(LOOKS_MAX) {
+            self.asked.insert(words.to_owned(), format!("{more} beyond {LOOKS_MAX}"));
         }
     }
 }

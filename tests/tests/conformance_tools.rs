@@ -1,4 +1,4 @@
-//! Everyday tools do under their profiles what they do without: git, tar, xz, sqlite3, a shell, a static program.
+//! Everyday tools do under their profiles what they do without: git, tar, xz, sqlite3, openssl, a shell, a static program.
 
 use std::fs;
 use std::path::Path;
@@ -55,6 +55,18 @@ fn sqlite_keeps_a_database_whole() -> Result<()> {
         skip!(reason, Ok(()));
     }
     Job::new("shell", "sqlite", &SCRIPT)?.succeeds().map(drop)
+}
+
+/// `openssl req` stopped where its configuration was not shown.
+#[test]
+fn openssl_makes_a_certificate() -> Result<()> {
+    if let Some(reason) = missing_program(&["openssl"]) {
+        skip!(reason, Ok(()));
+    }
+    for profile in ["shell", "build"] {
+        Job::new(profile, "openssl", &SCRIPT)?.succeeds()?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -81,6 +81,7 @@ const PACKAGES: &[Package] = &[
     program("tar", Need::Tests, "tar"),
     program("xz-utils", Need::Tests, "xz"),
     program("sqlite3", Need::Tests, "sqlite3"),
+    program("openssl", Need::Tests, "openssl"),
     program("nodejs", Need::Tests, "node"),
     program("npm", Need::Tests, "npm"),
     program("strace", Need::Tests, "strace"),

@@ -6,12 +6,13 @@
 //!   of its own.
 //! - [`SIBLINGS_MIN`] grants in one directory become the directory; so do [`TREE_MIN`] grants below it in [`SUBTREES_MIN`] subdirectories.
 //! - What is made needs its directory; what is moved or linked needs one directory around both ends, since a mount has no way into another.
-//! - Links that were passed and what was only looked at are granted narrower, see `looks`.
+//! - Links that were passed and what was only looked at are granted narrower, see `looks`, as long as there is room.
 //! - Nothing becomes a grant that is shared by others (`name::is_shared`), holds a secret, is denied, or lies where the ceiling forbids it.
 
 mod looks;
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -462,6 +463,7 @@ impl<'a> Needs<'a> {
 
     pub fn finish(mut self) -> Found {
         let now: Keys = self.wanted.keys().cloned().collect();
+        let opened = self.wanted.iter().filter(|(_, need)| need.is_opened).map(|(key, _)| key.clone()).collect();
         let mut wanted = std::mem::take(&mut self.wanted);
         for (key, old) in self.previous.iter().flat_map(|previous| &previous.files) {
             wanted.entry(key.clone()).or_default().join(old.clone());
@@ -473,7 +475,7 @@ impl<'a> Needs<'a> {
         lift_executable(&mut wanted);
         drop_covered(&mut wanted);
         self.settle_looks(&mut wanted);
-        count_runs(&mut wanted, &now);
+        count_runs(&mut wanted, &now, &opened);
         if let Some(previous) = self.previous {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
         }
@@ -482,35 +484,38 @@ impl<'a> Needs<'a> {
 
     /// Directories from the deepest up: each joins what lies below it once there is enough.
     fn join_siblings(&self, wanted: &mut Wanted, right: Right) {
-        let mut dirs: BTreeSet<(std::cmp::Reverse<usize>, PathBuf)> = BTreeSet::new();
         // One look at a file says nothing about the next.
-        for ((_, path), _) in wanted.iter().filter(|((of, _), need)| *of == right && need.is_opened) {
-            for dir in path.ancestors().skip(1) {
-                dirs.insert((std::cmp::Reverse(dir.components().count()), dir.to_owned()));
-            }
-        }
-        for (_, dir) in dirs {
-            let below: Vec<PathBuf> = wanted
-                .range((right, dir.clone())..)
-                .take_while(|((of, path), _)| *of == right && path.starts_with(&dir))
-                .filter(|((_, path), need)| *path != dir && need.is_opened)
-                .map(|((_, path), _)| path.clone())
-                .collect();
-            let direct = below.iter().filter(|path| path.parent() == Some(&dir)).count();
-            let subtrees: BTreeSet<&std::ffi::OsStr> = below
-                .iter()
-                .filter_map(|path| Some(path.strip_prefix(&dir).ok()?.components().next()?.as_os_str()))
-                .collect();
-            let is_enough = direct >= SIBLINGS_MIN || below.len() >= TREE_MIN && subtrees.len() >= SUBTREES_MIN;
-            if !is_enough || !self.may_be_granted(&dir, right) || !self.is_one_piece(&dir, &below) {
-                continue;
-            }
+        let is_joined = |need: &Need| need.is_opened;
+        for dir in dirs_above(wanted, right, &is_joined) {
+            let Some(below) = self.siblings(wanted, (right, &dir), &is_joined) else { continue };
             let mut joined = wanted.remove(&(right, dir.clone())).unwrap_or_default();
             for path in below {
                 joined.join(wanted.remove(&(right, path)).unwrap_or_default());
             }
             wanted.insert((right, dir), joined);
         }
+    }
+
+    /// What lies below a directory, where it is enough to be joined and that may be.
+    fn siblings(
+        &self,
+        wanted: &Wanted,
+        (right, dir): (Right, &Path),
+        is_joined: &dyn Fn(&Need) -> bool,
+    ) -> Option<Vec<PathBuf>> {
+        let below: Vec<PathBuf> = wanted
+            .range((right, dir.to_owned())..)
+            .take_while(|((of, path), _)| *of == right && path.starts_with(dir))
+            .filter(|((_, path), need)| path != dir && is_joined(need))
+            .map(|((_, path), _)| path.clone())
+            .collect();
+        let direct = below.iter().filter(|path| path.parent() == Some(dir)).count();
+        let subtrees: BTreeSet<&std::ffi::OsStr> = below
+            .iter()
+            .filter_map(|path| Some(path.strip_prefix(dir).ok()?.components().next()?.as_os_str()))
+            .collect();
+        let is_enough = direct >= SIBLINGS_MIN || below.len() >= TREE_MIN && subtrees.len() >= SUBTREES_MIN;
+        (is_enough && self.may_be_granted(dir, right) && self.is_one_piece(dir, &below)).then_some(below)
     }
 
     /// Whether what is joined would come from where it came from.
@@ -557,15 +562,26 @@ fn has_below(keys: &Keys, right: Right, from: Bound<&Path>) -> bool {
 }
 
 /// Counts this run at what it used. After the joining: one name of a directory was used in the runs before, and another one in this run.
-fn count_runs(wanted: &mut Wanted, now: &Keys) {
+fn count_runs(wanted: &mut Wanted, now: &Keys, opened: &Keys) {
     for ((right, path), need) in wanted {
         let rights = if *right == Right::Write { &[Right::Write, Right::Read][..] } else { &[*right] };
-        let has = |from: Bound<&Path>| rights.iter().any(|right| has_below(now, *right, from));
-        need.runs = need.runs.saturating_add(u64::from(has(Bound::Included(path))));
-        if has(Bound::Excluded(path)) {
+        let has = |keys: &Keys, from: Bound<&Path>| rights.iter().any(|right| has_below(keys, *right, from));
+        need.runs = need.runs.saturating_add(u64::from(has(now, Bound::Included(path))));
+        if has(opened, Bound::Excluded(path)) {
             need.notes.insert(CONTENT.to_owned());
         }
     }
+}
+
+/// The directories above what is wanted, deepest first.
+fn dirs_above(wanted: &Wanted, right: Right, is_joined: &dyn Fn(&Need) -> bool) -> Vec<PathBuf> {
+    let mut dirs: BTreeSet<(Reverse<usize>, &Path)> = BTreeSet::new();
+    for ((_, path), _) in wanted.iter().filter(|((of, _), need)| *of == right && is_joined(need)) {
+        for dir in path.ancestors().skip(1) {
+            dirs.insert((Reverse(dir.components().count()), dir));
+        }
+    }
+    dirs.into_iter().map(|(_, dir)| dir.to_owned()).collect()
 }
 
 fn common(one: &Path, other: &Path) -> PathBuf {

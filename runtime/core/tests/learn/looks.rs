@@ -94,9 +94,14 @@ fn learn_full(events: impl IntoIterator<Item = Event>) -> Learned {
     learner.finish(None, &Full)
 }
 
+/// Each in a directory of its own, which nothing joins.
+fn scattered(n: usize) -> String {
+    format!("/srv/r{}x{}/f", n % 100, n / 100)
+}
+
 #[test]
 fn a_policy_has_room_for_so_many_looks() {
-    let learned = learn_full((0..LOOKS_MAX + 5).map(|n| look(&format!("/home/u/project/data/b{n}"), true)));
+    let learned = learn_full((0..LOOKS_MAX + 5).map(|n| look(&scattered(n), true)));
     assert_eq!(learned.files.len(), LOOKS_MAX);
     assert_eq!(learned.asked, [("look at more files".to_owned(), "5 beyond 256".to_owned())]);
     // Names had no limit.
@@ -104,10 +109,34 @@ fn a_policy_has_room_for_so_many_looks() {
     assert_eq!(learned.files.len(), LOOKS_MAX);
     assert_eq!(learned.asked, [("show more names".to_owned(), "5 beyond 256".to_owned())]);
     // A directory was left out for a file in it for which there was no room either.
-    let files = (0..LOOKS_MAX).map(|n| look(&format!("/home/u/project/a.d/{n}"), true));
-    let late = ["/home/u/project/z.d", "/home/u/project/z.d/file"].map(|path| look(path, true));
+    let files = (0..LOOKS_MAX).map(|n| look(&scattered(n), true));
+    let late = ["/srv/z.d", "/srv/z.d/file"].map(|path| look(path, true));
     let learned = learn_full(files.chain(late));
-    assert!(granted(&learned).contains(&(Right::Name, "/home/u/project/z.d".to_owned())));
+    assert!(granted(&learned).contains(&(Right::Name, "/srv/z.d".to_owned())));
+}
+
+/// `git commit -a` took the files for which there was no room for deleted.
+#[test]
+fn directories_make_room_for_looks() {
+    let file = |n: usize| look(&format!("/home/u/project/d{}.d/{n}", n % 20), true);
+    let learned = learn_full((0..LOOKS_MAX + 5).map(file));
+    let dir = (Right::Read, PathBuf::from("/home/u/project/d0.d"));
+    assert!(learned.files.keys().all(|key| *key == dir || !key.1.starts_with(&dir.1)), "{:?}", granted(&learned));
+    assert_eq!(learned.files.len(), LOOKS_MAX + 5 - 14 + 1);
+    assert_eq!(learned.asked, []);
+    let text = learned.to_toml(None).unwrap();
+    assert!(text.contains("\"${CWD}/d0.d\", reason = \"listed by job, 14 times in 1 of 1 runs\""), "{text}");
+    // No more than that, when it is learned again.
+    let setting = setting(Mode::Isolation, false);
+    let mut again = Learner::new(setting.clone());
+    (0..LOOKS_MAX + 5).for_each(|n| again.observe(&file(n)));
+    let again = again.finish(Some(&Previous::read(&text, "p.toml", &setting).unwrap()), &Full);
+    assert_eq!(granted(&again), granted(&learned));
+    assert!(
+        again.to_toml(Some((&text, "p.toml"))).unwrap().contains("reason = \"listed by job, 14 times in 2 of 2 runs\"")
+    );
+    let learned = learn_full((0..2000).map(file));
+    assert_eq!(granted(&learned), [(Right::Read, CWD.to_owned())]);
 }
 
 /// Each of them was compared with each: the prober was ended before it was through, and the lesson was lost.
@@ -118,10 +147,10 @@ fn many_paths_take_no_longer_each() {
     let looks = (0..LOOKS).map(|n| look(&format!("/home/u/project/d{}/f{n}", n % 500), true));
     let names = (0..MANY).map(|n| look(&format!("/home/u/project/n{n}.d"), true));
     // Nothing joins files of /srv.
-    let reads = (0..MANY).map(|n| open(&format!("/srv/r{}x{}/f", n % 100, n / 100), Access::Read, false));
+    let reads = (0..MANY).map(|n| open(&scattered(n), Access::Read, false));
     let refused = |n: usize| Event { error: Some(Errno::EACCES), ..open(&format!("/opt/x{n}"), Access::Read, false) };
     let learned = learn_full(looks.chain(names).chain(reads).chain((0..MANY).map(refused)));
-    assert_eq!(learned.files.len(), MANY + 2 * LOOKS_MAX);
+    assert_eq!(learned.files.len(), MANY + 1, "the working directory besides");
     let text = learned.to_toml(None).unwrap();
     assert_eq!(text.matches("/f\", reason = \"read by job").count(), MANY);
 }

@@ -1,13 +1,17 @@
 //! Names as they were asked for: the links on their way, where they end, and what a look at that end needs.
 //!
 //! A link is granted as a name of its own, which gives nothing but what stands in it. A file that was looked at is granted by itself, never through
-//! its directory: the look at one says nothing about the next. A directory that was looked at or entered becomes an empty one.
+//! its directory: the look at one says nothing about the next. Where there are more than a policy has room for, directories are granted after
+//! all, since a program may take what it does not find for deleted. A directory that was looked at or entered becomes an empty one.
 
 use std::ffi::OsString;
 use std::ops::Bound;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Keys, Need, Needs, REMOVED, Right, Stands, Top, Use, Wanted, has_below, is_own_file, leads_to};
+use super::{
+    Keys, LISTED, Need, Needs, REMOVED, Right, Stands, Top, Use, Wanted, dirs_above, drop_covered, has_below,
+    is_own_file, leads_to,
+};
 use crate::learn::{SEEDS, is_of_the_kernel};
 
 /// Files that were only looked at, and names, that are granted; a policy has room for some more.
@@ -163,6 +167,7 @@ impl Needs<'_> {
 
     /// Leaves out what is more than a policy should hold, and names that stand by what is granted.
     pub(super) fn settle_looks(&mut self, wanted: &mut Wanted) {
+        self.make_room(wanted);
         self.limit(wanted, Right::Read, "look at more files");
         let keys: Keys = wanted.keys().cloned().collect();
         let has = |right: Right, path: &Path| keys.contains(&(right, path.to_owned()));
@@ -175,6 +180,29 @@ impl Needs<'_> {
         };
         wanted.retain(|(right, path), _| *right != Right::Name || !is_shown(path));
         self.limit(wanted, Right::Name, "show more names");
+    }
+
+    /// Grants directories of files that were looked at, the deepest first, until the others have room. They are told as listed.
+    fn make_room(&self, wanted: &mut Wanted) {
+        let is_look = |need: &Need| !need.is_opened;
+        let mut looks = wanted.iter().filter(|((of, _), need)| *of == Right::Read && is_look(need)).count();
+        if looks <= LOOKS_MAX {
+            return;
+        }
+        for dir in dirs_above(wanted, Right::Read, &is_look) {
+            if looks <= LOOKS_MAX {
+                break;
+            }
+            let Some(below) = self.siblings(wanted, (Right::Read, &dir), &is_look) else { continue };
+            looks -= below.len();
+            let mut listed = Need { is_opened: true, notes: [LISTED.to_owned()].into(), ..Need::default() };
+            for path in below {
+                listed.join(wanted.remove(&(Right::Read, path)).unwrap_or_default());
+            }
+            wanted.entry((Right::Read, dir)).or_default().join(listed);
+        }
+        self.join_siblings(wanted, Right::Read);
+        drop_covered(wanted);
     }
 
     fn limit(&mut self, wanted: &mut Wanted, right: Right, words: &str) {

@@ -33,6 +33,10 @@ pub const TREE_MIN: usize = 24;
 /// See [`TREE_MIN`].
 pub const SUBTREES_MIN: usize = 3;
 pub use looks::LOOKS_MAX;
+/// Grants for reading or executing what was opened: with those of mode, profile and looks fewer than a policy may have (`PATH_RULES_MAX`).
+pub const GRANTS_MAX: usize = 512;
+/// The same of writing.
+pub const WRITES_MAX: usize = 128;
 
 /// Notes that a reason tells.
 pub(super) const NOTES_MAX: usize = 6;
@@ -475,11 +479,28 @@ impl<'a> Needs<'a> {
         lift_executable(&mut wanted);
         drop_covered(&mut wanted);
         self.settle_looks(&mut wanted);
+        let is_opened = |right: Right, need: &Need| right == Right::Read && need.is_opened;
+        self.limit(&mut wanted, GRANTS_MAX, "read in more places", is_opened);
+        self.limit(&mut wanted, WRITES_MAX, "write in more places", |right, _| right == Right::Write);
+        self.limit(&mut wanted, GRANTS_MAX, "execute in more places", |right, _| right == Right::Exec);
         count_runs(&mut wanted, &now, &opened);
         if let Some(previous) = self.previous {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
         }
         Found { files: wanted, used, asked: self.asked }
+    }
+
+    /// Leaves out what is more than a policy should hold.
+    fn limit(&mut self, wanted: &mut Wanted, max: usize, words: &str, is_one: impl Fn(Right, &Need) -> bool) {
+        let mut count = 0;
+        wanted.retain(|(right, _), need| {
+            let is_one = is_one(*right, need);
+            count += usize::from(is_one);
+            !is_one || count <= max
+        });
+        if let more @ 1.. = count.saturating_sub(max) {
+            self.asked.insert(words.to_owned(), format!("{more} beyond {max}"));
+        }
     }
 
     /// Directories from the deepest up: each joins what lies below it once there is enough.

@@ -1,6 +1,6 @@
 //! Names as they were asked for: links on the way, scripts, and what was only looked at.
 
-use apex_core::learn::LOOKS_MAX;
+use apex_core::learn::{GRANTS_MAX, LOOKS_MAX};
 use apex_core::plan::Mount;
 
 use super::*;
@@ -150,9 +150,29 @@ fn many_paths_take_no_longer_each() {
     let reads = (0..MANY).map(|n| open(&scattered(n), Access::Read, false));
     let refused = |n: usize| Event { error: Some(Errno::EACCES), ..open(&format!("/opt/x{n}"), Access::Read, false) };
     let learned = learn_full(looks.chain(names).chain(reads).chain((0..MANY).map(refused)));
-    assert_eq!(learned.files.len(), MANY + 1, "the working directory besides");
+    // The working directory besides.
+    let more = format!("{} beyond {GRANTS_MAX}", MANY + 1 - GRANTS_MAX);
+    assert_eq!(learned.files.len(), GRANTS_MAX);
+    assert!(learned.asked.contains(&("read in more places".to_owned(), more)));
+}
+
+/// A policy with more rules than one may have could not be used, nor be learned into again.
+#[test]
+fn what_is_learned_is_never_more_than_a_policy_may_hold() {
+    let at = |place: &str, n: usize| format!("{place}/r{}x{}/f", n % 100, n / 100);
+    let of = |n: usize| {
+        [
+            open(&at("/srv", n), Access::Read, false),
+            exec(&at("/opt", n)),
+            look(&at("/etc", n), true),
+            look(&format!("/etc/n{n}.d"), true),
+            open(&at("/var/lib", n), Access::Write, false),
+        ]
+    };
+    let learned = learn_full((0..2000).flat_map(of));
+    assert_eq!(learned.asked.len(), 5, "{:?}", learned.asked);
     let text = learned.to_toml(None).unwrap();
-    assert_eq!(text.matches("/f\", reason = \"read by job").count(), MANY);
+    policy_of(&text);
 }
 
 /// What was told by its own path too counted twice.

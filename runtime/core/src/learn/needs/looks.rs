@@ -165,10 +165,11 @@ impl Needs<'_> {
         target
     }
 
-    /// Leaves out what is more than a policy should hold, and names that stand by what is granted.
+    /// Leaves out looks that have no room, and names that stand by what is granted.
     pub(super) fn settle_looks(&mut self, wanted: &mut Wanted) {
         self.make_room(wanted);
-        self.limit(wanted, Right::Read, "look at more files");
+        let is_look = |right: Right, need: &Need| right == Right::Read && !need.is_opened;
+        self.limit(wanted, LOOKS_MAX, "look at more files", is_look);
         let keys: Keys = wanted.keys().cloned().collect();
         let has = |right: Right, path: &Path| keys.contains(&(right, path.to_owned()));
         let is_shown = |name: &Path| {
@@ -179,7 +180,7 @@ impl Needs<'_> {
                 || has_below(&keys, Right::Name, Bound::Excluded(name))
         };
         wanted.retain(|(right, path), _| *right != Right::Name || !is_shown(path));
-        self.limit(wanted, Right::Name, "show more names");
+        self.limit(wanted, LOOKS_MAX, "show more names", |right, _| right == Right::Name);
     }
 
     /// Grants directories of files that were looked at, the deepest first, until the others have room. They are told as listed.
@@ -203,18 +204,6 @@ impl Needs<'_> {
         }
         self.join_siblings(wanted, Right::Read);
         drop_covered(wanted);
-    }
-
-    fn limit(&mut self, wanted: &mut Wanted, right: Right, words: &str) {
-        let mut looks = 0;
-        wanted.retain(|(of, _), need| {
-            let is_look = *of == right && (right == Right::Name || !need.is_opened);
-            looks += usize::from(is_look);
-            !is_look || looks <= LOOKS_MAX
-        });
-        if let more @ 1.. = looks.saturating_sub(LOOKS_MAX) {
-            self.asked.insert(words.to_owned(), format!("{more} beyond {LOOKS_MAX}"));
-        }
     }
 }
 

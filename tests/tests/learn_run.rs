@@ -292,6 +292,9 @@ fn a_file_that_is_no_policy_stops_the_start() {
     let output = lesson.run(&["--learn", &lesson.file()], &["/bin/sh", "-c", "echo ran"]);
     assert_eq!(output.out(), "");
     output.expect_refusal(&["learned.toml", "raed"]);
+    let output = lesson.run(&["--learn", &lesson.policy.text()], &["/bin/sh", "-c", "echo ran"]);
+    assert_eq!(output.out(), "");
+    output.expect_refusal(&["not a regular file; learn into another file"]);
 }
 
 #[test]
@@ -439,6 +442,8 @@ fn a_record_that_is_none_is_not_judged() {
     assert_eq!(backtest(&lesson, &["--policy", &policy, &whole, &whole]).status.code(), Some(0));
     let lost = lesson.policy.read("whole").replace("\"lost\":{}", "\"lost\":{\"ring-full\":3}");
     let lost = lesson.policy.file("lost", &lost);
+    let words = ["--policy", &policy, "--learn", &lesson.file(), &whole];
+    check(backtest(&lesson, &words), "--learn is about a run, and nothing is run here; leave it out");
     check(backtest(&lesson, &["--policy", &policy, &lost]), "not judged: 3 events that the watch lost");
 }
 

@@ -174,12 +174,7 @@ fn all_groups() -> Vec<&'static str> {
 }
 
 fn setting(mode: Mode, net: bool) -> Setting {
-    let mut with = inputs(Some(mode), &all_groups());
-    let base = resolve(&with, &mut |_: &Path| Ok(None)).unwrap();
-    with.flags.net = net.then(|| "host".to_owned());
-    let (run, bounds) = resolve_for_learning(&with, &mut |_: &Path| Ok(None)).unwrap();
-    let place = Place { profile: None, home: Some(HOME.into()), cwd: CWD.into(), config: vec![] };
-    Setting::new(place, &base, &run, bounds)
+    with_flags(mode, Flags { net: net.then(|| "host".to_owned()), ..Flags::default() })
 }
 
 fn with_flags(mode: Mode, flags: Flags) -> Setting {

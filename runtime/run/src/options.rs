@@ -104,7 +104,7 @@ impl Options {
     }
 
     /// The first option that needs watching.
-    fn needs_watch(&self) -> Option<&'static str> {
+    pub fn needs_watch(&self) -> Option<&'static str> {
         let given = [
             (!self.events.is_empty(), "events"),
             (!self.findings.is_empty(), "findings"),

@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use apex_core::explain;
 use apex_core::host::Host;
 use apex_core::plan::{Plan, Request};
@@ -212,6 +212,9 @@ pub(crate) fn plan(options: &Options, host: &LiveHost) -> Result<Planned> {
 
 /// The same for what runs nothing here: the plan of a host that lacks no layer.
 pub(crate) fn plan_of_nothing(options: &Options, host: &LiveHost) -> Result<Planned> {
+    if let Some(option) = options.needs_watch() {
+        bail!("--{option} is about a run, and nothing is run here; leave it out");
+    }
     let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
     let policy = policy::resolve(&inputs(options, host, &groups), &mut load)?;
     let plan = planner::build(&policy, &request(options), &Able(host))?;

@@ -14,6 +14,8 @@ use crate::seccomp::{Abi, Answer, Arch, ArgRules, Condition, Decision, EPERM, No
 const ALLOW: &str = "SCMP_ACT_ALLOW";
 const ERRNO: &str = "SCMP_ACT_ERRNO";
 const LOG: &str = "SCMP_ACT_LOG";
+/// What ends the caller, or sends it a signal that does.
+const KILLS: [&str; 4] = ["SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"];
 const MASKED_EQ: &str = "SCMP_CMP_MASKED_EQ";
 /// Bits of an argument that conditions look at.
 const BITS: u32 = 32;
@@ -227,8 +229,12 @@ pub fn import(profile: &Profile, arch: Arch) -> Imported {
                     judged.extend(names);
                 }
             }
-            ERRNO | "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_TRAP" => {
-                if rule.args.is_empty() { refused.extend(names) } else { judged.extend(names) }
+            action if action == ERRNO || KILLS.contains(&action) => {
+                if rule.args.is_empty() {
+                    refused.extend(names)
+                } else {
+                    judged.extend(names)
+                }
             }
             other => notes.push(format!("action {other} has no translation, left out: {}", rule.names.join(" "))),
         }
@@ -302,7 +308,7 @@ fn changed(profile: &Profile, arch: Arch) -> Vec<String> {
     for (action, names) in by_action {
         let names = names.join(" ");
         match action {
-            "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_TRAP" => {
+            action if KILLS.contains(&action) => {
                 notes.push(format!("{action} becomes an error, the program goes on: {names}"));
             }
             LOG => notes.push(format!("{LOG} becomes an allowance without a log: {names}")),

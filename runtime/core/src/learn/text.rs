@@ -38,8 +38,7 @@ const COMMENT_CHARS_MAX: usize = 240;
 /// Why a learned policy cannot be written or merged.
 #[derive(Debug, thiserror::Error)]
 pub enum LearnError {
-    /// The file that is to be merged into is no policy.
-    /// No source: its words are told here, with what to do about it, and would be told again.
+    /// The file that is to be merged into is no policy. No source: its words are told here, and would be told again.
     #[error("{0}; correct it or learn into another file")]
     Policy(PolicyError),
     /// It was learned in another mode: what is granted in it is what that mode does not give.

@@ -8,6 +8,9 @@ mod rules;
 
 pub(crate) use mounts::MADE_FILES;
 
+/// The Landlock ABI from which on there are scopes, the newest that a plan makes something of.
+pub const LANDLOCK_SCOPES: u32 = 6;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -159,7 +162,7 @@ fn build_with(
             rules: rules::landlock(&mounts, &policy.filesystem.exec),
             // In an empty network of its own there is nobody to reach, and servers on its loopback are ordinary work.
             tcp_refused: policy.network == Network::None && abi >= 4 && !layers.asked(Layer::Netns),
-            scoped: abi >= 6,
+            scoped: abi >= LANDLOCK_SCOPES,
         }),
         seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, notify(request))).transpose()?,
         record: request.record,

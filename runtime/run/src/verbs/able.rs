@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use apex_core::host::{CgroupSupport, Host, PathFact};
 use apex_core::plan::CgroupPlan;
-
-/// The newest Landlock ABI that the planner makes something of.
-const LANDLOCK_ABI: u32 = 6;
+use apex_core::planner::LANDLOCK_SCOPES;
 
 /// See the module.
 pub struct Able<'h>(pub &'h dyn Host);
@@ -23,7 +21,7 @@ impl Host for Able<'_> {
     }
 
     fn landlock_abi(&self) -> u32 {
-        self.0.landlock_abi().max(LANDLOCK_ABI)
+        self.0.landlock_abi().max(LANDLOCK_SCOPES)
     }
 
     fn cgroup(&self, _: &CgroupPlan) -> CgroupSupport {

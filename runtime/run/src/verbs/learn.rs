@@ -13,7 +13,7 @@ use apex_run::escape;
 pub fn resolve(inputs: &Inputs<'_>, file: &Path, load: &mut dyn Sources) -> Result<(Policy, Option<Learn>)> {
     let file: PathBuf = inputs.cwd.join(file);
     let name = file.to_str().with_context(|| format!("{}: the name of the policy is not UTF-8", file.display()))?;
-    let text = load.load(&file).with_context(|| format!("reading {}", file.display()))?;
+    let text = load.load(&file).map_err(|error| anyhow!("{name}: {error}; learn into another file"))?;
     // A run that names no profile is one more of the profile that the file was learned with.
     let learned = text.as_deref().map(|text| Previous::profile(text, name)).transpose()?.flatten();
     let profile = inputs.profile.clone().or(learned);

@@ -8,10 +8,8 @@ use std::ffi::OsString;
 use std::ops::Bound;
 use std::path::{Component, Path, PathBuf};
 
-use super::{
-    Keys, LISTED, Need, Needs, REMOVED, Right, Stands, Top, Use, Wanted, dirs_above, drop_covered, has_below,
-    is_own_file, leads_to,
-};
+use super::joins::{dirs_above, drop_covered, has_below};
+use super::{Keys, LISTED, Need, Needs, REMOVED, Right, Stands, Top, Use, Wanted, is_own_file, leads_to};
 use crate::learn::{SEEDS, is_of_the_kernel};
 
 /// Files that were only looked at, and names, that are granted; a policy has room for some more.

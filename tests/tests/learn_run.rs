@@ -465,3 +465,16 @@ fn a_verb_behind_options_gets_a_hint() {
     let err = Sandbox::new().run(&["backtest", "x"]).expect_code(127).err();
     assert!(err.contains("`backtest` is a verb as the first word only: apex-run backtest [OPTIONS]"), "{err}");
 }
+
+#[test]
+fn values_of_variables_are_told_and_not_copied() {
+    let lesson = Lesson::new("shell");
+    let command = ["sh", "-c", "test ${#TOKEN} = 6"];
+    let output = lesson.run(&["--env", "TOKEN=s3cret", "--learn", &lesson.file()], &command).expect_code(0);
+    let words = "the value of TOKEN is not copied into the policy";
+    assert!(output.err().contains(words), "{}", output.err());
+    let text = lesson.policy.read("learned.toml");
+    assert!(!text.contains("s3cret"), "{text}");
+    let again = |options: &[&str]| lesson.run(&[&["--policy", &lesson.file()], options].concat(), &command).code;
+    assert_eq!((again(&[]), again(&["--env", "TOKEN=s3cret"])), (1, 0), "{text}");
+}

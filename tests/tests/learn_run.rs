@@ -255,6 +255,7 @@ fn links_stand_inside_and_what_they_lead_to_is_granted_by_itself() {
     let text = expect_the_same(&lesson, &["cat", "lx", "current/x", "/etc/os-release"]);
     assert!(text.contains("\"${CWD}/rel/1/x\", reason = \"read") && !text.contains("rel/1/other"), "{text}");
     expect_refused(&lesson, &text, &["cat", "current/other"], &["rel/1/other"]);
+    expect_the_same(&lesson, &["cat", "empty/../rel/1/x"]);
     expect_the_same(&lesson, &["/bin/sh", "-c", "readlink lx current; readlink -f lx; cd current && cat x"]);
 }
 

@@ -121,6 +121,23 @@ fn what_the_file_denies_is_not_granted_anew() {
     plan_of(&policy_of(&text));
 }
 
+/// The file granted what it denied, and could not be used.
+#[test]
+fn what_is_denied_later_is_granted_no_more() {
+    let events = [open("/home/u/project/data/a0", Access::Read, false)];
+    let other = open("/home/u/project/main.py", Access::Read, false);
+    let free = setting(Mode::Isolation, false);
+    let text = learn(&free, &events, None).to_toml(None).unwrap();
+    let flags = Flags { deny: vec!["data".into()], ..Flags::default() };
+    let by_hand = text.replace("[filesystem]\n", "[filesystem]\ndeny = [\"${CWD}/data\"]\n");
+    for (text, setting) in [(text, with_flags(Mode::Isolation, flags)), (by_hand, free)] {
+        let previous = Previous::read(&text, "p.toml", &setting).unwrap();
+        let merged = learn(&setting, &[other.clone()], Some(&previous)).to_toml(Some((&text, "p.toml"))).unwrap();
+        assert!(merged.contains("/data\"") && !merged.contains("data/a0"), "{merged}");
+        plan_of(&policy_of(&merged));
+    }
+}
+
 /// A learned policy is read by others, and values given to a run may be secrets.
 #[test]
 fn values_of_variables_are_not_copied() {

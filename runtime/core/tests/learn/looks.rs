@@ -17,7 +17,10 @@ fn links_on_the_way_are_names_and_their_end_is_granted_by_itself() {
     check(Mode::Isolation, &[look("/home/u/project/latest", false)], &[latest]);
     let built = (Right::Read, "/home/u/project/build/x.o");
     let second = (Right::Name, "/home/u/project/second");
-    check(Mode::Isolation, &[look("/home/u/project/second/x.o", true)], &[built, link, second]);
+    // What is left by `..` has to be there.
+    let left = (Right::Name, "/home/u/project/data");
+    check(Mode::Isolation, &[look("/home/u/project/second/x.o", true)], &[built, link, left, second]);
+    check(Mode::Isolation, &[look("/home/u/project/data/../build/x.o", true)], &[built, left]);
     // A directory that is granted shows its links.
     let tree = open("/home/u/project", Access::Read, false);
     check(Mode::Isolation, &[tree, look("/home/u/project/current/a0", true)], &[(Right::Read, "/home/u/project")]);

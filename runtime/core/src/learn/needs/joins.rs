@@ -18,6 +18,7 @@ impl Needs<'_> {
         for (key, old) in self.previous.iter().flat_map(|previous| &previous.files) {
             wanted.entry(key.clone()).or_default().join(old.clone());
         }
+        self.drop_denied(&mut wanted);
         let used = wanted.keys().map(|(_, path)| path.clone()).collect();
         for right in [Right::Read, Right::Write, Right::Exec] {
             self.join_siblings(&mut wanted, right);
@@ -34,6 +35,16 @@ impl Needs<'_> {
             wanted.retain(|(right, path), _| !previous.hand_covers(*right, path));
         }
         Found { files: wanted, used, asked: self.asked }
+    }
+
+    /// Leaves out what an earlier run was granted and this one or the file denies: a grant below a deny stops the start.
+    fn drop_denied(&self, wanted: &mut Wanted) {
+        let setting = self.setting;
+        let denies = |path: &Path| {
+            setting.given.deny.iter().any(|denied| path.starts_with(denied))
+                || self.previous.is_some_and(|previous| previous.denies(path))
+        };
+        wanted.retain(|(right, path), _| *right == Right::Tmpfs || !denies(path) && !denies(&setting.source(path)));
     }
 
     /// Leaves out what is more than a policy should hold.

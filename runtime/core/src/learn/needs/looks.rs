@@ -23,6 +23,8 @@ const INTERPRETERS_MAX: usize = 5;
 struct Way {
     /// Links that were passed, each by a path free of links.
     links: Vec<PathBuf>,
+    /// Directories that were left by `..`, likewise: they had to be there.
+    left: Vec<PathBuf>,
     /// A path free of links, but for its end where that is not followed.
     end: PathBuf,
 }
@@ -50,11 +52,7 @@ impl Needs<'_> {
 
     /// A name that was looked at.
     pub fn look(&mut self, name: &Path, follow: bool, seen: &Use) {
-        let way = self.way(name, follow);
-        for link in &way.links {
-            self.pass(link, seen);
-        }
-        let end = way.end;
+        let end = self.walk(name, follow, seen);
         if is_own_file(&end)
             || is_of_the_kernel(&end)
             || self.is_made(&end)
@@ -84,9 +82,19 @@ impl Needs<'_> {
 
     /// The path without links behind a name; the links become needs.
     pub(super) fn real(&mut self, name: &Path, seen: &Use) -> PathBuf {
-        let way = self.way(name, true);
+        self.walk(name, true, seen)
+    }
+
+    fn walk(&mut self, name: &Path, follow: bool, seen: &Use) -> PathBuf {
+        let way = self.way(name, follow);
         for link in &way.links {
             self.pass(link, seen);
+        }
+        for dir in &way.left {
+            let is_there = is_of_the_kernel(dir) || self.is_made(dir) || self.base_shows(dir);
+            if !is_there && matches!(self.setting.run.top(dir), Some(Top::Piece(_))) {
+                self.enter(dir, seen);
+            }
         }
         way.end
     }
@@ -128,10 +136,13 @@ impl Needs<'_> {
     fn way(&self, name: &Path, follow: bool) -> Way {
         let mut rest: Vec<OsString> = Vec::new();
         push(name, &mut rest);
-        let mut way = Way { links: Vec::new(), end: PathBuf::from("/") };
+        let mut way = Way { links: Vec::new(), left: Vec::new(), end: PathBuf::from("/") };
         while let Some(part) = rest.pop() {
             if part == ".." {
-                way.end.pop();
+                let left = way.end.clone();
+                if way.end.pop() {
+                    way.left.push(left);
+                }
                 continue;
             }
             let next = way.end.join(part);

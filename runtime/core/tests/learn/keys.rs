@@ -132,7 +132,8 @@ fn what_is_denied_later_is_granted_no_more() {
     let by_hand = text.replace("[filesystem]\n", "[filesystem]\ndeny = [\"${CWD}/data\"]\n");
     for (text, setting) in [(text, with_flags(Mode::Isolation, flags)), (by_hand, free)] {
         let previous = Previous::read(&text, "p.toml", &setting).unwrap();
-        let merged = learn(&setting, &[other.clone()], Some(&previous)).to_toml(Some((&text, "p.toml"))).unwrap();
+        let merged =
+            learn(&setting, std::slice::from_ref(&other), Some(&previous)).to_toml(Some((&text, "p.toml"))).unwrap();
         assert!(merged.contains("/data\"") && !merged.contains("data/a0"), "{merged}");
         plan_of(&policy_of(&merged));
     }

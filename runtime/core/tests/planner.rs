@@ -263,21 +263,25 @@ fn a_denied_directory_of_the_policy_needs_no_pins() {
 #[test]
 fn the_users_modes_and_profiles_are_not_written() {
     let config = "/home/ann/.config/apex";
-    let plan = |file: &str, flags| {
-        let host = Invented::new("/home/ann/job", &["/home/ann/job/data", file]);
-        let inputs = Inputs { user_config: Some(config.into()), flags, ..host.inputs(Mode::Isolation, HOME) };
+    let plan = |mode, file: &str, flags| {
+        let host = Invented::new("/home/ann/job", &["/home/ann/job/data", "/etc/x", file]);
+        let (system_config, user_config) = (Some("/etc/apex".into()), Some(config.into()));
+        let inputs = Inputs { system_config, user_config, flags, ..host.inputs(mode, HOME) };
         host.plan_of(inputs, "", "true", None).unwrap()
     };
-    let there = plan("/home/ann/.config/apex/modes/hybrid.toml", rw(HOME));
+    let there = plan(Mode::Isolation, "/home/ann/.config/apex/modes/hybrid.toml", rw(HOME));
     let expected =
         [("/home/ann/.config".to_owned(), false, BindAccess::Write), (config.to_owned(), true, BindAccess::Read)];
     assert_eq!((kept(&there), denied(&there)), (expected.to_vec(), Vec::new()));
-    let missing = plan("/home/ann/.config/other", rw(HOME));
+    let missing = |mode, flags| plan(mode, "/home/ann/.config/other", flags);
+    let held = missing(Mode::Isolation, rw(HOME));
     let pins = vec![PathBuf::from("/home/ann/.config")];
-    assert_eq!((kept(&missing), denied(&missing)), (Vec::new(), vec![(config.to_owned(), None, pins)]));
-    for elsewhere in [plan("/home/ann/.config/other", rw("/home/ann/job")), plan("/home/ann/.config/other", ro(HOME))] {
+    assert_eq!((kept(&held), denied(&held)), (Vec::new(), vec![(config.to_owned(), None, pins)]));
+    for elsewhere in [rw("/home/ann/job"), ro(HOME)].map(|flags| missing(Mode::Isolation, flags)) {
         assert_eq!((kept(&elsewhere), denied(&elsewhere)), (Vec::new(), Vec::new()));
     }
+    let system = denied(&missing(Mode::Development, rw("/etc")));
+    assert!(!system.iter().any(|(dest, ..)| dest == "/etc/apex"), "{system:?}");
 }
 
 /// Development shows the whole host, but /tmp is the sandbox's own there.

@@ -3,6 +3,7 @@
 //! Input: events. Output: the file, whole or as it was. The file is read before the sandbox stands, so that one that cannot be merged into
 //! stops the start, and again at the end, since lessons of runs at one time all count.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -24,6 +25,8 @@ use apex_core::watch::Learn;
 const UNSEEN_TOLD_MAX: usize = 5;
 /// Names of a granted tree that are looked at for secrets, nearest first.
 const ENTRIES_MAX: usize = 50_000;
+/// The same of all trees: who waits for the lesson waits for a minute.
+const ENTRIES_ALL_MAX: usize = 500_000;
 /// Secrets of one tree that are denied by name.
 const FOUND_MAX: usize = 64;
 /// How long another lesson may take to write into the same directory.
@@ -60,7 +63,7 @@ impl Lesson {
         let _lock = lock(&self.file)?;
         let existing = self.previous()?;
         let name = self.learn.file.as_str();
-        let learned = self.learner.finish(existing.as_ref().map(|(_, previous)| previous), &Host);
+        let learned = self.learner.finish(existing.as_ref().map(|(_, previous)| previous), &Host::default());
         let text = learned.to_toml(existing.as_ref().map(|(text, _)| (text.as_str(), name)))?;
         write(&self.file, &text).with_context(|| format!("writing the learned policy {name}"))?;
         let mut words = told(&learned);
@@ -128,7 +131,11 @@ fn lock(file: &Path) -> Result<Option<fs::File>> {
 }
 
 /// The host, as the prober sees it.
-struct Host;
+#[derive(Default)]
+struct Host {
+    /// Names that were looked at for secrets.
+    looked: Cell<usize>,
+}
 
 impl Outside for Host {
     fn stands(&self, path: &Path) -> Stands {
@@ -150,7 +157,8 @@ impl Outside for Host {
         while let Some(dir) = pending.pop_front() {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 seen += 1;
-                if seen > ENTRIES_MAX || found.len() == FOUND_MAX {
+                self.looked.set(self.looked.get() + 1);
+                if seen > ENTRIES_MAX || self.looked.get() > ENTRIES_ALL_MAX || found.len() == FOUND_MAX {
                     return Search { found, is_cut: true };
                 }
                 if entry.file_name().to_str().is_some_and(|name| names.contains(&name)) {
@@ -337,15 +345,20 @@ mod tests {
     #[test]
     fn a_search_for_keys_says_when_it_is_cut() {
         let dir = Dir::new("keys");
+        let host = Host::default();
         let name = |n: usize| dir.0.join(n.to_string());
         (0..FOUND_MAX).for_each(|n| fs::create_dir(name(n)).unwrap());
-        assert_eq!(Host.entries(&dir.0).found.len(), FOUND_MAX);
-        assert!(!Host.entries(&dir.0).is_cut);
+        assert_eq!(host.entries(&dir.0).found.len(), FOUND_MAX);
+        assert!(!host.entries(&dir.0).is_cut);
         (0..FOUND_MAX).for_each(|n| fs::write(name(n).join(".netrc"), "").unwrap());
-        let search = Host.named_below(&dir.0, &[".netrc"]);
+        let search = host.named_below(&dir.0, &[".netrc"]);
         assert_eq!((search.found.len(), search.is_cut), (FOUND_MAX, false));
         fs::write(dir.0.join(".netrc"), "").unwrap();
-        assert!(Host.named_below(&dir.0, &[".netrc"]).is_cut && Host.entries(&dir.0).is_cut);
+        assert!(host.named_below(&dir.0, &[".netrc"]).is_cut && host.entries(&dir.0).is_cut);
+        fs::remove_file(dir.0.join(".netrc")).unwrap();
+        assert!(!host.named_below(&dir.0, &[".netrc"]).is_cut);
+        host.looked.set(ENTRIES_ALL_MAX - 1);
+        assert!(host.named_below(&dir.0, &[".netrc"]).is_cut);
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Need {
 pub(super) type Wanted = BTreeMap<(Right, PathBuf), Need>;
 
 /// What is wanted, by a right and a path alone.
-type Keys = BTreeSet<(Right, PathBuf)>;
+type Places = BTreeSet<(Right, PathBuf)>;
 
 /// Needs of one run, on their way.
 pub(super) struct Needs<'a> {

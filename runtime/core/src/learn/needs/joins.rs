@@ -6,13 +6,14 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use super::{
-    CONTENT, Found, GRANTS_MAX, Keys, Need, Needs, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN, Top, WRITES_MAX,
+    CONTENT, Found, GRANTS_MAX, Need, Needs, Places, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN, Top, WRITES_MAX,
     Wanted, leads_to,
 };
 
 impl Needs<'_> {
+    /// What the needs of all runs come to.
     pub fn finish(mut self) -> Found {
-        let now: Keys = self.wanted.keys().cloned().collect();
+        let now: Places = self.wanted.keys().cloned().collect();
         let opened = self.wanted.iter().filter(|(_, need)| need.is_opened).map(|(key, _)| key.clone()).collect();
         let mut wanted = std::mem::take(&mut self.wanted);
         for (key, old) in self.previous.iter().flat_map(|previous| &previous.files) {
@@ -119,17 +120,17 @@ pub(in crate::learn) fn is_below(paths: &BTreeSet<PathBuf>, dir: &Path) -> bool 
 }
 
 /// The same of one right; an excluded bound leaves out the directory itself.
-pub(super) fn has_below(keys: &Keys, right: Right, from: Bound<&Path>) -> bool {
+pub(super) fn has_below(keys: &Places, right: Right, from: Bound<&Path>) -> bool {
     let (Bound::Included(dir) | Bound::Excluded(dir)) = from else { return false };
     let next = keys.range((from.map(|dir| (right, dir.to_owned())), Bound::Unbounded)).next();
     next.is_some_and(|(of, path)| *of == right && path.starts_with(dir))
 }
 
 /// Counts this run at what it used. After the joining: one name of a directory was used in the runs before, and another one in this run.
-fn count_runs(wanted: &mut Wanted, now: &Keys, opened: &Keys) {
+fn count_runs(wanted: &mut Wanted, now: &Places, opened: &Places) {
     for ((right, path), need) in wanted {
         let rights = if *right == Right::Write { &[Right::Write, Right::Read][..] } else { &[*right] };
-        let has = |keys: &Keys, from: Bound<&Path>| rights.iter().any(|right| has_below(keys, *right, from));
+        let has = |keys: &Places, from: Bound<&Path>| rights.iter().any(|right| has_below(keys, *right, from));
         need.runs = need.runs.saturating_add(u64::from(has(now, Bound::Included(path))));
         if has(opened, Bound::Excluded(path)) {
             need.notes.insert(CONTENT.to_owned());

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::path::{Component, Path, PathBuf};
 
 use super::joins::{dirs_above, drop_covered, has_below};
-use super::{Keys, LISTED, Need, Needs, REMOVED, Right, Stands, Top, Use, Wanted, is_own_file, leads_to};
+use super::{LISTED, Need, Needs, Places, REMOVED, Right, Stands, Top, Use, Wanted, is_own_file, leads_to};
 use crate::learn::{SEEDS, is_of_the_kernel};
 
 /// Files that were only looked at, and names, that are granted; a policy has room for some more.
@@ -179,7 +179,7 @@ impl Needs<'_> {
         self.make_room(wanted);
         let is_look = |right: Right, need: &Need| right == Right::Read && !need.is_opened;
         self.limit(wanted, LOOKS_MAX, "look at more files", is_look);
-        let keys: Keys = wanted.keys().cloned().collect();
+        let keys: Places = wanted.keys().cloned().collect();
         let has = |right: Right, path: &Path| keys.contains(&(right, path.to_owned()));
         let is_shown = |name: &Path| {
             name.ancestors().any(|above| has(Right::Read, above) || has(Right::Write, above))

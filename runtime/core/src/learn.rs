@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub(crate) use calls::group_of;
-pub use keys::Keys;
+pub use keys::{DENIED_MAX, Keys};
 pub use needs::{GRANTS_MAX, LOOKS_MAX, Need, Right, SIBLINGS_MIN, SUBTREES_MIN, TREE_MIN, WRITES_MAX};
 pub use setting::{Given, Granted, Piece, Place, Setting, Top};
 pub use text::{LearnError, Previous};

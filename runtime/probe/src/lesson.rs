@@ -21,8 +21,8 @@ use apex_core::observe::{HEAD_BYTES, interpreter};
 use apex_core::policy::FILE_SIZE_MAX;
 use apex_core::watch::Learn;
 
-/// Files that are told of on standard error; the policy lists more.
-const UNSEEN_TOLD_MAX: usize = 5;
+/// Paths of a kind that are told of on standard error; the policy lists more.
+const TOLD_MAX: usize = 5;
 /// Names of a granted tree that are looked at for secrets, nearest first.
 const ENTRIES_MAX: usize = 50_000;
 /// The same of all trees: who waits for the lesson waits for a minute.
@@ -90,18 +90,23 @@ impl Lesson {
 /// What the policy does not hold, for whoever reads standard error.
 fn told(learned: &Learned) -> Vec<String> {
     let shown = |path: &PathBuf| escape::text(&path.to_string_lossy()).into_owned();
-    let unseen = learned.unseen.iter().take(UNSEEN_TOLD_MAX).map(|path| {
+    let unseen = learned.unseen.iter().take(TOLD_MAX).map(|path| {
         let path = shown(path);
         format!("the command looked for {path}, which is there outside and was not shown inside; --ro shows it")
     });
     let mut words: Vec<String> = unseen.collect();
-    if let more @ 1.. = learned.unseen.len().saturating_sub(UNSEEN_TOLD_MAX) {
+    if let more @ 1.. = learned.unseen.len().saturating_sub(TOLD_MAX) {
         words.push(format!("{} of this kind; the end of the policy lists them", count(more as u64, "more file")));
     }
-    words.extend(learned.keys.unsearched.iter().map(|dir| {
+    let unsearched = &learned.keys.unsearched;
+    words.extend(unsearched.iter().take(TOLD_MAX).map(|dir| {
         let dir = shown(dir);
         format!("{dir} was not searched to its end for keys: deny in the policy what must stay hidden there")
     }));
+    if let more @ 1.. = unsearched.len().saturating_sub(TOLD_MAX) {
+        let more = if more == 1 { "1 more directory".to_owned() } else { format!("{more} more directories") };
+        words.push(format!("{more} of this kind; the end of the policy lists them"));
+    }
     if learned.left_out > 0 {
         let events = count(learned.left_out, "event");
         words.push(format!(

@@ -9,6 +9,9 @@ use super::needs::{Wanted, is_below};
 use super::{Outside, Right, Setting, Stands};
 use crate::explain::sensitive;
 
+/// Keys that are denied: with those of the run fewer than a policy may deny (`PATH_RULES_MAX`).
+pub const DENIED_MAX: usize = 512;
+
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
@@ -27,9 +30,13 @@ pub(super) fn within(files: &Wanted, used: &BTreeSet<PathBuf>, setting: &Setting
     for dir in granted.map(|(_, path)| setting.source(path)).filter(|path| outside.stands(path) == Stands::Dir) {
         let search = outside.named_below(&dir, &names);
         if search.is_cut {
-            keys.unsearched.insert(dir);
+            keys.unsearched.insert(dir.clone());
         }
         for path in search.found {
+            if keys.denied.len() >= DENIED_MAX {
+                keys.unsearched.insert(dir);
+                break;
+            }
             if let Some((_, why)) = sensitive::kept_names().find(|(name, _)| path.ends_with(name)) {
                 keys.deny(path, why, &used, outside);
             }

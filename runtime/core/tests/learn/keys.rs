@@ -1,6 +1,6 @@
 //! Keys that lie in what is granted, and what of the run is not copied.
 
-use apex_core::learn::Search;
+use apex_core::learn::{DENIED_MAX, Search};
 
 use super::*;
 
@@ -107,6 +107,17 @@ fn a_search_that_was_cut_is_told() {
     let whole = learn_tree(&setting, &Tree::new(dir, &[]), dir, &[]);
     let merged = whole.to_toml(Some((&text, "p.toml"))).unwrap();
     assert!(!merged.contains("not searched"), "{merged}");
+}
+
+#[test]
+fn keys_beyond_what_a_policy_may_deny_are_told() {
+    let dir = "/home/u/project/data";
+    let keys: Vec<String> = (0..1500).map(|n| format!("k{n}/.netrc")).collect();
+    let tree = Tree::new(dir, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let learned = learn_tree(&setting(Mode::Isolation, false), &tree, dir, &[]);
+    assert_eq!(learned.keys.denied.len(), DENIED_MAX);
+    assert!(learned.keys.unsearched.contains(Path::new(dir)));
+    policy_of(&learned.to_toml(None).unwrap());
 }
 
 /// A grant below what the file denies stops the start.

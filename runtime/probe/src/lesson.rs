@@ -69,7 +69,9 @@ impl Lesson {
         let mut words = told(&learned);
         let variables = self.learn.setting.given.set.iter().map(|name| {
             let name = escape::text(name);
-            format!("the value of {name} is not copied into the policy, which takes it from the environment of whoever runs it")
+            format!(
+                "the value of {name} is not copied into the policy: give it again with --env, or let the policy pass it"
+            )
         });
         words.extend(variables);
         Ok(words)

@@ -27,7 +27,7 @@ const MORE: &str = " other things";
 const NOT_SEARCHED: &str = "# not searched to its end for keys; deny by hand what must stay hidden: ";
 /// What a line begins with about a variable.
 const NOT_COPIED: &str =
-    "# set in the run that was learned from, and taken from the environment here, since no value is copied: ";
+    "# set in the run that was learned from, its value not copied; give it again with --env, or let it be passed: ";
 /// What names a profile in `extends`.
 const PROFILE: &str = "profile:";
 /// The profile that a learned policy extends beside that of its run.

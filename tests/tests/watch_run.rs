@@ -207,6 +207,20 @@ fn nothing_goes_on_when_its_prober_is_killed() {
     expect_nothing_left(&sandbox, &output);
 }
 
+/// Stops a process and waits until each of its threads stands still.
+fn stop(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).expect("it is ours");
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.expect("it lives").path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    let end = Instant::now() + PATIENCE;
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives").all(is_stopped) {
+        assert!(Instant::now() < end, "it does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A tracer that does not go on reaps nobody, so that only the wall time ends the command; probes in the kernel need nobody, and what they saw waits
 /// to be written.
 #[test]
@@ -217,7 +231,7 @@ fn a_stopped_prober_keeps_no_sandbox_from_its_end() {
     let mut session = sandbox.start(&["/bin/sh", "-c", "echo ready; read line; echo $line"]);
     session.expect_line("ready");
     let prober = prober_of(session.pid()).expect("it watches");
-    kill(prober, Signal::SIGSTOP).expect("it is ours");
+    stop(prober);
     session.send("on\n");
     session.expect_line("on");
     let output = if as_root() {

@@ -98,7 +98,7 @@ fn wall_time_ends_what_resists() {
 #[test]
 fn a_crippled_init_ends_cleanly() {
     let mut session = armed!().mode(Mode::Isolation).session();
-    for attempt in ["affinity_1", "prlimit_1", "renice_1"] {
+    for attempt in ["affinity_1", "renice_1"] {
         session.allowed(attempt);
     }
     session.finish().expect_code(0);

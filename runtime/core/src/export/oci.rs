@@ -137,11 +137,13 @@ const fn arch_name(abi: Abi) -> &'static str {
 fn by_arguments(name: &str, rules: &ArgRules, notes: &mut BTreeSet<String>) -> Vec<Rule> {
     let allow =
         |args: Vec<Arg>| Rule { names: vec![name.to_owned()], action: ALLOW.to_owned(), args, ..Rule::default() };
+    for answer in [Some(rules.matched), rules.second.map(|(_, answer)| answer), Some(rules.otherwise)] {
+        if let Some(Answer::Errno(errno)) = answer.filter(|answer| *answer != Answer::Errno(EPERM)) {
+            notes.insert(format!("{name} with arguments that are refused answers EPERM instead of errno {errno}"));
+        }
+    }
     match (rules.matched, rules.otherwise) {
-        (Answer::Allow | Answer::Notify, Answer::Errno(errno)) => {
-            if errno != EPERM {
-                notes.insert(format!("{name} with arguments that are refused answers EPERM instead of errno {errno}"));
-            }
+        (Answer::Allow | Answer::Notify, Answer::Errno(_)) => {
             rules.cases.iter().map(|case| allow(case.iter().map(arg).collect())).collect()
         }
         (Answer::Errno(_), Answer::Allow | Answer::Notify) => match complement(rules.cases) {

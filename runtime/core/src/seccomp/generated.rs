@@ -9,7 +9,7 @@ pub(super) static GROUPS: &[Group] = &[
     Group { name: "base", reason: "what a static program needs to start, run and end; always granted", errno: 1, report: true },
     Group { name: "bpf", reason: "puts programs into the kernel", errno: 1, report: false },
     Group { name: "clock-set", reason: "the clock belongs to the whole machine", errno: 1, report: false },
-    Group { name: "core-dumps", reason: "other core limits than 1: for 0 the kernel starts a core handler outside, as root; whoever sets one is told that it was done, and the limit stays", errno: 1, report: false },
+    Group { name: "core-dumps", reason: "other core limits than 1: for 0 the kernel starts a core handler outside, as root; who sets its own is told that it was done, and it stays", errno: 1, report: false },
     Group { name: "dirs", reason: "list directories and move between them", errno: 1, report: true },
     Group { name: "fanotify", reason: "watches and holds up the file accesses of others", errno: 1, report: true },
     Group { name: "files", reason: "open, read, write and look at files; which ones is for the file system layers to say", errno: 1, report: true },

@@ -14,7 +14,7 @@ mod verify;
 #[cfg(test)]
 mod generate;
 
-pub use rules::{Answer, ArgRules, Condition};
+pub use rules::{Answer, ArgRules, Cases, Condition};
 pub use table::{Decision, Notify, Table, TableError, Verdict};
 pub use verify::{Mismatch, verify};
 

@@ -56,6 +56,8 @@ pub struct ArgRules<A = Answer> {
     pub cases: Cases,
     /// The answer when one of the cases holds.
     pub matched: A,
+    /// Further cases, looked at when none of the first holds, and the answer for these.
+    pub second: Option<(Cases, A)>,
     /// The answer otherwise.
     pub otherwise: A,
 }
@@ -63,8 +65,17 @@ pub struct ArgRules<A = Answer> {
 impl<A: Copy> ArgRules<A> {
     /// The answer for these arguments.
     pub fn judge(&self, args: &[u64; 6]) -> A {
-        let matched = self.cases.iter().any(|case| case.iter().all(|condition| condition.holds(args)));
-        if matched { self.matched } else { self.otherwise }
+        let holds = |cases: Cases| cases.iter().any(|case| case.iter().all(|condition| condition.holds(args)));
+        match self.second {
+            _ if holds(self.cases) => self.matched,
+            Some((cases, answer)) if holds(cases) => answer,
+            _ => self.otherwise,
+        }
+    }
+
+    /// Everything that decides.
+    pub fn all_cases(&self) -> impl Iterator<Item = &'static [Condition]> {
+        self.cases.iter().chain(self.second.map_or(&[][..], |(cases, _)| cases)).copied()
     }
 }
 
@@ -148,6 +159,8 @@ pub(super) enum Reading {
         cases: Cases,
         /// Whether the cases are the good ones; otherwise they are the bad ones.
         cases_are_good: bool,
+        /// What is bad and answered with another errno than the rest.
+        second: Option<(Cases, u16)>,
         /// The errno of what is bad.
         errno: u16,
         /// The groups that would allow it.
@@ -172,13 +185,14 @@ impl Rule {
             Rule::Open => (OPEN, true, EPERM, &["setuid-bits"]),
             Rule::Openat => (OPENAT, true, EPERM, &["setuid-bits"]),
             Rule::Setrlimit => (CORE_LIMIT, false, DONE, &["core-dumps"]),
-            Rule::Prlimit64 => (NO_CORE_LIMIT, true, DONE, &["core-dumps"]),
+            Rule::Prlimit64 => (NO_CORE_LIMIT, true, EPERM, &["core-dumps"]),
             Rule::Mknod | Rule::Mknodat => return self.read_mknod(granted),
         };
         if governors.iter().all(|governor| granted(governor)) {
             return Reading::Plain;
         }
-        Reading::Judged { cases, cases_are_good, errno, governors }
+        let second = (self == Rule::Prlimit64).then_some((OWN_PROCESS, DONE));
+        Reading::Judged { cases, cases_are_good, second, errno, governors }
     }
 
     /// Device nodes are for `admin`, set-id bits for `setuid-bits`.
@@ -193,7 +207,7 @@ impl Rule {
             (false, false) if second => (MKNODAT_PLAIN, &["admin", "setuid-bits"]),
             (false, false) => (MKNOD_PLAIN, &["admin", "setuid-bits"]),
         };
-        Reading::Judged { cases, cases_are_good: true, errno: EPERM, governors }
+        Reading::Judged { cases, cases_are_good: true, second: None, errno: EPERM, governors }
     }
 }
 
@@ -288,3 +302,5 @@ const CORE_LIMIT: Cases = &[&[is(0, 4)]];
 /// No new limit, or one of the bits by which the other fifteen limits differ from RLIMIT_CORE (asm-generic/resource.h).
 const NO_CORE_LIMIT: Cases =
     &[&[clear(2, u64::MAX)], &[clear(1, 4)], &[masked(1, 1, 1)], &[masked(1, 2, 2)], &[masked(1, 8, 8)]];
+/// Pid 0. A limit of another process is refused as such: setrlimit(2) of a C library names none.
+const OWN_PROCESS: Cases = &[&[is(0, 0)]];

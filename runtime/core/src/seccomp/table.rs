@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::groups::{self, Group};
-use super::rules::{Answer, ArgRules, Reading};
+use super::rules::{Answer, ArgRules, Cases, Reading};
 use super::{Abi, Arch, DONE, ENOSYS};
 use crate::policy::{SyscallDefault, Syscalls};
 
@@ -188,11 +188,12 @@ impl Table {
             Meaning::Judged(index) => {
                 let rules = table.rules[usize::from(index)];
                 let matched = self.answer(rules.matched, entry.has_path);
+                let second = rules.second.map(|(cases, verdict)| (cases, self.answer(verdict, entry.has_path)));
                 let otherwise = self.answer(rules.otherwise, entry.has_path);
-                if matched == otherwise {
+                if matched == otherwise && second.is_none_or(|(_, answer)| answer == otherwise) {
                     return decision(matched);
                 }
-                Decision::Args(ArgRules { cases: rules.cases, matched, otherwise })
+                Decision::Args(ArgRules { cases: rules.cases, matched, second, otherwise })
             }
         }
     }
@@ -293,12 +294,13 @@ impl AbiTable {
         match *reading {
             Reading::Plain => {}
             Reading::Whole(errno) => self.entries[nr].means = Meaning::Plain(Verdict::Refuse(errno)),
-            Reading::Judged { cases, cases_are_good, errno, governors } => {
+            Reading::Judged { cases, cases_are_good, second, errno, governors } => {
                 let reported =
                     governors.iter().all(|name| matches!(verdict_of(name), Some(Verdict::Report | Verdict::Allow)));
                 let bad = if reported { Verdict::Report } else { Verdict::Refuse(errno) };
                 let (matched, otherwise) = if cases_are_good { (good, bad) } else { (bad, good) };
-                let rules = ArgRules { cases, matched, otherwise };
+                let second = second.filter(|_| !reported).map(|(cases, errno)| (cases, Verdict::Refuse(errno)));
+                let rules = ArgRules { cases, matched, second, otherwise };
                 let index = self.rules.iter().position(|known| *known == rules).unwrap_or_else(|| {
                     self.rules.push(rules);
                     self.rules.len() - 1
@@ -355,15 +357,23 @@ fn encode(bytes: &mut Vec<u8>, decision: Decision) {
             bytes.extend(u32::MAX.to_le_bytes());
             bytes.extend(rules.matched.action().to_le_bytes());
             bytes.extend(rules.otherwise.action().to_le_bytes());
-            bytes.push(u8::try_from(rules.cases.len()).unwrap_or(u8::MAX));
-            for case in rules.cases {
-                bytes.push(u8::try_from(case.len()).unwrap_or(u8::MAX));
-                for condition in *case {
-                    bytes.push(condition.arg);
-                    bytes.extend(condition.mask.to_le_bytes());
-                    bytes.extend(condition.value.to_le_bytes());
-                }
+            encode_cases(bytes, rules.cases);
+            if let Some((cases, answer)) = rules.second {
+                bytes.extend(answer.action().to_le_bytes());
+                encode_cases(bytes, cases);
             }
+        }
+    }
+}
+
+fn encode_cases(bytes: &mut Vec<u8>, cases: Cases) {
+    bytes.push(u8::try_from(cases.len()).unwrap_or(u8::MAX));
+    for case in cases {
+        bytes.push(u8::try_from(case.len()).unwrap_or(u8::MAX));
+        for condition in *case {
+            bytes.push(condition.arg);
+            bytes.extend(condition.mask.to_le_bytes());
+            bytes.extend(condition.value.to_le_bytes());
         }
     }
 }
@@ -449,6 +459,10 @@ mod tests {
                 let number = abi.call_number(name).unwrap();
                 let Decision::Args(rules) = table.decide(abi, number) else { panic!("{name} is judged") };
                 assert_eq!(rules.judge(&set), Answer::Errno(DONE), "{name} {set:x?}");
+                if name == "prlimit64" {
+                    let other = [1, set[1], set[2], 0, 0, 0];
+                    assert_eq!(rules.judge(&other), Answer::Notify, "of another process");
+                }
                 assert!(ask.is_none_or(|ask| rules.judge(&ask) == Answer::Allow), "{name} {ask:x?}");
                 let resource = usize::from(name == "prlimit64");
                 for other in (0..16).filter(|other| *other != 4) {

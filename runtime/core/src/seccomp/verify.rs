@@ -9,7 +9,7 @@
 //! planted program has nowhere to hide a magic value. Jumps only go forward and steps are counted, so the walk ends.
 
 use super::bpf::{self, Insn};
-use super::rules::{Answer, Cases};
+use super::rules::{Answer, ArgRules, Cases};
 use super::{Abi, Decision, ENOSYS, Table};
 
 /// Steps after which a program counts as not understood; the ones that libseccomp makes need some thousand.
@@ -252,16 +252,16 @@ impl Walk<'_> {
     fn atoms(&mut self, state: &State) -> Option<&Atoms> {
         match self.abi {
             Some(abi) if state.first == state.last => match self.table.decide(abi, state.first) {
-                Decision::Args(rules) => self.atoms_of(state.first, rules.cases),
+                Decision::Args(rules) => self.atoms_of(state.first, &rules),
                 Decision::Allow | Decision::Errno(_) | Decision::Notify => None,
             },
             _ => None,
         }
     }
 
-    fn atoms_of(&mut self, nr: u32, cases: Cases) -> Option<&Atoms> {
+    fn atoms_of(&mut self, nr: u32, rules: &ArgRules) -> Option<&Atoms> {
         if self.latest.as_ref().is_none_or(|(latest, _)| *latest != nr) {
-            self.latest = Some((nr, Atoms::of(cases)?));
+            self.latest = Some((nr, Atoms::of(rules)?));
         }
         self.latest.as_ref().map(|(_, atoms)| atoms)
     }
@@ -280,9 +280,7 @@ impl Walk<'_> {
                 Decision::Errno(errno) => Some(Answer::Errno(errno)),
                 Decision::Notify => Some(Answer::Notify),
                 Decision::Args(rules) if state.first == state.last => {
-                    let atoms = self.atoms_of(nr, rules.cases);
-                    let matched = atoms.and_then(|atoms| atoms.any_case(rules.cases, state.facts));
-                    matched.map(|matched| if matched { rules.matched } else { rules.otherwise })
+                    self.atoms_of(nr, &rules).and_then(|atoms| atoms.answer(&rules, state.facts))
                 }
                 Decision::Args(_) => None,
             };
@@ -315,9 +313,9 @@ struct Atoms {
 
 impl Atoms {
     /// `None` when there are more than the walk keeps apart.
-    fn of(cases: Cases) -> Option<Atoms> {
+    fn of(rules: &ArgRules) -> Option<Atoms> {
         let mut atoms = Atoms { list: [Atom { word: 0, mask: 0, value: 0 }; ATOMS_MAX], len: 0 };
-        for atom in cases.iter().flat_map(|case| case_atoms(case)) {
+        for atom in rules.all_cases().flat_map(case_atoms) {
             if atoms.index(atom).is_none() {
                 *atoms.list.get_mut(atoms.len)? = atom;
                 atoms.len += 1;
@@ -353,6 +351,15 @@ impl Atoms {
             }
         }
         None
+    }
+
+    /// What the rules say, as far as the facts tell.
+    fn answer(&self, rules: &ArgRules, facts: Facts) -> Option<Answer> {
+        match rules.second {
+            _ if self.any_case(rules.cases, facts)? => Some(rules.matched),
+            Some((cases, answer)) if self.any_case(cases, facts)? => Some(answer),
+            _ => Some(rules.otherwise),
+        }
     }
 
     /// Whether any case holds, as far as the facts tell.

@@ -2,7 +2,7 @@
 //!
 //! libseccomp has one default answer to a filter, while the answer to a socket family that no rule names differs from the answer to a call
 //! that no rule names. Two stacked filters would do, but only one of them could have a listener. So each answer that rules about arguments
-//! fall back to gets a filter of its own, and the linker turns the main filter's leaf for such a call into a jump to it. The result is one
+//! fall back to gets a filter of its own, as do further cases that a call is judged by, and the linker turns the main filter's leaf for such a call into a jump to it. The result is one
 //! program, in which only calls that are judged by their arguments run past the first lookup, and the kernel's table of calls that are
 //! always allowed covers the rest.
 //!
@@ -13,7 +13,7 @@
 use std::io::{Read, Seek};
 
 use apex_core::seccomp::bpf::{self, Insn};
-use apex_core::seccomp::{Abi, Answer, Arch, ArgRules, Condition, Decision, ENOSYS, Table};
+use apex_core::seccomp::{Abi, Answer, Arch, ArgRules, Cases, Condition, Decision, ENOSYS, Table};
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -24,6 +24,7 @@ use super::fold::fold;
 const MARK_NOTIFY: u16 = 1;
 const MARK_FOREIGN: u16 = 2;
 const MARK_FALLBACK: u16 = 16;
+const MARK_SECOND: u16 = 128;
 /// `SECCOMP_RET_TRACE`, the action of the marks.
 const RET_TRACE: u32 = 0x7ff0_0000;
 /// Tree-shaped lookup (seccomp_attr_set(3), SCMP_FLTATR_CTL_OPTIMIZE).
@@ -55,16 +56,25 @@ pub fn compile(table: &Table) -> Result<Vec<Insn>, SeccompError> {
     Ok(program)
 }
 
+/// What is answered to a call none of whose cases holds: by further cases, or always the same.
+type Fallback = (Option<(Cases, Answer)>, Answer);
+
 /// Appends the filters of one ABI; returns the leaves for calls of other ABIs.
 fn append_abi(program: &mut Vec<Insn>, table: &Table, abi: Abi) -> Result<Vec<usize>, SeccompError> {
-    let mut fallbacks: Vec<Answer> = Vec::new();
+    let mut fallbacks: Vec<Fallback> = Vec::new();
     let main = compile_main(table, abi, &mut fallbacks)?;
     let main_start = program.len();
     program.extend(main);
-    let mut starts = Vec::new();
+    let (mut firsts, mut seconds) = (Vec::new(), Vec::new());
+    for (fallback, mark) in fallbacks.iter().zip(MARK_SECOND..) {
+        firsts.push(program.len());
+        program.extend(compile_rules(table, abi, *fallback, mark)?);
+    }
     for fallback in &fallbacks {
-        starts.push(program.len());
-        program.extend(compile_rules(table, abi, *fallback)?);
+        seconds.push(program.len());
+        if let (Some(second), otherwise) = fallback {
+            program.extend(compile_second(table, abi, *second, *otherwise)?);
+        }
     }
     let mut foreign = Vec::new();
     for (at, insn) in program.iter_mut().enumerate().skip(main_start) {
@@ -72,14 +82,15 @@ fn append_abi(program: &mut Vec<Insn>, table: &Table, abi: Abi) -> Result<Vec<us
         match mark {
             MARK_NOTIFY => *insn = answer(Answer::Notify),
             MARK_FOREIGN => foreign.push(at),
-            other => *insn = jump(at, starts[usize::from(other - MARK_FALLBACK)]),
+            other if other >= MARK_SECOND => *insn = jump(at, seconds[usize::from(other - MARK_SECOND)]),
+            other => *insn = jump(at, firsts[usize::from(other - MARK_FALLBACK)]),
         }
     }
     Ok(foreign)
 }
 
 /// The filter that looks calls up by number. Fills in the answers that rules about arguments fall back to.
-fn compile_main(table: &Table, abi: Abi, fallbacks: &mut Vec<Answer>) -> Result<Vec<Insn>, SeccompError> {
+fn compile_main(table: &Table, abi: Abi, fallbacks: &mut Vec<Fallback>) -> Result<Vec<Insn>, SeccompError> {
     let default = Answer::Errno(ENOSYS);
     let mut filter = new_filter(action(default), ScmpAction::Trace(MARK_FOREIGN))?;
     for nr in 0..table.numbers(abi) {
@@ -89,8 +100,9 @@ fn compile_main(table: &Table, abi: Abi, fallbacks: &mut Vec<Answer>) -> Result<
             Decision::Errno(errno) => action(Answer::Errno(errno)),
             Decision::Notify => action(Answer::Notify),
             Decision::Args(rules) => {
-                let index = fallbacks.iter().position(|known| *known == rules.otherwise).unwrap_or_else(|| {
-                    fallbacks.push(rules.otherwise);
+                let fallback = (rules.second, rules.otherwise);
+                let index = fallbacks.iter().position(|known| *known == fallback).unwrap_or_else(|| {
+                    fallbacks.push(fallback);
                     fallbacks.len() - 1
                 });
                 ScmpAction::Trace(MARK_FALLBACK + u16::try_from(index).expect("a handful of answers"))
@@ -102,24 +114,43 @@ fn compile_main(table: &Table, abi: Abi, fallbacks: &mut Vec<Answer>) -> Result<
     Ok(fold(&whole, abi).unwrap_or(whole))
 }
 
-/// The filter of all calls whose arguments decide and whose answer is otherwise `fallback`.
-fn compile_rules(table: &Table, abi: Abi, fallback: Answer) -> Result<Vec<Insn>, SeccompError> {
-    let mut filter = new_filter(action(fallback), action(Answer::Errno(ENOSYS)))?;
-    for nr in 0..table.numbers(abi) {
-        if let Decision::Args(rules) = table.decide(abi, nr)
-            && rules.otherwise == fallback
-        {
-            add_cases(&mut filter, nr, rules)?;
-        }
+/// The filter of all calls whose arguments decide and whose answer is otherwise `fallback`; `mark` leads to the further cases of it.
+fn compile_rules(table: &Table, abi: Abi, fallback: Fallback, mark: u16) -> Result<Vec<Insn>, SeccompError> {
+    let otherwise = if fallback.0.is_some() { ScmpAction::Trace(mark) } else { action(fallback.1) };
+    let mut filter = new_filter(otherwise, action(Answer::Errno(ENOSYS)))?;
+    for (nr, rules) in judged(table, abi).filter(|(_, rules)| (rules.second, rules.otherwise) == fallback) {
+        add_cases(&mut filter, nr, rules.cases, rules.matched)?;
     }
     export(&filter, abi)
 }
 
-fn add_cases(filter: &mut ScmpFilterContext, nr: u32, rules: ArgRules) -> Result<(), SeccompError> {
-    for case in rules.cases {
+/// The filter of the further cases of such calls.
+fn compile_second(
+    table: &Table,
+    abi: Abi,
+    second: (Cases, Answer),
+    otherwise: Answer,
+) -> Result<Vec<Insn>, SeccompError> {
+    let mut filter = new_filter(action(otherwise), action(Answer::Errno(ENOSYS)))?;
+    let same = |rules: &ArgRules| (rules.second, rules.otherwise) == (Some(second), otherwise);
+    for (nr, _) in judged(table, abi).filter(|(_, rules)| same(rules)) {
+        add_cases(&mut filter, nr, second.0, second.1)?;
+    }
+    export(&filter, abi)
+}
+
+fn judged(table: &Table, abi: Abi) -> impl Iterator<Item = (u32, ArgRules)> {
+    (0..table.numbers(abi)).filter_map(move |nr| match table.decide(abi, nr) {
+        Decision::Args(rules) => Some((nr, rules)),
+        Decision::Allow | Decision::Errno(_) | Decision::Notify => None,
+    })
+}
+
+fn add_cases(filter: &mut ScmpFilterContext, nr: u32, cases: Cases, answer: Answer) -> Result<(), SeccompError> {
+    for case in cases {
         let conditions: Vec<ScmpArgCompare> = case.iter().map(comparison).collect();
         filter
-            .add_rule_conditional_exact(action(rules.matched), call(nr), &conditions)
+            .add_rule_conditional_exact(action(answer), call(nr), &conditions)
             .map_err(at("adding a rule about arguments"))?;
     }
     Ok(())

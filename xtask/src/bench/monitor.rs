@@ -294,7 +294,7 @@ struct Flood {
 impl Flood {
     fn measure(bench: &Bench) -> Result<Flood> {
         // Events go to standard error, which is read here: a file of them would be a benchmark of the disk.
-        let mut command = sandbox(bench, Some("full"), &["--events", "-"]);
+        let mut command = sandbox(bench, Some("full"), &["--events", "stderr"]);
         command.arg(bench.work.program("flood")).args([FLOOD_SECONDS, FLOOD_WORKERS]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run apex-run")?;

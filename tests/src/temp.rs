@@ -12,11 +12,11 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 pub struct TempDir(PathBuf);
 
 impl TempDir {
-    /// Makes one.
+    /// Makes one. Its name is a mark of sandboxes as well: none is the beginning of another.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("apex-test-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("apex-test-{}-{number:04}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("we own it");
         TempDir(path)

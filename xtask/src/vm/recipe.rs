@@ -29,8 +29,9 @@ pub const PAYLOAD: &str = "/opt/apex";
 /// The disk for swap.
 pub const SWAP_DEVICE: &str = "/dev/vdc";
 
-/// What the kernel is told. The order of the security modules matters to none of them; `bpf` is what Debian leaves off.
-pub const KERNEL_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet loglevel=5 panic=-1 lsm=landlock,lockdown,yama,bpf";
+/// What the kernel is told. The order of the security modules matters to none of them; `bpf` is what Debian leaves off. An emulated processor can miss that the kernel
+/// patched its own code back and take the same breakpoint for ever: two minutes in one place end the machine, and do not wait for its limit.
+pub const KERNEL_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet loglevel=5 panic=-1 watchdog_thresh=60 softlockup_panic=1 lsm=landlock,lockdown,yama,bpf";
 
 /// Size of the file system; the file is sparse, and what is written while the machine runs is thrown away.
 pub const IMAGE_SIZE: &str = "2G";

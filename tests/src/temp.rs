@@ -16,7 +16,7 @@ impl TempDir {
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("apex-test-{}-{number:04}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("apex-test-{}-{number}_", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("we own it");
         TempDir(path)

@@ -35,7 +35,7 @@ impl Cgroup {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let root = root.into_iter().find(|root| Path::new(root).join("cgroup.procs").exists())?;
-        let path = Path::new(root).join(format!("apex-test-{}-{number:04}", std::process::id()));
+        let path = Path::new(root).join(format!("apex-test-{}-{number}_", std::process::id()));
         fs::create_dir(&path).ok()?;
         Some(Cgroup { path })
     }

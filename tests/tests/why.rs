@@ -66,7 +66,7 @@ fn an_interpreter_that_looks_for_many_files_stays_quiet() {
 #[test]
 fn a_path_that_exists_outside_only() {
     let dir = TempDir::new();
-    let file = dir.file("data/words", "x");
+    let file = dir.file("words", "x");
     // Everything below /tmp is hidden by the private /tmp.
     let output = sh(&why(), &format!("cat {file}"));
     check(

@@ -1,6 +1,7 @@
 //! Runs `apex-run` and never waits without end.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use crate::attack::{self, Abi, Attack};
-use crate::leaks::Mark;
+use crate::leaks::{self, Mark};
 use crate::session::Session;
 use crate::temp::TempDir;
 use crate::{Mode, apex_run, has_cgroup};
@@ -26,7 +27,6 @@ const POLL: Duration = Duration::from_millis(3);
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 
 /// What a run of `apex-run` gave.
-#[derive(Debug)]
 pub struct Output {
     /// Pid that `apex-run` had.
     pub pid: u32,
@@ -36,6 +36,19 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// Standard error.
     pub stderr: Vec<u8>,
+}
+
+/// Text as text: failing tests show it.
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Output { pid, code, .. } = self;
+        f.debug_struct("Output")
+            .field("pid", pid)
+            .field("code", code)
+            .field("stdout", &self.out())
+            .field("stderr", &self.err())
+            .finish()
+    }
 }
 
 impl Output {
@@ -172,6 +185,13 @@ impl Sandbox {
     pub fn prelude(mut self, shell: &str) -> Self {
         self.prelude = shell.to_owned();
         self
+    }
+
+    /// Fails the test when a run that has ended left anything on the host.
+    #[track_caller]
+    pub fn expect_nothing_left(&self, output: &Output) {
+        let left = leaks::left_by(&self.mark, output.pid);
+        assert!(left.is_empty(), "left behind: {left:#?}\nby a run that ended so: {output:?}");
     }
 
     /// What tells this sandbox's processes from others.

@@ -20,7 +20,7 @@ const SECRET: &str = "the secret";
 #[track_caller]
 fn expect_refused(sandbox: &Sandbox, words: &[&str]) {
     let output = sandbox.run(&[Abi::X64.program(), "exit", "0"]).expect_refusal(words);
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_source_that_is_a_fifo() {
     let sandbox = armed!().ro(&dir.at("fifo"), "/tmp/fifo");
     let output = sandbox.run(&[Abi::X64.program(), "exit", "0"]);
     assert!(output.code == 0 || (output.code == APEX_FAILED && output.err().contains("fifo")), "{output:?}");
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_source_that_is_exchanged_for_a_link() {
             right += u32::from(output.out().contains("right"));
             let explained = output.code != APEX_FAILED || output.err().contains("apex-run: ");
             assert!(explained, "no words: {output:?}");
-            leaks::expect_none(sandbox.mark(), output.pid);
+            sandbox.expect_nothing_left(&output);
         }
     });
     println!("{right} of 40 starts got the directory");
@@ -186,7 +186,7 @@ fn a_denied_file_that_is_exchanged_during_starts() {
             // Between the exchange and the launcher's wake-up the name is open (docs/THREAT-MODEL.md), but never unnoticed.
             let answered = output.out().contains("read ok");
             assert!(!answered || output.code == 125, "the denied name was read unnoticed: {}", output.out());
-            leaks::expect_none(sandbox.mark(), output.pid);
+            sandbox.expect_nothing_left(&output);
         }
     });
     // Which file was meant cannot be known; the names and their contents are unharmed.
@@ -229,7 +229,7 @@ fn expect_policy_refused(path: &str, words: &[&str]) {
     assert!(text.len() < 4096, "a message of {} bytes", text.len());
     let harmless = |it: char| it == '\n' || !it.is_control();
     assert!(text.chars().all(harmless), "control characters reach the terminal: {text:?}");
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn fifty_at_once() {
     }
     for (session, sandbox, _) in running {
         let output = session.finish().expect_code(0);
-        leaks::expect_none(sandbox.mark(), output.pid);
+        sandbox.expect_nothing_left(&output);
     }
     assert_eq!(shared.listing().len(), 50, "{:?}", shared.listing());
 }

@@ -208,6 +208,6 @@ fn working_directories() {
 fn nothing_is_left_by_a_refused_start() {
     let sandbox = armed!().args(["--workdir", "/none"]);
     let output = sandbox.attack(Abi::X64, &["fds"]);
-    apex_tests::leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
     assert_eq!(fs::read_dir(sandbox.cwd()).expect("it is ours").count(), 0);
 }

@@ -60,7 +60,7 @@ fn a_daemon_dies_with_the_command() {
         let output = sandbox.attack(Abi::X64, &["daemon", "/tmp/data/lock"]).expect_code(0);
         assert!(output.out().starts_with("holding\n"), "{}", output.out());
         witness.expect_released();
-        leaks::expect_none(sandbox.mark(), output.pid);
+        sandbox.expect_nothing_left(&output);
     });
 }
 
@@ -89,7 +89,7 @@ fn wall_time_ends_what_resists() {
         let output = sandbox.attack(Abi::X64, &[verb, "/tmp/data/lock", "stay"]).expect_code(TIME_OVER);
         assert!(output.err().contains("time"), "the message does not name the limit: {}", output.err());
         witness.expect_released();
-        leaks::expect_none(sandbox.mark(), output.pid);
+        sandbox.expect_nothing_left(&output);
     }
 }
 
@@ -107,7 +107,7 @@ fn a_crippled_init_ends_cleanly() {
         let output = sandbox.run(&["/bin/sh", "-c", &format!("prlimit --pid 1 {limits}; exit 42")]);
         let ended = output.code == 42 || !output.err().trim().is_empty();
         assert!(ended, "{limits}: exit code {} without a word", output.code);
-        leaks::expect_none(sandbox.mark(), output.pid);
+        sandbox.expect_nothing_left(&output);
     }
 }
 
@@ -144,7 +144,7 @@ fn a_terminated_launcher_ends_the_sandbox() {
         let output = session.finish();
         assert_eq!(output.code, 128 + signal as i32, "{signal}: {}", output.err());
         witness.expect_released();
-        leaks::expect_none(sandbox.mark(), output.pid);
+        sandbox.expect_nothing_left(&output);
     }
 }
 

@@ -66,7 +66,7 @@ fn a_finding_can_end_the_sandbox_in_every_mode() {
         let output = sandbox.run(&RUN).expect_code(MEMORY_OVER);
         assert!(!output.out().contains("done"), "{}", output.out());
         assert!(output.err().contains("ended because of a finding"), "{}", output.err());
-        leaks::expect_none(sandbox.mark(), output.pid);
+        sandbox.expect_nothing_left(&output);
     });
 }
 
@@ -83,7 +83,7 @@ fn a_frozen_sandbox_goes_on_when_told() {
     session.error_line("goes on");
     let output = session.wait_for_end().expect_code(0);
     assert!(output.out().ends_with("fork ok\ndone\n"), "{}", output.out());
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_frozen_sandbox_ends_at_its_wall_time() {
     let output = sandbox.run(&RUN).expect_code(TIME_OVER);
     assert!(!output.out().contains("done"), "{}", output.out());
     assert!(output.err().contains("frozen because of"), "{}", output.err());
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_frozen_sandbox_can_be_ended() {
     session.signal(Signal::SIGTERM);
     let output = session.wait_for_end().expect_code(128 + 15);
     assert!(!output.out().contains("done"), "{}", output.out());
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_tightened_sandbox_gets_no_more() {
         assert!(output.err().contains("did not work"), "{}", output.err());
         assert!(output.err().contains("network, tasks and CPU stay as they are"), "{}", output.err());
     }
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(&output);
 }
 
 /// SIGCONT wakes who is stopped by a signal, whoever sends it: timers of its own, here, and a process for another.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use apex_core::event::{Event, Loss, What};
 use apex_core::watch::{Family, Source};
-use apex_tests::{Output, Sandbox, TempDir, as_root, each_mode, leaks};
+use apex_tests::{Output, Sandbox, TempDir, as_root, each_mode};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -56,7 +56,7 @@ fn program_of(event: &Event) -> Option<&str> {
 
 #[track_caller]
 fn expect_nothing_left(sandbox: &Sandbox, output: &Output) {
-    leaks::expect_none(sandbox.mark(), output.pid);
+    sandbox.expect_nothing_left(output);
 }
 
 #[test]

@@ -48,9 +48,6 @@ pub fn run() -> Result<()> {
     let lane = vm::lane(&apex_run, &binaries);
     heading("what was left behind");
     let mut left = leaks::settle(&before, scratch.path())?;
-    for thing in &left {
-        println!("LEFT BEHIND: {thing}");
-    }
     let said = match lane? {
         Lane::Ran(report) => {
             let said = format!("in the VM: {}", counts(&report.tallies, report.left.len()));
@@ -62,7 +59,8 @@ pub fn run() -> Result<()> {
     };
     let surprises = skips::compare(&tallies, &shell::root().join("tests/expected-skips.toml"))?;
     println!("\n{said}");
-    close(&tallies, left.len(), surprises)
+    let left = left.into_iter().map(|thing| format!("LEFT BEHIND: {thing}"));
+    close(&tallies, left.chain(surprises).collect())
 }
 
 /// Runs all tests of the workspace as we are, with nextest when it is there.
@@ -105,18 +103,25 @@ fn runners() -> Vec<(Runner, Command)> {
     vec![(Runner::Nextest, nextest), (Runner::Libtest, documentation)]
 }
 
-/// The closing line, and an error when anything is wrong.
-pub fn close(tallies: &[Tally], left: usize, surprises: usize) -> Result<()> {
+/// What is wrong, whole, where nobody must search for it; the closing line; and an error when there is anything wrong.
+///
+/// `wrong` is what failed the run beside its tests.
+pub fn close(tallies: &[Tally], wrong: Vec<String>) -> Result<()> {
     for tally in tallies {
         for failure in &tally.failures {
-            println!("FAILED as {}: {failure}", tally.class);
+            println!("\nFAILED as {}: {}", tally.class, failure.name);
+            for line in &failure.words {
+                println!("    {line}");
+            }
         }
     }
-    // Whatever fails the run counts as a failure in the closing line: nobody should read "0 failed" above an error.
-    let wrong = left + surprises;
     println!();
-    println!("{}", counts(tallies, wrong));
-    let failed = wrong + tallies.iter().map(|tally| tally.failed).sum::<usize>();
+    for line in &wrong {
+        println!("{line}\n");
+    }
+    // Whatever fails the run counts as a failure in the closing line: nobody should read "0 failed" above an error.
+    println!("{}", counts(tallies, wrong.len()));
+    let failed = wrong.len() + tallies.iter().map(|tally| tally.failed).sum::<usize>();
     if failed > 0 {
         bail!("{failed} things are wrong: tests that failed, unexpected skips, or leftovers, each named above");
     }

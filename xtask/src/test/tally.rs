@@ -24,6 +24,18 @@ pub enum Runner {
     Nextest,
 }
 
+/// Lines of a failed test that are said again at the end: the whole stands where it happened.
+const WORDS_MAX: usize = 60;
+
+/// A test that failed, or a runner that did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Its name, as the runner writes it.
+    pub name: String,
+    /// The beginning of what it said.
+    pub words: Vec<String>,
+}
+
 /// The count of one class of user.
 pub struct Tally {
     /// Who ran them.
@@ -36,16 +48,41 @@ pub struct Tally {
     pub ignored: usize,
     /// Tests that skipped themselves.
     pub skips: Vec<Skip>,
-    /// Names of what failed.
-    pub failures: Vec<String>,
+    /// What failed.
+    pub failures: Vec<Failure>,
+    /// Whether the runner is at its account of what failed, and of which.
+    account: Account,
+    /// Failures of programs that have ended.
+    told: usize,
     /// What `failed` was when the last runner ended.
     failed_before: usize,
+}
+
+/// Both runners say again at their end what failed, each failure under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Account {
+    /// Tests run, or what passed is told.
+    None,
+    /// Failures are told.
+    Begun,
+    /// The failure of this index is told.
+    Of(usize),
 }
 
 impl Tally {
     /// An empty count.
     pub fn new(class: Class) -> Self {
-        Tally { class, ran_well: 0, failed: 0, ignored: 0, skips: Vec::new(), failures: Vec::new(), failed_before: 0 }
+        Tally {
+            class,
+            ran_well: 0,
+            failed: 0,
+            ignored: 0,
+            skips: Vec::new(),
+            failures: Vec::new(),
+            account: Account::None,
+            told: 0,
+            failed_before: 0,
+        }
     }
 
     /// Tests that ran and passed.
@@ -67,24 +104,91 @@ impl Tally {
             }
             return;
         }
-        let (counts, failure) = match runner {
-            Runner::Libtest => (libtest_summary(line), libtest_failure(line)),
-            Runner::Nextest => (nextest_summary(line), nextest_failure(line)),
+        let counts = match runner {
+            Runner::Libtest => self.read_libtest(line),
+            Runner::Nextest => self.read_nextest(line),
         };
         if let Some(counts) = counts {
             self.add(counts);
         }
-        // nextest names a failure where it happens and again at the end.
-        self.failures.extend(failure.filter(|name| !self.failures.contains(name)));
+    }
+
+    /// Failures are taken from the account: a line of a test that runs may stand behind what one of its children wrote.
+    fn read_libtest<'l>(&mut self, line: &'l str) -> Option<&'l str> {
+        if let Some(counts) = libtest_summary(line) {
+            self.account = Account::None;
+            if counts.contains("; 0 failed;") {
+                // It was a test that wrote like a runner.
+                self.failures.truncate(self.told);
+            }
+            self.told = self.failures.len();
+            return Some(counts);
+        }
+        // "failures:" stands above what each said, and again above their names alone.
+        self.account = match (self.account, section(line)) {
+            _ if line == "failures:" => Account::Begun,
+            (Account::None, _) => Account::None,
+            (_, Some(name)) => Account::Of(self.failure(name)),
+            (Account::Of(index), None) => self.said(index, line),
+            (Account::Begun, None) if line.is_empty() || line.contains(' ') => Account::Begun,
+            (Account::Begun, None) => {
+                self.failure(line);
+                Account::Begun
+            }
+        };
+        None
+    }
+
+    /// A failure is named where it happens and again, with all that it said, beneath the summary.
+    fn read_nextest<'l>(&mut self, line: &'l str) -> Option<&'l str> {
+        if let Some(counts) = nextest_summary(line) {
+            self.account = Account::Begun;
+            return Some(counts);
+        }
+        self.account = match (self.account, nextest_failure(line)) {
+            (Account::None, Some(name)) => {
+                self.failure(name);
+                Account::None
+            }
+            (Account::None, None) => Account::None,
+            (_, Some(name)) => Account::Of(self.failure(name)),
+            (Account::Of(index), None) => self.said(index, line),
+            (Account::Begun, None) => Account::Begun,
+        };
+        None
+    }
+
+    fn failure(&mut self, name: &str) -> usize {
+        if let Some(index) = self.failures.iter().position(|failure| failure.name == name) {
+            return index;
+        }
+        self.failures.push(Failure { name: name.to_owned(), words: Vec::new() });
+        self.failures.len() - 1
+    }
+
+    fn said(&mut self, index: usize, line: &str) -> Account {
+        let words = &mut self.failures[index].words;
+        if words.len() < WORDS_MAX {
+            words.push(line.to_owned());
+        }
+        Account::Of(index)
     }
 
     /// Notes how a runner ended. One that fails without having counted a failure must not look green.
     pub fn ended(&mut self, runner: &str, status: ExitStatus) {
         if !status.success() && self.failed == self.failed_before {
             self.failed += 1;
-            self.failures.push(format!("{runner}: {status}, although it reported no failed test"));
+            self.failure(&format!("{runner}: {status}, although it reported no failed test"));
         }
         self.failed_before = self.failed;
+        self.account = Account::None;
+    }
+
+    /// Counts a runner that did not come to its end.
+    pub fn broken(&mut self, why: &str) {
+        self.failed += 1;
+        self.failure(why);
+        self.account = Account::None;
     }
 
     fn add(&mut self, counts: &str) {
@@ -124,18 +228,21 @@ fn nextest_summary(line: &str) -> Option<&str> {
     rest.split_once(" run: ").map(|(_, counts)| counts)
 }
 
-/// `test escape::ptrace ... FAILED`
-fn libtest_failure(line: &str) -> Option<String> {
-    let name = line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?;
-    Some(name.to_owned())
+/// `---- escape::ptrace stdout ----`
+fn section(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
-/// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `TIMEOUT`, `SIGABRT` and other signals
-fn nextest_failure(line: &str) -> Option<String> {
-    let (word, rest) = line.split_once(" [")?;
-    let is_failure = word == "FAIL" || word == "TIMEOUT" || word == "XFAIL" || word.starts_with("SIG");
+/// `FAIL [   0.005s] (1/5) apex-tests::escape ptrace`, and the same with `FAIL + LEAK`, `LEAK-FAIL`, `TIMEOUT`, `ABORT`, `SIGSEGV` and other
+/// signals. The place in the run is no part of the name.
+fn nextest_failure(line: &str) -> Option<&str> {
+    const WORDS: &[&str] = &["FAIL", "LEAK-FAIL", "TIMEOUT", "XFAIL", "ABORT"];
+    let (words, rest) = line.split_once(" [")?;
+    let is_failure = words.split(" + ").any(|word| WORDS.contains(&word) || word.starts_with("SIG"));
     let (_, name) = rest.split_once("] ")?;
-    is_failure.then(|| name.trim_start().to_owned())
+    let name = name.trim_start();
+    let name = name.split_once(") ").filter(|_| name.starts_with('(')).map_or(name, |(_, name)| name);
+    is_failure.then_some(name)
 }
 
 #[cfg(test)]
@@ -149,32 +256,43 @@ mod tests {
         tally
     }
 
+    fn failures(tally: &Tally) -> Vec<(&str, String)> {
+        tally.failures.iter().map(|failure| (failure.name.as_str(), failure.words.join("|"))).collect()
+    }
+
     #[test]
     fn libtest_lines_are_added_up() {
         let tally = check(
             Runner::Libtest,
-            "test a::b ... ok\ntest a::c ... FAILED\n\
-             test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.00s\n\
+            "test a::b ... ok\nwritten by a childtest a::c ... FAILED\ntest a::d ... FAILED\n\n\
+             successes:\n\n---- a::b stdout ----\nfine\n\n\nsuccesses:\n    a::b\n\n\
+             failures:\n\n---- a::c stdout ----\nbroken\n\nthread panicked\n\n\nfailures:\n    a::c\n    a::d\n\n\
+             test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.00s\n\
+             successes:\n\n---- wrote_like_a_runner stdout ----\nfailures:\nword\n\n\
              test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
             5,
-            1,
+            2,
             1,
         );
-        assert_eq!(tally.failures, ["a::c"]);
+        assert_eq!(failures(&tally), [("a::c", "broken||thread panicked||".to_owned()), ("a::d", String::new())]);
     }
 
     #[test]
     fn a_nextest_summary_counts_what_timed_out_as_failed() {
         let tally = check(
             Runner::Nextest,
-            "        FAIL [   0.005s] (1/5) apex-tests::escape ptrace\n\
+            "        FAIL [   0.005s] (1/6) apex-tests::escape ptrace\n  stdout ───\n    early\n\
              test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out\n\
-             Summary [   0.010s] 6 tests run: 3 passed (1 slow), 1 failed, 1 timed out, 1 exec failed, 0 skipped",
+             Summary [   0.010s] 6 tests run: 3 passed (1 slow), 1 failed (1 due to being leaky), 1 timed out, 1 exec failed, 0 skipped\n\
+             FAIL + LEAK [   0.005s] (1/6) apex-tests::escape ptrace\n  stdout ───\n    late\n\
+             TIMEOUT [ 600.000s] (2/6) apex-tests::life hangs",
             3,
             3,
             0,
         );
-        assert_eq!(tally.failures, ["(1/5) apex-tests::escape ptrace"]);
+        let expected =
+            [("apex-tests::escape ptrace", "stdout ───|late".to_owned()), ("apex-tests::life hangs", String::new())];
+        assert_eq!(failures(&tally), expected);
     }
 
     #[test]

@@ -79,10 +79,7 @@ pub fn run(apex_run: &Path, binaries: &[TestBinary], scratch: &Scratch) -> Resul
         match status {
             Ok(status) => tally.ended(&format!("{} {}", binary.package, binary.target), status),
             // One that hangs is a failure of its own; the others still run.
-            Err(error) => {
-                tally.failed += 1;
-                tally.failures.push(format!("{error:#}"));
-            }
+            Err(error) => tally.broken(&format!("{error:#}")),
         }
     }
     Ok(tally)

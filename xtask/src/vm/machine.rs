@@ -154,9 +154,7 @@ impl Reader {
             Some((class, program, _)) => (class, format!("{program}: {what}")),
             None => (Class::VmRoot, what),
         };
-        let tally = self.tally(class);
-        tally.failed += 1;
-        tally.failures.push(what);
+        self.tally(class).broken(&what);
     }
 }
 
@@ -201,7 +199,8 @@ mod tests {
         let mut reader = check(&["@apex-vm begin vm-user apex-tests life"]);
         assert!(!reader.is_done);
         reader.trouble("it went off".to_owned());
-        assert_eq!(reader.tallies[1].failures, ["apex-tests life: it went off"]);
+        let names: Vec<_> = reader.tallies[1].failures.iter().map(|failure| failure.name.as_str()).collect();
+        assert_eq!(names, ["apex-tests life: it went off"]);
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub fn run(words: &[&str]) -> Result<()> {
     let binaries = build::tests()?;
     let report = start(&image, &apex_run, &binaries, filter)?;
     let surprises = skips::compare(&report.tallies, &shell::root().join("tests/expected-skips.toml"))?;
-    crate::test::close(&report.tallies, report.left.len(), surprises)
+    let left = report.left.into_iter().map(|thing| format!("LEFT BEHIND: {thing}"));
+    crate::test::close(&report.tallies, left.chain(surprises).collect())
 }
 
 fn start(image: &Image, apex_run: &Path, binaries: &[TestBinary], filter: Option<&str>) -> Result<Report> {

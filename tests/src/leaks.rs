@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A killed sandbox may need the kernel's workers to go; what is there after this stays.
@@ -60,11 +61,24 @@ pub fn processes(mark: &Mark) -> Vec<String> {
     found
 }
 
+/// Directories of Apex that were there before this test program made any: a run that was killed long ago left them, and pids come again.
+static STALE: OnceLock<Vec<PathBuf>> = OnceLock::new();
+
+/// Looks at what is there already. Before the first sandbox.
+pub fn look_before() {
+    STALE.get_or_init(|| {
+        let mut found = Vec::new();
+        below(Path::new("/sys/fs/cgroup"), "apex-", CGROUP_DEPTH_MAX, &mut found);
+        found
+    });
+}
+
 /// Directories `apex-PID-*` in any cgroup hierarchy.
 pub fn cgroups(apex_pid: u32) -> Vec<String> {
     let mut found = Vec::new();
     below(Path::new("/sys/fs/cgroup"), &format!("apex-{apex_pid}-"), CGROUP_DEPTH_MAX, &mut found);
-    found.iter().map(|path| format!("cgroup {}", path.display())).collect()
+    let is_stale = |path: &PathBuf| STALE.get().is_some_and(|stale| stale.contains(path));
+    found.iter().filter(|path| !is_stale(path)).map(|path| format!("cgroup {}", path.display())).collect()
 }
 
 /// Removes what a launcher that was killed could not: its cgroups. A later start of Apex would sweep them; a test must not leave

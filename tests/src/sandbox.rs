@@ -113,6 +113,7 @@ impl Sandbox {
     /// delegated cgroup the cgroup layer is optional, because such a machine cannot give it.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
+        leaks::look_before();
         let cwd = Arc::new(TempDir::new());
         let sandbox = Sandbox {
             args: Vec::new(),

@@ -115,14 +115,17 @@ fn freeze_while(file: &Path, running: &ptrace::Running, ended: &std::sync::atomi
 
 fn run(words: &[OsString], args: Vec<OsString>) -> Result<u8> {
     let options = apex_run::options::parse(args)?;
-    let streams = Streams::settle(&options.fds)?;
+    let streams = Streams::settle(&options.fds, &[])?;
     let scope = scope(&words[1])?;
     let mut tracer = scope.map(|scope| start_tracer(words, scope)).transpose()?;
     let host = LiveHost::at(std::env::current_dir()?);
     let plan = plan(&options, scope, &host)?;
     let watcher = tracer.as_mut().map(|tracer| tracer as &mut dyn Watcher);
-    let outcome =
-        launch::run(&plan, &host, Options { receipt: None, watcher, streams: &streams, payload: Payload::Command })?;
+    let outcome = launch::run(
+        &plan,
+        &host,
+        Options { receipt: None, watcher, control: None, streams: &streams, payload: Payload::Command },
+    )?;
     if let Some(mut tracer) = tracer {
         drop(tracer.0.stdin.take());
         tracer.0.wait()?;
@@ -161,7 +164,15 @@ impl Watcher for Tracer {
         Ok(None)
     }
 
+    fn has_more(&self) -> bool {
+        false
+    }
+
     fn acted(&mut self, _: &Act, _: Result<&str, &str>) {}
+
+    fn cut(&mut self, _: bool) -> Result<(), String> {
+        Err("a tracer cuts nothing off".to_owned())
+    }
 
     fn thawed(&mut self) {}
 

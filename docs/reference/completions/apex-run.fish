@@ -1,6 +1,6 @@
 # fish completion for apex-run; made by `apex-run --completions fish`
 
-set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn completions
+set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn keep completions
 
 function __apex_run_command
     set -l words (commandline -opc)
@@ -66,6 +66,7 @@ complete -c apex-run -n '__apex_run_options' -l on-finding -x -a 'warn freeze ki
 complete -c apex-run -n '__apex_run_options' -l baseline -x -a 'alert learn off' -d 'alert of a run that does what no earlier one of its policy did (default where that was learned), learn from it, or off'
 complete -c apex-run -n '__apex_run_options' -l summary -d 'afterwards tell on standard error what the command did: programs, files, hosts, refusals, odd things'
 complete -c apex-run -n '__apex_run_options' -l learn -r -F -d 'watch at full and write the narrowest policy to FILE, or merge into it; writes go to an overlay, secrets stay denied'
+complete -c apex-run -n '__apex_run_options' -l keep -x -d 'hold the sandbox for apexd: a listening socket, a file for how it ended, and descriptors to be handed out'
 complete -c apex-run -n '__apex_run_options' -l completions -x -a 'bash zsh fish' -d 'print completions for bash, zsh or fish'
 complete -c apex-run -n '__apex_run_options' -s h -l help -d 'print this text'
 complete -c apex-run -n '__apex_run_options' -s V -l version -d 'print the version'

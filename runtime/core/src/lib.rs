@@ -15,6 +15,7 @@ pub mod explain;
 pub mod export;
 pub mod finding;
 pub mod host;
+pub mod keep;
 pub mod layer;
 pub mod learn;
 pub mod observe;

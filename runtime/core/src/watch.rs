@@ -256,6 +256,11 @@ pub enum ToProbe {
         /// Whether they are to stand still.
         frozen: bool,
     },
+    /// Refuse every packet of the sandbox, or let them pass again, and whatever else a finding had tightened with them. Answered by [`FromProbe::Cut`].
+    Cut {
+        /// Whether they are refused.
+        cut: bool,
+    },
     /// The sandbox is gone: write down what is left and finish.
     Ended,
 }
@@ -281,6 +286,11 @@ pub enum FromProbe {
         reaction: Reaction,
         /// Title of the finding.
         because: String,
+    },
+    /// The answer to [`ToProbe::Cut`].
+    Cut {
+        /// Why it was not done.
+        error: Option<String>,
     },
     /// Everything is written.
     Done {

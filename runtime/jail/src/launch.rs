@@ -16,7 +16,8 @@ use apex_sys::signal::{self, Set};
 use apex_sys::{Errno, fs, terminal};
 
 use crate::ahead::Ahead;
-use crate::cgroup::{self, Cgroup, CgroupError, Site};
+use crate::cgroup::{self, Beside, Cgroup, CgroupError, Site};
+use crate::control::Control;
 use crate::guard::Guard;
 use crate::host::{LiveHost, launcher_pid};
 use crate::init::Init;
@@ -122,6 +123,8 @@ pub struct Options<'a> {
     pub receipt: Deliver<'a>,
     /// Watches the sandbox.
     pub watcher: Option<&'a mut dyn Watcher>,
+    /// Keeps the sandbox, and gives orders while it runs.
+    pub control: Option<&'a mut dyn Control>,
     /// The descriptors of the command.
     pub streams: &'a Streams,
     /// What runs in the sandbox.
@@ -148,8 +151,14 @@ pub fn run_recording(
     let site = plan.cgroup.as_ref().and_then(|_| host.site());
     let cgroup = create_cgroup(plan, site.as_deref().filter(|site| site.is_entered_by_clone()))?;
     // After the v2 cgroup, before which the launcher must be alone in its own; the watcher gets ready beside everything that follows.
-    let by_manager = site.as_deref().is_some_and(Site::is_by_manager);
-    let watch = options.watcher.map(|watcher| Watch::begin(watcher, cgroup.is_some(), by_manager)).transpose()?;
+    let watch = match options.watcher {
+        Some(watcher) => Some(Watch::begin(watcher)?),
+        None => None,
+    };
+    // The systemd manager would move the sandbox out again.
+    let has_own_v2 = cgroup.is_some() || site.as_deref().is_some_and(Site::is_by_manager);
+    let is_attended = watch.is_some() || options.control.is_some();
+    let beside = if is_attended && !has_own_v2 { Beside::make()? } else { None };
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
@@ -158,9 +167,9 @@ pub fn run_recording(
     let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();
     let mask = signal::block(&Set::of(&blocked)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
     let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
-    let pause = options.receipt.is_some() || watch.is_some();
+    let pause = options.receipt.is_some() || is_attended;
     let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);
-    let into = into.or_else(|| watch.as_ref().and_then(Watch::clone_into_fd));
+    let into = into.or_else(|| beside.as_ref().map(Beside::fd));
     let has_network = ahead.as_mut().map_or(Ok(false), |ahead| ahead.enter_network(plan)).map_err(explain)?;
     match process::clone_into(namespaces(plan, has_network), into)
         .map_err(Failure::at(Step::CreateNamespaces, 0))
@@ -189,6 +198,8 @@ pub fn run_recording(
             std::mem::forget(trees);
             let mut running = Running::new(plan, pid, pidfd, outer, cgroup, (placeholders, guard), mask);
             running.watch = watch;
+            running.beside = beside;
+            running.control = options.control.map(|control| control as &mut dyn Control);
             running.attach(|running| attach(plan, site.as_deref(), ahead, running))?;
             // Before the receipt, for which a proof waits: one attempt is to exceed the memory, and the others go on.
             if let (Payload::Function { .. }, Some(cgroup)) = (&options.payload, &running.cgroup) {

@@ -2,6 +2,7 @@
 
 mod ahead;
 pub mod cgroup;
+pub mod control;
 pub mod doctor;
 mod guard;
 pub mod host;

@@ -148,7 +148,7 @@ pub fn prove(plan: &Plan, host: &LiveHost, streams: &Streams) -> Result<Proof, J
     };
     let mut attempt = || trials.attempt_all(&writer);
     let payload = Payload::Function { run: &mut attempt, answers: writer.as_fd() };
-    let options = Options { receipt: Some(&mut keep), watcher: None, streams, payload };
+    let options = Options { receipt: Some(&mut keep), watcher: None, control: None, streams, payload };
     let outcome = match launch::run(plan, host, options) {
         // The receipt itself is the finding: nothing can be attempted in a sandbox that is not the one asked for.
         Err(JailError::Mismatch(_)) => return Ok(Proof::new(plan.mode, Vec::new(), layers)),

@@ -47,8 +47,8 @@ pub struct StreamFile {
 }
 
 impl Streams {
-    /// Closes everything else. To be called before anything of our own is opened.
-    pub fn settle(passed: &[i32]) -> Result<Streams, StreamError> {
+    /// Closes everything else but `kept`, which is the launcher's own. To be called before anything of our own is opened.
+    pub fn settle(passed: &[i32], kept: &[i32]) -> Result<Streams, StreamError> {
         let mut passed: Vec<i32> = passed.iter().copied().filter(|number| *number > 2).collect();
         passed.sort_unstable();
         passed.dedup();
@@ -67,7 +67,8 @@ impl Streams {
                 Err(errno) => return Err(StreamError::Kernel { number, errno }),
             }
         }
-        close_others(&passed).map_err(|errno| StreamError::Kernel { number: 3, errno })?;
+        let open: Vec<i32> = passed.iter().chain(kept).copied().collect();
+        close_others(&open).map_err(|errno| StreamError::Kernel { number: 3, errno })?;
         Ok(Streams { passed, files })
     }
 }

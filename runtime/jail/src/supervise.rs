@@ -14,7 +14,8 @@ use apex_sys::process::{self, Ended, Pid};
 use apex_sys::signal::{self, Interest, Set};
 use nix::libc::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGWINCH};
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Beside, Cgroup};
+use crate::control::{self, Control};
 use crate::guard::Guard;
 use crate::launch::{Ending, JailError, Outcome};
 use crate::listen::Listener;
@@ -60,8 +61,13 @@ pub struct Running<'a> {
     started: Instant,
     relay: Option<Relay>,
     listener: Option<Listener>,
-    /// After the init is gone, its directory is removed; before the cgroup, in which the prober may stand beside us.
     pub watch: Option<Watch<'a>>,
+    /// The v2 directory beside the limits, where those are not on v2 and somebody watches or keeps the sandbox: it is recognised and frozen by it.
+    pub beside: Option<Beside>,
+    /// Who keeps it.
+    pub control: Option<&'a mut dyn Control>,
+    /// Whether every process is stopped.
+    pub frozen: bool,
     mask: Set,
     has_given_back: bool,
     guard: Option<Guard>,
@@ -83,12 +89,15 @@ impl<'a> Running<'a> {
             init,
             socket: ManuallyDrop::new(socket),
             cgroup,
+            beside: None,
             pidfd: ManuallyDrop::new(pidfd),
             reaped: false,
             started: Instant::now(),
             relay: None,
             listener: None,
             watch: None,
+            control: None,
+            frozen: false,
             mask,
             has_given_back: false,
             guard: held.1,
@@ -119,6 +128,15 @@ impl<'a> Running<'a> {
     /// What was refused up to now; the end of the record.
     pub fn take_refusals(&mut self) -> Vec<Refusal> {
         self.listener.take().map(Listener::into_refusals).unwrap_or_default()
+    }
+
+    /// Passes a signal to the command.
+    pub fn signal(&self, number: i32) -> Result<(), Errno> {
+        match self.socket.order(Order::Signal(number)) {
+            // It is ending by itself; its report is next.
+            Err(Errno::EPIPE) => Ok(()),
+            other => other,
+        }
     }
 
     fn failed(&self, step: Step) -> impl Fn(Errno) -> JailError + use<'a> {
@@ -219,6 +237,7 @@ pub fn to_the_end(
                 running.listener =
                     Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
                 watch::attach(running, pid)?;
+                control::tell_standing(running);
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
             }
             Event::Report(Report::Ended(ended), _) => break Ok(ended),
@@ -257,12 +276,21 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Jai
     if ready.watcher && watch::serve(running)? == After::Kill {
         return Ok(Event::Caught);
     }
+    if ready.control && control::serve(running) == control::After::Kill {
+        return Ok(Event::Ended(nix::libc::SIGKILL));
+    }
+    // What the watcher said while an order was followed.
+    while running.watch.as_ref().is_some_and(|watch| watch.watcher.has_more()) {
+        if watch::serve(running)? == After::Kill {
+            return Ok(Event::Caught);
+        }
+    }
     if let Some(relay) = &mut running.relay {
         relay.serve(&ready.relay).map_err(&failed)?;
     }
     if ready.signals {
         while let Some(number) = signal::next(signals.as_fd()).map_err(&failed)? {
-            if running.watch.as_ref().is_some_and(Watch::is_frozen) {
+            if running.frozen {
                 match number {
                     SIGCONT => watch::thaw(running)?,
                     SIGHUP | SIGINT | SIGQUIT | SIGTERM => return Ok(Event::Ended(number)),
@@ -290,6 +318,7 @@ struct Ready {
     guard: bool,
     listener: bool,
     watcher: bool,
+    control: bool,
     /// As [`Relay::serve`] takes it.
     relay: Vec<bool>,
 }
@@ -299,8 +328,11 @@ fn wait(running: &Running<'_>, signals: &OwnedFd, timeout: Option<u64>) -> Resul
     let guard = running.guard.as_ref().map(Guard::fd);
     let listener = running.listener.as_ref().and_then(Listener::fd);
     let watcher = running.watch.as_ref().and_then(|watch| watch.watcher.fd());
+    let control = running.control.as_ref().map(|control| control.fds()).unwrap_or_default();
     let mut interests = vec![interest(running.socket.0.as_fd()), interest(signals.as_fd())];
     interests.extend([guard, listener, watcher].into_iter().flatten().map(interest));
+    let controls = control.len();
+    interests.extend(control.into_iter().map(interest));
     interests.extend(running.relay.iter().flat_map(Relay::interests));
     let any = signal::poll(&mut interests, timeout)?;
     let mut ready = interests.iter().map(|interest| interest.ready);
@@ -312,6 +344,7 @@ fn wait(running: &Running<'_>, signals: &OwnedFd, timeout: Option<u64>) -> Resul
         guard: next(guard.is_some()),
         listener: next(listener.is_some()),
         watcher: next(watcher.is_some()),
+        control: (0..controls).fold(false, |any, _| next(true) || any),
         relay: ready.collect(),
     })
 }
@@ -326,11 +359,7 @@ fn pass_on(running: &mut Running<'_>, number: i32) -> Result<(), Errno> {
             process::kill(std::process::id() as Pid, SIGSTOP)?;
             running.socket.order(Order::Signal(SIGCONT))
         }
-        _ => match running.socket.order(Order::Signal(number)) {
-            // It is ending by itself; its report is next.
-            Err(Errno::EPIPE) => Ok(()),
-            other => other,
-        },
+        _ => running.signal(number),
     }
 }
 
@@ -360,8 +389,8 @@ fn finish(running: &mut Running<'_>, ended: Result<Ended, Ending>) -> Result<Out
     if let Some(cgroup) = running.cgroup.take() {
         cgroup.remove()?;
     }
-    if let Some(watch) = running.watch.take() {
-        watch.remove()?;
+    if let Some(beside) = running.beside.take() {
+        beside.remove()?;
     }
     let was_oom = usage.as_ref().is_some_and(|usage| usage.oom_kills.unwrap_or(0) > 0);
     let ending = match ended {

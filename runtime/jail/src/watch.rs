@@ -84,12 +84,16 @@ pub trait Watcher {
     fn fd(&self) -> Option<BorrowedFd<'_>>;
     /// What it asks for; an error when it is gone.
     fn next(&mut self) -> Result<Option<Act>, String>;
+    /// Whether it asks for more than its descriptor tells of.
+    fn has_more(&self) -> bool;
     /// What was asked for was done, in words, or was not, and why.
     fn acted(&mut self, act: &Act, outcome: Result<&str, &str>);
     /// A frozen sandbox goes on.
     fn thawed(&mut self);
     /// Has every process of a traced sandbox stand still, or go on.
     fn hold(&mut self, frozen: bool) -> Result<(), String>;
+    /// Refuses every packet of the sandbox, or lets them pass; bounded. Only asked of a watcher that needed a cgroup.
+    fn cut(&mut self, cut: bool) -> Result<(), String>;
     /// Ends the watcher at once: a tracer that reaps nobody keeps a killed sandbox from its end.
     fn abandon(&mut self);
 }
@@ -97,12 +101,9 @@ pub trait Watcher {
 /// The watch over one sandbox.
 pub(crate) struct Watch<'w> {
     pub watcher: &'w mut dyn Watcher,
-    /// The v2 directory beside the limits, where those are not on v2.
-    beside: Option<Beside>,
     traced: bool,
     /// Whether probes watch it, which can refuse its connections.
     probed: bool,
-    frozen: bool,
 }
 
 /// What an act leaves of the sandbox.
@@ -115,32 +116,20 @@ pub(crate) enum After {
 }
 
 impl<'w> Watch<'w> {
-    /// Starts the watcher, and makes what the sandbox will be recognised by. Before the clone, which enters it.
-    pub fn begin(watcher: &'w mut dyn Watcher, limits_on_v2: bool, by_manager: bool) -> Result<Watch<'w>, JailError> {
+    /// Starts the watcher.
+    pub fn begin(watcher: &'w mut dyn Watcher) -> Result<Watch<'w>, JailError> {
         watcher.begin().map_err(JailError::Watch)?;
-        // The systemd manager would move the sandbox out again.
-        let beside = if limits_on_v2 || by_manager { None } else { Beside::make()? };
-        Ok(Watch { watcher, beside, traced: false, probed: false, frozen: false })
+        Ok(Watch { watcher, traced: false, probed: false })
     }
 
-    /// The directory that the sandbox is born into.
-    pub fn clone_into_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.beside.as_ref().map(Beside::fd)
+    /// Whether kernel probes watch it.
+    pub fn is_probed(&self) -> bool {
+        self.probed
     }
 
     /// Whether its processes have a tracer, without which none of them is reaped.
     pub fn is_traced(&self) -> bool {
         self.traced
-    }
-
-    /// Whether every process is stopped.
-    pub fn is_frozen(&self) -> bool {
-        self.frozen
-    }
-
-    /// Removes the directory; nobody is in it any more.
-    pub fn remove(self) -> Result<(), CgroupError> {
-        self.beside.map_or(Ok(()), Beside::remove)
     }
 }
 
@@ -148,7 +137,7 @@ impl<'w> Watch<'w> {
 pub(crate) fn prepare(running: &mut Running<'_>) -> Result<Option<Scope>, JailError> {
     let Some(watch) = &mut running.watch else { return Ok(None) };
     let needs = watch.watcher.prepared().map_err(JailError::Watch)?;
-    let has_cgroup = directory(watch.beside.as_ref(), running.cgroup.as_ref()).is_some();
+    let has_cgroup = directory(running.beside.as_ref(), running.cgroup.as_ref()).is_some();
     if needs.cgroup && !has_cgroup {
         return Err(JailError::Watch(format!(
             "probes recognise a sandbox by its cgroup v2 directory, and none can be made here: {GET_CGROUP}"
@@ -162,7 +151,7 @@ pub(crate) fn prepare(running: &mut Running<'_>) -> Result<Option<Scope>, JailEr
 /// Has the sandbox watched while its command waits, sealed.
 pub(crate) fn attach(running: &mut Running<'_>, command: Pid) -> Result<(), JailError> {
     let Some(watch) = &mut running.watch else { return Ok(()) };
-    let cgroup = directory(watch.beside.as_ref(), running.cgroup.as_ref());
+    let cgroup = directory(running.beside.as_ref(), running.cgroup.as_ref());
     let id = match cgroup {
         // A cgroup's id is its inode in cgroupfs.
         Some(dir) => fs::stat_number(dir.as_raw_fd()).map_err(|errno| {
@@ -207,9 +196,8 @@ pub(crate) fn thaw(running: &mut Running<'_>) -> Result<(), JailError> {
 
 /// By the cgroup where there is one, else by the tracer: nobody inside escapes or notices either. SIGSTOP is no way: any SIGCONT from inside would undo it.
 /// In words, what is done when they are to stop.
-fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<&'static str, String> {
-    let Some(watch) = &mut running.watch else { return Ok("nobody watches it") };
-    let by_cgroup = match (&watch.beside, &running.cgroup) {
+pub(crate) fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<&'static str, String> {
+    let by_cgroup = match (&running.beside, &running.cgroup) {
         (Some(beside), _) => Some(beside.freeze(frozen)),
         (None, Some(cgroup)) => match cgroup.freeze(frozen) {
             Err(CgroupError::FreezeUnsupported) => None,
@@ -217,17 +205,26 @@ fn set_frozen(running: &mut Running<'_>, frozen: bool) -> Result<&'static str, S
         },
         (None, None) => None,
     };
-    let done = match by_cgroup {
-        Some(done) => done.map(|()| "every process of the sandbox is stopped").map_err(|error| error.to_string())?,
-        None if watch.traced => {
+    let done = match (by_cgroup, running.watch.as_mut().filter(|watch| watch.traced)) {
+        (Some(done), _) => {
+            done.map_err(|error| error.to_string())?;
+            if frozen { "every process of the sandbox is stopped" } else { "every process of the sandbox goes on" }
+        }
+        (None, Some(watch)) => {
             // Who traces has its own time, and ends the sandbox when it takes too long.
             watch.watcher.hold(frozen)?;
             "every process of the sandbox is being stopped by its tracer"
         }
-        None => return Err(format!("it has no cgroup with a freezer, and nobody traces it; {GET_CGROUP}")),
+        (None, None) => return Err(format!("it has no cgroup with a freezer, and nobody traces it; {GET_CGROUP}")),
     };
-    watch.frozen = frozen;
+    running.frozen = frozen;
     Ok(done)
+}
+
+/// Whether [`set_frozen`] has a way.
+pub(crate) fn has_freezer(running: &Running<'_>) -> bool {
+    let by_limits = running.cgroup.as_ref().is_some_and(|cgroup| cgroup.clone_into_fd().is_some() || cgroup.is_scope());
+    running.beside.is_some() || by_limits || running.watch.as_ref().is_some_and(Watch::is_traced)
 }
 
 fn tighten(running: &Running<'_>) -> Result<String, String> {

@@ -70,6 +70,7 @@ pub fn name_of(said: &ToProbe) -> &'static str {
         ToProbe::Refused { .. } => "`refused`",
         ToProbe::Lost { .. } => "`lost`",
         ToProbe::Hold { .. } => "`hold`",
+        ToProbe::Cut { .. } => "`cut`",
         ToProbe::Ended => "`ended`",
     }
 }

@@ -259,10 +259,18 @@ impl Service {
                 Ok(())
             }
             ToProbe::Hold { frozen } => self.hold(frozen),
+            ToProbe::Cut { cut } => self.cut(cut),
             other @ (ToProbe::Begin(_) | ToProbe::Sandbox { .. } | ToProbe::Ended) => {
                 Err(LinkError::OutOfTurn(link::name_of(&other)).into())
             }
         }
+    }
+
+    fn cut(&mut self, cut: bool) -> Result<()> {
+        // The end is on its way: nothing is left to be cut off.
+        let error = self.running.as_ref().and_then(|running| running.cut(cut).err());
+        self.link.say(&FromProbe::Cut { error })?;
+        Ok(())
     }
 
     /// Without waiting: a tracer with much to tell takes no order before this loop has made room for it.

@@ -12,7 +12,7 @@ use apex_core::seccomp::trace::Scope;
 use apex_core::summary::ProbeCost;
 use apex_core::watch::{Begin, Family, Level, Source};
 
-use crate::bpf::{self, Probes};
+use crate::bpf::{self, Deny, Probes};
 use crate::ptrace;
 use crate::source::Batch;
 
@@ -165,6 +165,17 @@ impl Running {
         match self {
             Running::Probes(probes) => probes.tighten().map_err(|error| words(&error)),
             Running::Ptrace(_) | Running::Nothing => Ok(()),
+        }
+    }
+
+    /// Cuts the network off, or gives it back.
+    pub fn cut(&self, cut: bool) -> Result<(), String> {
+        match self {
+            Running::Probes(probes) => {
+                let denied: &[Deny] = if cut { &[Deny::Network] } else { &[] };
+                probes.deny(denied).map_err(|error| words(&error))
+            }
+            Running::Ptrace(_) | Running::Nothing => Err("only kernel probes cut a network off".to_owned()),
         }
     }
 

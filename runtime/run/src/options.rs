@@ -89,6 +89,8 @@ pub struct Options {
     pub tmp_size: Option<String>,
     /// `--time`, as written.
     pub time: Option<String>,
+    /// `--keep`.
+    pub keep: Vec<i32>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
@@ -380,6 +382,7 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         }
         Value::Learn => options.learn = Some(path(row, value)?),
         Value::Overlay => options.overlay = Some(path(row, value)?),
+        Value::Keep => options.keep = kept(row, &value)?,
         Value::Completions => {
             let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];
             set_action(options, Action::Completions(word(row, &value, &shells)?))?;
@@ -538,6 +541,17 @@ fn descriptor(row: &'static Row, value: &OsStr) -> Result<i32, OptionError> {
         return Err(bad(row, value, "is passed in any case", "leave the option out"));
     }
     Ok(fd)
+}
+
+/// The socket, the file, and what is held besides.
+fn kept(row: &'static Row, value: &OsStr) -> Result<Vec<i32>, OptionError> {
+    let words = value.to_str().unwrap_or_default().split(',');
+    let fds: Result<Vec<i32>, OptionError> = words.map(|word| descriptor(row, OsStr::new(word))).collect();
+    let fds = fds?;
+    if fds.len() < 2 {
+        return Err(bad(row, value, "is too short", "apexd gives a socket and a file; nobody else needs this option"));
+    }
+    Ok(fds)
 }
 
 fn bad(row: &'static Row, given: &OsStr, problem: &'static str, remedy: &'static str) -> OptionError {

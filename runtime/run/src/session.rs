@@ -16,6 +16,7 @@ use apex_core::receipt::Receipt;
 use apex_core::refusal::{Explanation, Refusal};
 use apex_core::seccomp::{Abi, groups};
 use apex_core::watch::{Learn, Level};
+use apex_jail::control::Control;
 use apex_jail::host::LiveHost;
 use apex_jail::launch::{self, Ending, JailError, Outcome, Payload};
 use apex_jail::streams::Streams;
@@ -26,6 +27,7 @@ use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
 use apex_sys::Errno;
 
+use crate::keeper::Keeper;
 use crate::verbs::able::Able;
 use crate::verbs::{self, Verb};
 use crate::watch::Prober;
@@ -63,7 +65,7 @@ pub fn run(mut words: impl Iterator<Item = OsString>) -> Result<u8> {
     }
     let words = first.into_iter().chain(words);
     let options = options::parse(words)?;
-    let streams = Streams::settle(&options.fds)?;
+    let streams = Streams::settle(&options.fds, &options.keep)?;
     match options.action {
         Action::Help => say(&help::help()),
         Action::Version => say(&help::version()),
@@ -71,7 +73,8 @@ pub fn run(mut words: impl Iterator<Item = OsString>) -> Result<u8> {
         Action::Doctor => doctor(&options),
         Action::Plan => show_plan(&options),
         Action::Prove => prove(&options, &streams),
-        Action::Run => run_command(&options, &streams),
+        Action::Run if options.keep.is_empty() => run_command(&options, &streams, None),
+        Action::Run => run_kept(&options, &streams),
     }
 }
 
@@ -103,7 +106,20 @@ fn doctor(options: &Options) -> Result<u8> {
     Ok(if diagnosis.usable() { 0 } else { code::FAILED })
 }
 
-fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
+/// For the daemon, which hears how it ended even when it did not begin.
+fn run_kept(options: &Options, streams: &Streams) -> Result<u8> {
+    let mut keeper = Keeper::take(&options.keep)
+        .map_err(|errno| anyhow::anyhow!("taking the descriptors of --keep: {}", errno.desc()))?;
+    let outcome = run_command(options, streams, Some(&mut keeper));
+    let (code, words) = match &outcome {
+        Ok(code) => (*code, None),
+        Err(error) => (exit_code(error), Some(format!("{error:#}"))),
+    };
+    keeper.finish(code, words);
+    outcome
+}
+
+fn run_command(options: &Options, streams: &Streams, mut keeper: Option<&mut Keeper>) -> Result<u8> {
     // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
     let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
     // Freeing touches pages that the init shares: each would be copied.
@@ -125,6 +141,7 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
         launch::Options {
             receipt: if wants_receipt { Some(&mut deliver) } else { None },
             watcher: prober.as_mut().map(|prober| prober as &mut dyn Watcher),
+            control: keeper.as_deref_mut().map(|keeper| keeper as &mut dyn Control),
             streams,
             payload: Payload::Command,
         },
@@ -135,6 +152,9 @@ fn run_command(options: &Options, streams: &Streams) -> Result<u8> {
         explain_all(options, policy, plan, refusals)?;
     }
     let outcome = outcome?;
+    if let Some(keeper) = keeper {
+        keeper.ended(outcome.ending);
+    }
     let caught = prober.as_ref().and_then(Prober::caught).map(str::to_owned);
     let code = finish(plan, &outcome, caught.as_deref());
     // Its summary comes last. A record without its end is none: then the run did not go as it was asked for.

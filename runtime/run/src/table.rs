@@ -156,6 +156,7 @@ pub enum Value {
     Baseline,
     Learn,
     Overlay,
+    Keep,
     Completions,
 }
 
@@ -392,6 +393,12 @@ pub static TABLE: &[Row] = &[
         "learn",
         takes(Value::Learn, "FILE", Hint::Path),
         "watch at full and write the narrowest policy to FILE, or merge into it; writes go to an overlay, secrets stay denied",
+    ),
+    row(
+        Section::General,
+        "keep",
+        takes(Value::Keep, "FD,FD,...", Hint::Nothing),
+        "hold the sandbox for apexd: a listening socket, a file for how it ended, and descriptors to be handed out",
     ),
     row(
         Section::General,

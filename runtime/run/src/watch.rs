@@ -4,6 +4,7 @@
 //! whoever parses what a hostile program wrote is not the process that holds the sandbox. Every wait for it is bounded, and whatever is
 //! wrong with it is an error: what is to be watched does not run unwatched.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -54,6 +55,8 @@ pub struct Prober {
     lost: u64,
     /// The finding for which the sandbox was ended.
     caught: Option<String>,
+    /// What it asked for while the answer to something else was awaited.
+    acts: VecDeque<Act>,
     /// It was killed, since it did not let the sandbox end.
     abandoned: bool,
     unsaid: Unsaid,
@@ -100,6 +103,7 @@ impl Prober {
             alive: None,
             lost: 0,
             caught: None,
+            acts: VecDeque::new(),
             abandoned: false,
             unsaid: Unsaid::default(),
         })
@@ -135,7 +139,7 @@ impl Prober {
                 FromProbe::Done { .. } => break,
                 FromProbe::Failed { words } => return Err(escape::text(&words).into_owned()),
                 // Asked for while the end was already on its way.
-                FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching => {}
+                FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching | FromProbe::Cut { .. } => {}
             }
         }
         self.reap(END_WITHIN);
@@ -319,14 +323,34 @@ impl Watcher for Prober {
     }
 
     fn next(&mut self) -> Result<Option<Act>, String> {
-        match self.receive(READY_WITHIN)? {
-            FromProbe::Act { reaction, because } => {
-                if reaction == Reaction::Kill {
-                    self.caught = Some(because.clone());
-                }
-                Ok(Some(Act { reaction, because }))
+        let act = match self.acts.pop_front() {
+            Some(act) => act,
+            None => match self.receive(READY_WITHIN)? {
+                FromProbe::Act { reaction, because } => Act { reaction, because },
+                other => return Err(out_of_turn(other)),
+            },
+        };
+        if act.reaction == Reaction::Kill {
+            self.caught = Some(act.because.clone());
+        }
+        Ok(Some(act))
+    }
+
+    fn has_more(&self) -> bool {
+        !self.acts.is_empty()
+    }
+
+    fn cut(&mut self, cut: bool) -> Result<(), String> {
+        self.send(&ToProbe::Cut { cut }, None, READY_WITHIN)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            match self.receive_by(deadline, READY_WITHIN)? {
+                FromProbe::Cut { error: None } => return Ok(()),
+                FromProbe::Cut { error: Some(words) } => return Err(escape::text(&words).into_owned()),
+                // Said before it heard us. As many as it says; each is served by the next round of the supervision.
+                FromProbe::Act { reaction, because } => self.acts.push_back(Act { reaction, because }),
+                other => return Err(out_of_turn(other)),
             }
-            other => Err(out_of_turn(other)),
         }
     }
 

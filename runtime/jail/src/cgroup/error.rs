@@ -131,6 +131,14 @@ pub enum CgroupError {
         "cannot freeze the sandbox: its cgroup is of v1, and only v2 freezes; mount cgroup2, or run as an ordinary user, whose tracer can hold it"
     )]
     FreezeUnsupported,
+    /// A limit is to be changed that was never set.
+    #[error(
+        "cannot change the limit of {resource}: the sandbox was made without one, so its cgroup has no such controller; set one at its start"
+    )]
+    NoDial {
+        /// Of what.
+        resource: &'static str,
+    },
     /// The systemd user manager did not do what was asked.
     #[error(
         "cannot start the scope {unit} through the systemd user manager; see `systemctl --user status`, or give --optional cgroup"

@@ -31,6 +31,7 @@
 //! just before. v2 enters with the clone and has no such wait: find 7 plus 8 a level, create 18, attach 0.
 
 mod beside;
+mod dial;
 mod dir;
 mod effective;
 mod error;
@@ -192,6 +193,11 @@ impl Cgroup {
             Kind::V2(group) => Some(group.dir.fd()),
             Kind::V1(_) | Kind::Scope(_) => None,
         }
+    }
+
+    /// Whether a systemd manager made it.
+    pub fn is_scope(&self) -> bool {
+        matches!(self.kind, Kind::Scope(_))
     }
 
     /// v1: files, each of which takes a process in that writes `0` to it. Empty where [`Cgroup::attach`] or the clone is the way.

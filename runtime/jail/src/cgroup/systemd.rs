@@ -83,6 +83,11 @@ impl Scope {
         self.placed.as_ref().ok_or_else(|| CgroupError::NotStarted { unit: self.unit.clone() })
     }
 
+    /// The scope's directory, once it is placed.
+    pub(super) fn dir(&self) -> Option<&Dir> {
+        self.placed.as_ref().map(|(dir, _)| dir)
+    }
+
     pub(super) fn effective(&self, plan: &CgroupPlan, pid: i32) -> Result<Effective, CgroupError> {
         let (dir, path) = self.placed()?;
         let mut effective = v2::effective(dir, path, plan, pid)?;
@@ -214,16 +219,47 @@ mod tests {
         }
     }
 
-    /// A private bus; its address.
-    fn private_bus() -> std::io::Result<(Child, String)> {
-        let mut daemon = Command::new("dbus-daemon")
-            .args(["--session", "--nofork", "--print-address"])
-            .arg(format!("--address=unix:tmpdir={}", std::env::temp_dir().display()))
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut address = String::new();
-        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address)?;
-        Ok((daemon, address.trim().to_owned()))
+    /// A private bus, which ends with its value.
+    struct Bus {
+        daemon: Child,
+        address: String,
+        dir: PathBuf,
+    }
+
+    impl Bus {
+        fn start() -> std::io::Result<Bus> {
+            let dir = std::env::temp_dir().join(format!("apex-bus-{}", std::process::id()));
+            std::fs::create_dir(&dir)?;
+            let daemon = Command::new("dbus-daemon")
+                .args(["--session", "--nofork", "--print-address"])
+                .arg(format!("--address=unix:tmpdir={}", dir.display()))
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .inspect_err(|_| std::fs::remove_dir(&dir).unwrap())?;
+            let mut bus = Bus { daemon, address: String::new(), dir };
+            BufReader::new(bus.daemon.stdout.take().unwrap()).read_line(&mut bus.address)?;
+            bus.address.truncate(bus.address.trim_end().len());
+            Ok(bus)
+        }
+    }
+
+    impl Drop for Bus {
+        fn drop(&mut self) {
+            // Also when the test fails, which has its own words by then.
+            let _ = self.daemon.kill();
+            let _ = self.daemon.wait();
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    /// Whom the kill found beside the process that was waited for may still be on the way out.
+    fn remove(scope: &Path) {
+        let until = Instant::now() + WAIT_MAX;
+        while let Err(error) = std::fs::remove_dir(scope) {
+            assert!(Instant::now() < until, "{}: {error}", scope.display());
+            std::thread::sleep(LOOK_INTERVAL);
+        }
     }
 
     #[test]
@@ -236,11 +272,11 @@ mod tests {
         }
         let own = effective::path_v2(std::process::id().cast_signed()).unwrap();
         let parent = mount.join(own.trim_start_matches('/'));
-        let (mut daemon, bus) = match private_bus() {
+        let bus = match Bus::start() {
             Ok(bus) => bus,
             Err(error) => return skip(name, &format!("needs dbus-daemon: {error}")),
         };
-        let manager = zbus::blocking::connection::Builder::address(bus.as_str())
+        let manager = zbus::blocking::connection::Builder::address(bus.address.as_str())
             .unwrap()
             .name(MANAGER)
             .unwrap()
@@ -248,7 +284,7 @@ mod tests {
             .unwrap()
             .build()
             .unwrap();
-        let site = Site { place: Place::SystemdUser { mount, bus } };
+        let site = Site { place: Place::SystemdUser { mount, bus: bus.address.clone() } };
 
         let mut cgroup = Cgroup::create(&PLAN, &site).unwrap();
         assert!(matches!(cgroup.kill_all(), Err(CgroupError::NotStarted { .. })));
@@ -266,10 +302,8 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         let scope = parent.join(format!("{}.scope", cgroup.name()));
         cgroup.remove().unwrap();
-        std::fs::remove_dir(scope).unwrap();
+        remove(&scope);
         drop(manager);
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
     }
 
     #[test]

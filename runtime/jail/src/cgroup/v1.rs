@@ -45,7 +45,7 @@ pub(super) struct Group {
     controllers: Vec<Controller>,
     parent: PathBuf,
     path: String,
-    dir: Dir,
+    pub(super) dir: Dir,
 }
 
 /// Makes the directories that the plan needs and sets the limits. A plan without limits gets `memory`, to measure.
@@ -148,7 +148,7 @@ impl Group {
         })
     }
 
-    fn holds(&self, controller: Controller) -> bool {
+    pub(super) fn holds(&self, controller: Controller) -> bool {
         self.controllers.contains(&controller)
     }
 

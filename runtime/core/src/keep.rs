@@ -1,0 +1,153 @@
+//! What the daemon and the keeper of a sandbox say to each other.
+//!
+//! A keeper is an `apex-run` with `--keep`: the process that holds one sandbox, for as long as that lives, whatever becomes of the daemon. It
+//! gets a listening `SOCK_SEQPACKET` socket and serves one connection at a time, a new one in place of the old. Each packet is one JSON value,
+//! [`ToKeeper`] one way and [`FromKeeper`] the other, of at most [`PACKET_BYTES_MAX`] bytes. Every request gets exactly one answer, in order: [`FromKeeper::Done`],
+//! [`FromKeeper::Refused`], [`FromKeeper::Used`] or [`FromKeeper::Streams`]. [`FromKeeper::Standing`] comes unasked, at the start of a connection or as soon as it
+//! is so, and [`FromKeeper::Ended`] as the last word, which is written to the keeper's result file as well: a daemon that was away reads it there.
+
+use serde::{Deserialize, Serialize};
+
+/// Largest packet.
+pub const PACKET_BYTES_MAX: usize = 16 << 10;
+
+/// Limits that can be changed while the sandbox runs; what is absent stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub tasks: Option<u64>,
+    /// Hundredths of one CPU.
+    pub cpu_percent: Option<u64>,
+}
+
+/// The daemon to the keeper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "kebab-case")]
+pub enum ToKeeper {
+    /// Hand out the descriptors that you hold for me: the ends of the command's streams.
+    Streams,
+    /// Pass a signal to the command.
+    Signal {
+        /// Its number.
+        number: i32,
+    },
+    /// Stop every process, or let them go on.
+    Freeze {
+        /// Whether they are to stand still.
+        frozen: bool,
+    },
+    /// Change limits.
+    Limit {
+        /// To these.
+        limits: Limits,
+    },
+    /// Cut the network off, or give it back.
+    Cut {
+        /// Whether it is to be cut.
+        cut: bool,
+    },
+    /// End the sandbox.
+    Kill,
+    /// Tell what it uses.
+    Use,
+}
+
+/// The keeper to the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "kebab-case")]
+pub enum FromKeeper {
+    /// Every layer is in force, and the command starts now or has started.
+    Standing(Standing),
+    /// It is done.
+    Done {
+        /// What, in words.
+        words: String,
+    },
+    /// It is not.
+    Refused {
+        /// What stood in the way.
+        words: String,
+    },
+    /// What the sandbox uses.
+    Used(Usage),
+    /// The descriptors come along, in the order in which they were handed over.
+    Streams,
+    /// The sandbox is gone, or never came to be.
+    Ended(Ended),
+}
+
+/// A sandbox that stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Pid of its init, as the host numbers it.
+    pub init: u32,
+    /// What it was planned with: no dial goes beyond.
+    pub limits: Limits,
+    /// Whether it has a cgroup through which limits can be changed.
+    pub has_limits: bool,
+    /// Whether it has the host's network.
+    pub has_network: bool,
+    /// Whether kernel probes watch it, which can cut its network off.
+    pub has_network_dial: bool,
+    /// Whether it can be frozen.
+    pub has_freezer: bool,
+    /// Mode of its policy.
+    pub mode: String,
+}
+
+/// What a sandbox uses at this moment; `None` for what this host does not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub tasks: Option<u64>,
+    /// Microseconds of CPU since its start.
+    pub cpu_us: Option<u64>,
+}
+
+/// How a sandbox ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Exit code of `apex-run`, as it is without a daemon.
+    pub code: u8,
+    /// In words: `exited`, `signal 9`, `time`, `memory`, `finding`, `failed`.
+    pub how: String,
+    /// What went wrong, when Apex failed.
+    pub words: Option<String>,
+    /// Nanoseconds since the epoch.
+    pub time_ns: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_come_back_from_their_text() {
+        let check = |said: FromKeeper| {
+            let text = serde_json::to_string(&said).expect("representable");
+            assert!(text.len() < PACKET_BYTES_MAX);
+            assert_eq!(serde_json::from_str::<FromKeeper>(&text).expect("own text"), said);
+        };
+        check(FromKeeper::Standing(Standing {
+            init: 7,
+            limits: Limits { memory_bytes: Some(1), tasks: None, cpu_percent: Some(100) },
+            has_limits: true,
+            has_network: false,
+            has_network_dial: false,
+            has_freezer: true,
+            mode: "isolation".to_owned(),
+        }));
+        check(FromKeeper::Ended(Ended { code: 137, how: "memory".to_owned(), words: None, time_ns: 5 }));
+        let said = ToKeeper::Limit { limits: Limits { tasks: Some(3), ..Limits::default() } };
+        let text = serde_json::to_string(&said).expect("representable");
+        assert_eq!(text, r#"{"say":"limit","limits":{"memory_bytes":null,"tasks":3,"cpu_percent":null}}"#);
+        assert_eq!(serde_json::from_str::<ToKeeper>(&text).expect("own text"), said);
+        let strange = r#"{"say":"limit","limits":{"disk":1}}"#;
+        assert!(serde_json::from_str::<ToKeeper>(strange).is_err(), "what is not understood is not half done");
+    }
+}

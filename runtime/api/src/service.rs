@@ -1,0 +1,56 @@
+//! What the daemon does, whichever way it was asked.
+
+use std::pin::Pin;
+
+use tokio_stream::Stream;
+
+use crate::Error;
+use crate::v1::{
+    AuditRequest, AuditVerdict, CreateRequest, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
+    RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest,
+    StatsResponse, StreamRequest, Transition, TreeResponse,
+};
+
+/// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Process id; 0 when it is not known.
+    pub pid: u32,
+}
+
+/// Answers that come one after the other.
+pub type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
+
+/// The daemon. Each call judges for itself whether the peer may.
+#[async_trait::async_trait]
+#[expect(missing_docs, reason = "the proto file says what each call does")]
+pub trait Service: Send + Sync + 'static {
+    async fn create(&self, peer: Peer, request: CreateRequest) -> Result<Sandbox, Error>;
+    /// `Run` and `Attach`: the first message tells which.
+    async fn run(&self, peer: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error>;
+    async fn wait(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
+    async fn list(&self, peer: Peer, request: ListRequest) -> Result<ListResponse, Error>;
+    async fn inspect(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
+    async fn logs(&self, peer: Peer, request: LogsRequest) -> Result<Streamed<LogChunk>, Error>;
+    async fn events(&self, peer: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error>;
+    async fn findings(&self, peer: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error>;
+    async fn set_mode(&self, peer: Peer, request: SetModeRequest) -> Result<Transition, Error>;
+    async fn set_limits(&self, peer: Peer, request: SetLimitsRequest) -> Result<Transition, Error>;
+    async fn pause(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
+    async fn resume(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
+    async fn signal(&self, peer: Peer, request: SignalRequest) -> Result<Sandbox, Error>;
+    async fn kill(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
+    async fn remove(&self, peer: Peer, request: RemoveRequest) -> Result<(), Error>;
+    async fn audit_tail(&self, peer: Peer, request: AuditRequest) -> Result<Streamed<JsonLine>, Error>;
+    async fn audit_verify(&self, peer: Peer) -> Result<AuditVerdict, Error>;
+    async fn tree(&self, peer: Peer) -> Result<TreeResponse, Error>;
+    async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error>;
+    /// Prometheus' text format.
+    async fn metrics(&self, peer: Peer) -> Result<String, Error>;
+    /// Whether requests are served; the reason when they are not.
+    async fn ready(&self) -> Result<(), Error>;
+}

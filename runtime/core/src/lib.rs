@@ -7,6 +7,7 @@
 pub mod amount;
 pub mod backtest;
 pub mod baseline;
+pub mod control;
 pub mod detect;
 pub mod doctor;
 pub mod escape;

@@ -4,6 +4,7 @@
 //! This crate does no I/O, reads no clock, starts no thread and holds no `unsafe`.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod amount;
 pub mod backtest;
 pub mod baseline;

@@ -13,6 +13,8 @@ mod gates;
 mod plan;
 mod refusal;
 mod suggest;
+#[cfg(test)]
+mod tests;
 
 pub use facts::{Facts, Limits, ModeDefaults, State};
 pub use finding::{Answer, Found, Reaction, Reactions, on_finding};

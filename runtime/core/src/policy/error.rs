@@ -148,7 +148,7 @@ pub enum PolicyError {
 }
 
 impl PolicyError {
-    pub(super) fn value(at: &Origin, message: impl fmt::Display) -> Self {
+    pub(crate) fn value(at: &Origin, message: impl fmt::Display) -> Self {
         PolicyError::Value { at: at.clone(), message: message.to_string() }
     }
 }

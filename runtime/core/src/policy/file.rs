@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 
 use super::error::{PolicyError, nearest};
@@ -317,6 +318,11 @@ impl Lines {
 
 /// Reads one file.
 pub(super) fn parse(text: &str, lines: &Lines) -> Result<File, PolicyError> {
+    shaped(text, lines)
+}
+
+/// Reads a text of any shape that refuses unknown keys, with errors that name line and nearest key.
+pub(crate) fn shaped<T: DeserializeOwned>(text: &str, lines: &Lines) -> Result<T, PolicyError> {
     if text.len() > FILE_SIZE_MAX {
         return Err(PolicyError::TooLarge { file: lines.source.clone(), bytes: text.len(), max: FILE_SIZE_MAX });
     }
@@ -324,7 +330,7 @@ pub(super) fn parse(text: &str, lines: &Lines) -> Result<File, PolicyError> {
         at: lines.origin(&error.span().unwrap_or(0..0)),
         message: error.message().to_owned(),
     })?;
-    File::deserialize(deserializer).map_err(|error| shape_error(&error, lines))
+    T::deserialize(deserializer).map_err(|error| shape_error(&error, lines))
 }
 
 /// Gives the error of the deserializer its structure back. serde hands unknown names over as text only (`serde::de::Error`);

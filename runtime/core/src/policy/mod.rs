@@ -31,7 +31,7 @@ pub use error::PolicyError;
 pub(crate) use error::nearest;
 pub use file::FILE_SIZE_MAX;
 pub(crate) use file::Lines;
-pub(crate) use file::{LearnedTable, SeenTable};
+pub(crate) use file::{LearnedTable, SeenTable, shaped};
 pub use flags::Flags;
 pub use merge::PATH_RULES_MAX;
 pub use path::is_within;

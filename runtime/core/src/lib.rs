@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod amount;
+pub mod audit;
 pub mod backtest;
 pub mod baseline;
 pub mod control;

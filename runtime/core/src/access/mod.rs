@@ -218,8 +218,9 @@ impl Weekday {
 }
 
 /// Minute of the day and day of the week at a wall time (milliseconds since 1970 UTC) in a place `utc_offset_s` seconds east of Greenwich.
-pub fn moment(unix_ms: i64, utc_offset_s: i32) -> (u16, Weekday) {
-    let minutes = (unix_ms.div_euclid(1000).saturating_add(i64::from(utc_offset_s))).div_euclid(60);
+pub fn moment(unix_ms: u64, utc_offset_s: i32) -> (u16, Weekday) {
+    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX).saturating_add(i64::from(utc_offset_s));
+    let minutes = seconds.div_euclid(60);
     let (day, minute) = (minutes.div_euclid(24 * 60), minutes.rem_euclid(24 * 60));
     // 1 January 1970 was a Thursday, which is number 3 from Monday.
     let weekday = usize::try_from((day + 3).rem_euclid(7)).ok().and_then(|at| Weekday::ALL.get(at).copied());

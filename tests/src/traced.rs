@@ -15,7 +15,8 @@ static JOB_64: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/job64"));
 static JOB_32: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/job32"));
 
 /// A user who owns nothing; no passwd entry is needed.
-const NOBODY: u32 = 59_999;
+/// A user id that nobody has.
+pub const NOBODY: u32 = 59_999;
 
 /// A script of which every source tells the same: it runs programs on a connection, a pipe and nothing, and tries some that cannot be executed.
 pub const STREAMS_AND_FAILURES: &str = r#"

@@ -8,20 +8,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Limits;
+
 /// Largest packet.
 pub const PACKET_BYTES_MAX: usize = 16 << 10;
-
-/// Limits that can be changed while the sandbox runs; what is absent stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Bytes.
-    pub memory_bytes: Option<u64>,
-    /// Processes and threads.
-    pub tasks: Option<u64>,
-    /// Hundredths of one CPU.
-    pub cpu_percent: Option<u64>,
-}
 
 /// The daemon to the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,13 +31,18 @@ pub enum ToKeeper {
     },
     /// Change limits.
     Limit {
-        /// To these.
+        /// To these; what is absent is unlimited from now on.
         limits: Limits,
     },
     /// Cut the network off, or give it back.
     Cut {
         /// Whether it is to be cut.
         cut: bool,
+    },
+    /// Close one of the descriptors that you hold for me: a pipe has its end only when nobody keeps it open.
+    LetGo {
+        /// Its place in the order in which they were handed over, from 0.
+        index: usize,
     },
     /// End the sandbox.
     Kill,
@@ -73,8 +68,11 @@ pub enum FromKeeper {
     },
     /// What the sandbox uses.
     Used(Usage),
-    /// The descriptors come along, in the order in which they were handed over.
-    Streams,
+    /// The descriptors come along that are still held, in the order in which they were handed over.
+    Streams {
+        /// Of each that was handed over, whether it is held.
+        open: Vec<bool>,
+    },
     /// The sandbox is gone, or never came to be.
     Ended(Ended),
 }

@@ -5,7 +5,8 @@
 
 use std::os::fd::BorrowedFd;
 
-use apex_core::keep::{Limits, Standing, Usage};
+use apex_core::control::Limits;
+use apex_core::keep::{Standing, Usage};
 
 use crate::supervise::Running;
 use crate::watch;

@@ -10,13 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
 use apex_jail::control::{Answer, Control, Order};
 use apex_jail::launch::Ending;
-use apex_sys::{Errno, clock, fs, net};
+use apex_sys::{Errno, clock, fs, net, process};
 
 /// The keeper's side.
 pub struct Keeper {
     listener: BorrowedFd<'static>,
     result: BorrowedFd<'static>,
-    held: Vec<BorrowedFd<'static>>,
+    /// By number, each until it is let go.
+    held: Vec<Option<i32>>,
     connection: Option<OwnedFd>,
     standing: Option<Standing>,
     /// Orders that arrived and are not yet given: connections that broke may have left some.
@@ -28,17 +29,15 @@ pub struct Keeper {
 impl Keeper {
     /// Takes the descriptors of `--keep`.
     pub fn take(fds: &[i32]) -> Result<Keeper, Errno> {
-        let mut taken = Vec::with_capacity(fds.len());
+        let [listener, result, held @ ..] = fds else { return Err(Errno::EBADF) };
         for number in fds {
-            taken.push(fs::borrow(*number)?);
+            fs::borrow(*number)?;
             fs::set_inherited(*number, false)?;
         }
-        let mut taken = taken.into_iter();
-        let (Some(listener), Some(result)) = (taken.next(), taken.next()) else { return Err(Errno::EBADF) };
         Ok(Keeper {
-            listener,
-            result,
-            held: taken.collect(),
+            listener: fs::borrow(*listener)?,
+            result: fs::borrow(*result)?,
+            held: held.iter().copied().map(Some).collect(),
             connection: None,
             standing: None,
             orders: VecDeque::new(),
@@ -86,6 +85,12 @@ impl Keeper {
         }
     }
 
+    fn let_go(&mut self, index: usize) -> Result<(), Errno> {
+        let number = self.held.get_mut(index).and_then(Option::take).ok_or(Errno::EBADF)?;
+        let number = u32::try_from(number).map_err(|_| Errno::EBADF)?;
+        process::close_from(number, number, false)
+    }
+
     fn hear(&mut self) {
         let mut bytes = [0; PACKET_BYTES_MAX];
         while let Some(connection) = &self.connection {
@@ -99,8 +104,16 @@ impl Keeper {
             };
             match serde_json::from_slice(&bytes[..count]) {
                 Ok(ToKeeper::Streams) => {
-                    let held = self.held.clone();
-                    self.say(&FromKeeper::Streams, &held);
+                    let held: Vec<_> = self.held.iter().flatten().copied().map(fs::borrow_known).collect();
+                    let open = self.held.iter().map(Option::is_some).collect();
+                    self.say(&FromKeeper::Streams { open }, &held);
+                }
+                Ok(ToKeeper::LetGo { index }) => {
+                    let said = match self.let_go(index) {
+                        Ok(()) => FromKeeper::Done { words: "closed".to_owned() },
+                        Err(errno) => FromKeeper::Refused { words: errno.desc().to_owned() },
+                    };
+                    self.say(&said, &[]);
                 }
                 Ok(said) => self.orders.extend(order_of(&said)),
                 Err(error) => {
@@ -114,7 +127,7 @@ impl Keeper {
 
 const fn order_of(said: &ToKeeper) -> Option<Order> {
     Some(match said {
-        ToKeeper::Streams => return None,
+        ToKeeper::Streams | ToKeeper::LetGo { .. } => return None,
         ToKeeper::Signal { number } => Order::Signal(*number),
         ToKeeper::Freeze { frozen } => Order::Freeze(*frozen),
         ToKeeper::Limit { limits } => Order::Limit(*limits),

@@ -87,11 +87,11 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// Descriptors that one message may carry.
-pub const FDS_MAX: usize = 8;
+pub const FDS_MAX: usize = 12;
 
 /// Room for so many descriptors beside a message (cmsg(3)).
 #[repr(C, align(8))]
-struct Control([u8; 48]);
+struct Control([u8; 64]);
 
 /// Sends a message, with descriptors when given (sendmsg(2)); `E2BIG` for more than [`FDS_MAX`]. A closed peer is an error, not a signal.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
@@ -107,7 +107,7 @@ fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], flags
     if fds.len() > FDS_MAX {
         return Err(Errno::E2BIG);
     }
-    let mut control = Control([0; 48]);
+    let mut control = Control([0; 64]);
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain data; all zeroes is a valid value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -116,7 +116,7 @@ fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], flags
     if !fds.is_empty() {
         let size = size_of_val(fds) as u32;
         header.msg_control = control.0.as_mut_ptr().cast();
-        // SAFETY: CMSG_SPACE computes a size; 48 bytes hold a header and FDS_MAX descriptors.
+        // SAFETY: CMSG_SPACE computes a size; 64 bytes hold a header and FDS_MAX descriptors.
         header.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as _;
         // SAFETY: `msg_control` points to aligned room for one control message with these descriptors.
         unsafe {
@@ -140,7 +140,7 @@ fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], flags
 /// # Errors
 /// `EMSGSIZE` when a part did not get through: bytes beyond the room for them, or descriptors that could not be installed.
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut control = Control([0; 48]);
+    let mut control = Control([0; 64]);
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain data; all zeroes is a valid value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };

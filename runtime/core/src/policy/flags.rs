@@ -59,6 +59,21 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Limits of a sandbox that runs, with those that are given in the place of those in force.
+    pub fn limits_over(&self, now: crate::control::Limits) -> Result<crate::control::Limits, PolicyError> {
+        let mut limits = now;
+        if let Some(text) = &self.memory {
+            limits.memory_bytes = amount::<Bytes<1>>("--memory", text)?.value.0;
+        }
+        if let Some(text) = &self.tasks {
+            limits.tasks = amount::<Count>("--tasks", text)?.value.0;
+        }
+        if let Some(text) = &self.cpu {
+            limits.cpu_percent = amount::<Percent>("--cpu", text)?.value.0.map(u64::from);
+        }
+        Ok(limits)
+    }
+
     /// Whether no flag was given.
     pub fn is_empty(&self) -> bool {
         *self == Flags::default()

@@ -1,9 +1,10 @@
 //! Limits that are changed, and use that is read, while the sandbox runs.
 //!
-//! Input: which limits, already judged. What a limit cannot be set to stays as it was, and what was changed before it is told with the error. Must not go
+//! Input: which limits, already judged. One that cannot be set stays as it was, and so do those after it. Must not go
 //! beyond what the sandbox was planned with: whoever asks has seen to that.
 
-use apex_core::keep::{Limits, Usage};
+use apex_core::control::Limits;
+use apex_core::keep::Usage;
 
 use super::dir::Dir;
 use super::effective::{self, Keyed};
@@ -16,27 +17,24 @@ const MEMORY: &str = "memory.limit_in_bytes";
 const SUM: &str = "memory.memsw.limit_in_bytes";
 
 impl Cgroup {
-    /// Sets what is given. Tells what was set, in words.
+    /// Sets all of them; what is absent is unlimited from now on. Tells what was set, in words.
     pub fn change(&self, limits: &Limits) -> Result<String, CgroupError> {
-        let mut done = Vec::new();
-        if let Some(bytes) = limits.memory_bytes {
-            self.set_memory(bytes)?;
-            done.push(format!("memory {bytes} bytes"));
+        self.set_memory(limits.memory_bytes)?;
+        let number =
+            |value: Option<u64>, unlimited: &str| value.map_or(unlimited.to_owned(), |value| value.to_string());
+        if let Some(dir) = self.dir_for(Controller::Pids, "tasks", limits.tasks)? {
+            dir.limit("pids.max", &number(limits.tasks, "max"))?;
         }
-        if let Some(tasks) = limits.tasks {
-            self.dir_of(Controller::Pids, "tasks")?.limit("pids.max", &tasks.to_string())?;
-            done.push(format!("tasks {tasks}"));
-        }
-        if let Some(percent) = limits.cpu_percent {
-            let dir = self.dir_of(Controller::Cpu, "CPU")?;
-            let quota_us = percent.saturating_mul(PERIOD_US) / 100;
+        if let Some(dir) = self.dir_for(Controller::Cpu, "CPU", limits.cpu_percent)? {
+            let quota_us = limits.cpu_percent.map(|percent| percent.saturating_mul(PERIOD_US) / 100);
             match self.kind {
-                Kind::V1(_) => dir.limit("cpu.cfs_quota_us", &quota_us.to_string())?,
-                Kind::V2(_) | Kind::Scope(_) => dir.limit("cpu.max", &format!("{quota_us} {PERIOD_US}"))?,
+                Kind::V1(_) => dir.limit("cpu.cfs_quota_us", &number(quota_us, "-1"))?,
+                Kind::V2(_) | Kind::Scope(_) => {
+                    dir.limit("cpu.max", &format!("{} {PERIOD_US}", number(quota_us, "max")))?;
+                }
             }
-            done.push(format!("CPU {percent}%"));
         }
-        Ok(done.join(", "))
+        Ok(limits.to_string())
     }
 
     /// What is used at this moment.
@@ -63,25 +61,40 @@ impl Cgroup {
     }
 
     /// The kernel insists that the sum never falls below memory alone: whichever way both move, one of the two orders does it.
-    fn set_memory(&self, bytes: u64) -> Result<(), CgroupError> {
-        let dir = self.dir_of(Controller::Memory, "memory")?;
+    fn set_memory(&self, bytes: Option<u64>) -> Result<(), CgroupError> {
+        let Some(dir) = self.dir_for(Controller::Memory, "memory", bytes)? else { return Ok(()) };
         if matches!(self.kind, Kind::V2(_) | Kind::Scope(_)) {
-            return dir.limit("memory.max", &bytes.to_string());
+            return dir.limit("memory.max", &bytes.map_or("max".to_owned(), |bytes| bytes.to_string()));
         }
+        let words = |value: Option<u64>| value.map_or("-1".to_owned(), |bytes| bytes.to_string());
+        let memory = words(bytes);
         let Some(swap) = self.plan.swap_bytes.filter(|_| dir.has(SUM)) else {
-            return dir.limit(MEMORY, &bytes.to_string());
+            return dir.limit(MEMORY, &memory);
         };
-        let sum = bytes.saturating_add(swap).to_string();
-        if effective::number(dir, MEMORY)? < bytes {
+        let sum = words(bytes.map(|bytes| bytes.saturating_add(swap)));
+        let rises = match bytes {
+            Some(bytes) => effective::number(dir, MEMORY)? < bytes,
+            None => true,
+        };
+        if rises {
             dir.limit(SUM, &sum)?;
-            return dir.limit(MEMORY, &bytes.to_string());
+            return dir.limit(MEMORY, &memory);
         }
-        dir.limit(MEMORY, &bytes.to_string())?;
+        dir.limit(MEMORY, &memory)?;
         dir.limit(SUM, &sum)
     }
 
-    fn dir_of(&self, controller: Controller, resource: &'static str) -> Result<&Dir, CgroupError> {
-        self.dir_if_any(controller).ok_or(CgroupError::NoDial { resource })
+    /// Where a limit is written; `None` where there is nothing to be lifted.
+    fn dir_for(
+        &self,
+        controller: Controller,
+        resource: &'static str,
+        value: Option<u64>,
+    ) -> Result<Option<&Dir>, CgroupError> {
+        match (self.dir_if_any(controller), value) {
+            (None, Some(_)) => Err(CgroupError::NoDial { resource }),
+            (dir, _) => Ok(dir),
+        }
     }
 
     fn dir_if_any(&self, controller: Controller) -> Option<&Dir> {

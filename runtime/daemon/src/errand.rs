@@ -1,0 +1,122 @@
+//! The daemon's end of the warden's socket.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use apex_sys::{Errno, net};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::ready;
+use crate::warden::{FromWarden, PACKET_BYTES_MAX, ToWarden};
+
+/// How long a fork may take on a busy machine.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// What the warden tells unasked.
+#[derive(Debug)]
+pub enum News {
+    /// The keeper of a sandbox has ended with this code.
+    Ended { id: String, code: i32 },
+    /// The warden is gone.
+    Gone,
+}
+
+/// Who asks the warden.
+pub struct Errands {
+    socket: AsyncFd<OwnedFd>,
+    waiting: Mutex<HashMap<String, oneshot::Sender<Result<i32, String>>>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Errands {
+    /// Over this socket; news go to the channel.
+    pub fn new(socket: OwnedFd, news: mpsc::Sender<News>) -> std::io::Result<Arc<Errands>> {
+        nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        let errands = Arc::new(Errands {
+            socket: ready::register(socket)?,
+            waiting: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        tokio::spawn(Arc::clone(&errands).listen(news));
+        Ok(errands)
+    }
+
+    /// Has a keeper started; its pid.
+    pub async fn start(&self, request: &ToWarden, fds: &[BorrowedFd<'_>]) -> Result<i32, String> {
+        let bytes = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+        if bytes.len() > PACKET_BYTES_MAX {
+            return Err(format!(
+                "its command, environment and options come to {} bytes; at most {PACKET_BYTES_MAX} go",
+                bytes.len()
+            ));
+        }
+        let (to, answer) = oneshot::channel();
+        self.waiting().insert(request.id.clone(), to);
+        let sent = {
+            let _turn = self.turn.lock().await;
+            tokio::time::timeout(ANSWER_WITHIN, self.send(&bytes, fds)).await
+        };
+        let outcome = match sent {
+            Ok(Ok(())) => tokio::time::timeout(ANSWER_WITHIN, answer).await,
+            Ok(Err(error)) => return Err(format!("asking the warden: {error}")),
+            Err(_) => return Err("the warden takes no requests".to_owned()),
+        };
+        self.waiting().remove(&request.id);
+        match outcome {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err("the warden is gone".to_owned()),
+            Err(_) => Err("the warden did not answer".to_owned()),
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Result<i32, String>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        loop {
+            let mut ready = self.socket.writable().await?;
+            match net::try_send(self.socket.as_fd(), bytes, fds) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    async fn listen(self: Arc<Self>, news: mpsc::Sender<News>) {
+        while let Some(said) = self.hear().await {
+            match said {
+                FromWarden::Started { id, pid } => self.answer(&id, Ok(pid)),
+                FromWarden::Refused { id, words } => self.answer(&id, Err(words)),
+                FromWarden::Ended { id, code } => {
+                    let _ = news.send(News::Ended { id, code }).await;
+                }
+            }
+        }
+        self.waiting().clear();
+        let _ = news.send(News::Gone).await;
+    }
+
+    fn answer(&self, id: &str, outcome: Result<i32, String>) {
+        let waiting = self.waiting().remove(id);
+        // Whoever asked may have given up.
+        let _ = waiting.map(|waiting| waiting.send(outcome));
+    }
+
+    async fn hear(&self) -> Option<FromWarden> {
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        loop {
+            let mut ready = self.socket.readable().await.ok()?;
+            match net::receive(self.socket.as_fd(), &mut bytes) {
+                Ok((0, _)) => return None,
+                Ok((count, _)) => return serde_json::from_slice(&bytes[..count]).ok(),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(_) => return None,
+            }
+        }
+    }
+}

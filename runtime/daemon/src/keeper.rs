@@ -1,0 +1,124 @@
+//! The daemon's end of a keeper's socket ([`apex_core::keep`]).
+//!
+//! One request after the other, each with its answer. What the keeper says unasked goes to whoever lives with the sandbox. A keeper that does not answer is
+//! an error of the request, never a wait without end.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
+use apex_sys::{Errno, net};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::place::Dir;
+use crate::ready;
+
+/// How long an answer may take: a freeze waits for the kernel, a cut for the prober.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// What a keeper says unasked: it stands, it has ended.
+const TOLD_MAX: usize = 8;
+
+/// What a keeper says unasked.
+#[derive(Debug)]
+pub enum Told {
+    Standing(Standing),
+    Ended(Ended),
+    /// The connection is gone.
+    Gone,
+}
+
+/// An answer, and what came along.
+#[derive(Debug)]
+pub struct Answer {
+    pub said: FromKeeper,
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A connection to a keeper.
+pub struct Keeper {
+    socket: AsyncFd<OwnedFd>,
+    waiting: Mutex<VecDeque<oneshot::Sender<Answer>>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Keeper {
+    /// Connects, and has what it says unasked sent.
+    pub fn connect(dir: &Dir) -> anyhow::Result<(Arc<Keeper>, mpsc::Receiver<Told>)> {
+        let socket = ready::register(dir.connect()?)?;
+        let keeper = Arc::new(Keeper { socket, waiting: Mutex::default(), turn: tokio::sync::Mutex::default() });
+        let (to, told) = mpsc::channel(TOLD_MAX);
+        tokio::spawn(Arc::clone(&keeper).listen(to));
+        Ok((keeper, told))
+    }
+
+    async fn listen(self: Arc<Self>, to: mpsc::Sender<Told>) {
+        while let Some(Answer { said, fds }) = self.hear().await {
+            let told = match said {
+                FromKeeper::Standing(standing) => Told::Standing(standing),
+                FromKeeper::Ended(ended) => Told::Ended(ended),
+                said => {
+                    let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    // Whoever asked may have given up.
+                    let _ = waiting.map(|waiting| waiting.send(Answer { said, fds }));
+                    continue;
+                }
+            };
+            if to.send(told).await.is_err() {
+                return;
+            }
+        }
+        // Nobody is answered any more.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let _ = to.send(Told::Gone).await;
+    }
+
+    async fn hear(&self) -> Option<Answer> {
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        loop {
+            let mut ready = self.socket.readable().await.ok()?;
+            match net::receive(self.socket.as_fd(), &mut bytes) {
+                Ok((0, _)) => return None,
+                Ok((count, fds)) => {
+                    return serde_json::from_slice(&bytes[..count]).ok().map(|said| Answer { said, fds });
+                }
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask(&self, said: &ToKeeper) -> Result<Answer, String> {
+        let bytes = serde_json::to_vec(said).expect("plain values are representable");
+        let (to, answer) = oneshot::channel();
+        {
+            let _turn = self.turn.lock().await;
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(to);
+            let sent = tokio::time::timeout(ANSWER_WITHIN, self.send(&bytes)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_back();
+                return Err("its keeper takes no requests; it may be stopped or gone".to_owned());
+            }
+        }
+        match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(Answer { said: FromKeeper::Refused { words }, .. })) => Err(words),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err("its keeper is gone".to_owned()),
+            Err(_) => Err(format!("its keeper did not answer within {} s", ANSWER_WITHIN.as_secs())),
+        }
+    }
+
+    async fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
+        loop {
+            let mut ready = self.socket.writable().await?;
+            match net::try_send(self.socket.as_fd(), bytes, &[]) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}

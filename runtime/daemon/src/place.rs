@@ -1,0 +1,147 @@
+//! The directory of the daemon: one daemon to a directory.
+//!
+//! `apexd.lock`, `apexd.db` (see [`crate::store`]), `audit.jsonl`, and `sandboxes/ID/` with the keeper's socket, how it ended, what the command wrote, and what was
+//! seen of it. A directory that others could write is refused: whoever reaches a keeper's socket commands the sandbox.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+
+/// Others may pass through, since a keeper may be somebody else's process, and see nothing.
+const DIR_MODE: u32 = 0o711;
+
+/// The locked directory.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    /// Makes the directory when it is not there, and locks it for as long as this process lives.
+    pub fn take(path: &Path) -> Result<Place> {
+        make_dir(path)?;
+        let path = path.canonicalize().with_context(|| format!("finding {}", path.display()))?;
+        let about = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?;
+        let own = nix::unistd::geteuid().as_raw();
+        if about.uid() != own || about.mode() & 0o022 != 0 {
+            bail!(
+                "the state directory {} belongs to uid {} and has mode {:o}; it must be yours (uid {own}) and writable by nobody else",
+                path.display(),
+                about.uid(),
+                about.mode() & 0o7777
+            );
+        }
+        make_dir(&path.join("sandboxes"))?;
+        let name = path.join("apexd.lock");
+        let lock = File::options().create(true).append(true).mode(0o600).open(&name);
+        let lock = lock.with_context(|| format!("opening {}", name.display()))?;
+        if lock.try_lock().is_err() {
+            bail!("another apexd has {} already; give each its own --state", path.display());
+        }
+        Ok(Place { path, _lock: lock })
+    }
+
+    /// A file of the daemon.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory of a sandbox.
+    pub fn sandbox(&self, id: &str) -> Dir {
+        Dir { path: self.path.join("sandboxes").join(id) }
+    }
+
+    /// Names of the sandboxes that have a directory.
+    pub fn sandboxes(&self) -> Result<Vec<String>> {
+        let dir = self.path.join("sandboxes");
+        let entries = fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path);
+    made.with_context(|| format!("making the directory {}", path.display()))
+}
+
+/// The directory of one sandbox.
+#[derive(Clone, Debug)]
+pub struct Dir {
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Makes it.
+    pub fn make(&self) -> Result<()> {
+        make_dir(&self.path)
+    }
+
+    /// Removes it with all that is in it.
+    pub fn remove(&self) -> std::io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// A file for the keeper's user, to whom the warden gives it; the daemon, as its group, still reads it.
+    pub fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
+        let path = self.file(name);
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o640).open(&path);
+        let written = file
+            .as_mut()
+            .map_err(|error| std::io::Error::from(error.kind()))
+            .and_then(|file| file.write_all(content.as_bytes()));
+        written.with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The directory itself.
+    pub fn open(&self) -> Result<OwnedFd> {
+        File::open(&self.path).map(OwnedFd::from).with_context(|| format!("opening {}", self.path.display()))
+    }
+
+    /// The keeper's listening socket. Its name goes through the open directory: a socket's path holds 107 bytes (unix(7)), a state directory's more.
+    pub fn listen(&self) -> Result<OwnedFd> {
+        let (dir, address) = self.address()?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let made = || -> nix::Result<OwnedFd> {
+            let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+            bind(listener.as_raw_fd(), &address)?;
+            listen(&listener, Backlog::new(4)?)?;
+            Ok(listener)
+        };
+        let listener = made().with_context(|| format!("making the keeper's socket in {}", self.path.display()))?;
+        drop(dir);
+        Ok(listener)
+    }
+
+    /// A connection to the keeper.
+    pub fn connect(&self) -> Result<OwnedFd> {
+        let (_dir, address) = self.address()?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let made = || -> nix::Result<OwnedFd> {
+            let stream = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+            connect(stream.as_raw_fd(), &address)?;
+            Ok(stream)
+        };
+        made().with_context(|| format!("connecting to the keeper of {}", self.path.display()))
+    }
+
+    fn address(&self) -> Result<(File, UnixAddr)> {
+        let dir = File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))?;
+        let name = format!("/proc/self/fd/{}/keeper.sock", dir.as_fd().as_raw_fd());
+        Ok((dir, UnixAddr::new(name.as_str())?))
+    }
+}

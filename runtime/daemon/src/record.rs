@@ -1,0 +1,121 @@
+//! What the daemon knows of one sandbox, as it is stored and as it is told.
+
+use std::collections::BTreeMap;
+
+use apex_api::v1;
+use apex_core::control::{Facts, Limits, Reactions, State};
+use apex_core::policy::{Mode, Network};
+use serde::{Deserialize, Serialize};
+
+/// One sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub id: String,
+    /// Empty for none.
+    pub name: String,
+    /// Whose it is.
+    pub uid: u32,
+    pub command: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    /// Level of watching.
+    pub watch: String,
+    /// What is done on findings.
+    pub reactions: Reactions,
+    pub facts: Facts,
+    /// Its init, as the host numbers it.
+    pub pid: u32,
+    pub created_ms: u64,
+    pub started_ms: u64,
+    pub ended_ms: u64,
+    pub exit_code: Option<i32>,
+    pub ending: String,
+    pub error: String,
+    pub findings: u64,
+    /// Bytes of the findings file that were judged.
+    pub findings_read: u64,
+}
+
+impl Record {
+    /// Of a sandbox that is about to be made in this mode.
+    pub fn new(id: String, uid: u32, mode: Mode, now_ms: u64) -> Record {
+        let facts = Facts {
+            born: mode,
+            mode,
+            network_born: Network::None,
+            network_cut: false,
+            has_network_dial: false,
+            limits_born: Limits::default(),
+            limits: Limits::default(),
+            has_limits: false,
+            frozen: false,
+            tightened_by: None,
+            hold_until_ms: 0,
+            tightened_times: 0,
+            state: State::Creating,
+        };
+        Record {
+            id,
+            name: String::new(),
+            uid,
+            command: Vec::new(),
+            labels: BTreeMap::new(),
+            watch: "off".to_owned(),
+            reactions: Reactions::default(),
+            facts,
+            pid: 0,
+            created_ms: now_ms,
+            started_ms: 0,
+            ended_ms: 0,
+            exit_code: None,
+            ending: String::new(),
+            error: String::new(),
+            findings: 0,
+            findings_read: 0,
+        }
+    }
+
+    /// Whether nothing more will happen to it.
+    pub fn is_over(&self) -> bool {
+        matches!(self.facts.state, State::Ended | State::Failed | State::Lost)
+    }
+
+    /// As the API tells it.
+    pub fn wire(&self) -> v1::Sandbox {
+        let facts = &self.facts;
+        let limits = |limits: Limits| {
+            Some(v1::LimitsInForce {
+                memory_bytes: limits.memory_bytes,
+                tasks: limits.tasks,
+                cpu_percent: limits.cpu_percent,
+            })
+        };
+        let network = match (facts.network_born, facts.network_cut) {
+            (Network::None, _) => "none",
+            (Network::Host, false) => "host",
+            (Network::Host, true) => "cut",
+        };
+        v1::Sandbox {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            mode: facts.mode.name().to_owned(),
+            born_mode: facts.born.name().to_owned(),
+            state: facts.state.name().to_owned(),
+            pid: if self.is_over() { 0 } else { self.pid },
+            uid: self.uid,
+            command: self.command.clone(),
+            created_ms: self.created_ms,
+            started_ms: self.started_ms,
+            ended_ms: self.ended_ms,
+            exit_code: self.exit_code,
+            ending: self.ending.clone(),
+            error: self.error.clone(),
+            limits: limits(facts.limits),
+            limits_born: limits(facts.limits_born),
+            watch: self.watch.clone(),
+            labels: self.labels.clone().into_iter().collect(),
+            tightened_by: facts.tightened_by.clone().unwrap_or_default(),
+            findings: self.findings,
+            network: network.to_owned(),
+        }
+    }
+}

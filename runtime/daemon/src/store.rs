@@ -1,0 +1,79 @@
+//! Records on disk (SQLite), so that a daemon that was killed finds its sandboxes again.
+//!
+//! One table, a record as JSON in each row: what is asked of it is one record or all of them. Each write is whole or not there. A file that cannot be read is an
+//! error that names it, never an empty store.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use rusqlite::{Connection, params};
+
+use crate::record::Record;
+
+/// Number of the last of the migrations.
+const VERSION: i64 = 1;
+
+/// The open file.
+pub struct Store {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens it, made and migrated as needed.
+    pub fn open(path: &Path) -> Result<Store> {
+        let open = || -> Result<Connection> {
+            let connection = Connection::open(path)?;
+            // Survives the death of the process whole; a loss of power may take the last moments, as it takes the sandboxes.
+            connection
+                .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;")?;
+            let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            if version > VERSION {
+                bail!("it was written by a newer apexd (version {version}, this one knows {VERSION})");
+            }
+            if version < 1 {
+                connection.execute_batch(
+                    "BEGIN; CREATE TABLE sandbox (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT; PRAGMA user_version = 1; COMMIT;",
+                )?;
+            }
+            Ok(connection)
+        };
+        let connection =
+            open().with_context(|| format!("opening the store {}; move it away to begin anew", path.display()))?;
+        Ok(Store { connection: Mutex::new(connection), path: path.to_owned() })
+    }
+
+    /// Every record.
+    pub fn all(&self) -> Result<Vec<Record>> {
+        let read = || -> Result<Vec<Record>> {
+            let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut statement = connection.prepare("SELECT record FROM sandbox")?;
+            let texts: rusqlite::Result<Vec<String>> = statement.query_map([], |row| row.get(0))?.collect();
+            texts?.iter().map(|text| Ok(serde_json::from_str(text)?)).collect()
+        };
+        read().with_context(|| format!("reading the store {}", self.path.display()))
+    }
+
+    /// Writes a record.
+    pub fn put(&self, record: &Record) -> Result<()> {
+        let text = serde_json::to_string(record)?;
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        connection
+            .prepare_cached(
+                "INSERT INTO sandbox (id, record) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET record = ?2",
+            )
+            .and_then(|mut statement| statement.execute(params![record.id, text]))
+            .map(drop)
+            .with_context(|| format!("writing to the store {}", self.path.display()))
+    }
+
+    /// Forgets a record.
+    pub fn forget(&self, id: &str) -> Result<()> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        connection
+            .execute("DELETE FROM sandbox WHERE id = ?1", params![id])
+            .map(drop)
+            .with_context(|| format!("writing to the store {}", self.path.display()))
+    }
+}

@@ -1,0 +1,284 @@
+//! The warden: the one process that keeps the daemon's privileges.
+//!
+//! Input: packets of [`ToWarden`] over a socket that only its parent has. Output: keepers, as children, and [`FromWarden`]. It executes one program, which
+//! was opened before the first request, as one user, with descriptors that came along; whatever else a request asks for is refused. It has one thread,
+//! and ends with its parent: keepers go on.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use apex_sys::process::{self, CStrings, Ended, Pid, Side};
+use apex_sys::signal::{self, Interest, Set};
+use apex_sys::{Errno, fs, net};
+use serde::{Deserialize, Serialize};
+
+/// Largest packet: what a kernel's default socket buffer takes whole.
+pub const PACKET_BYTES_MAX: usize = 128 << 10;
+/// The descriptors of a keeper: standard streams, listener, result, and three that it holds. Behind them comes the sandbox's directory, for the warden.
+pub const FDS: usize = 8;
+/// Files in that directory that the keeper's user reads or writes.
+const GIVEN: [&str; 3] = ["policy.toml", "findings.jsonl", "events.jsonl"];
+/// Words of a keeper's command line, and of its environment.
+const WORDS_MAX: usize = 4096;
+/// Above the numbers that a keeper gets.
+const ASIDE: i32 = 32;
+/// Names one for tests.
+const VARIABLE: &str = "APEX_RUN";
+
+/// The daemon to the warden.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToWarden {
+    /// Of the sandbox.
+    pub id: String,
+    /// As whom the keeper runs.
+    pub uid: u32,
+    /// Likewise.
+    pub gid: u32,
+    /// Arguments of `apex-run` behind `--keep`.
+    pub args: Vec<String>,
+    /// Its environment.
+    pub env: Vec<String>,
+    /// Its working directory.
+    pub cwd: String,
+}
+
+/// The warden to the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromWarden {
+    /// A keeper runs.
+    Started {
+        /// Of the sandbox.
+        id: String,
+        /// The keeper's.
+        pid: i32,
+    },
+    /// None was started.
+    Refused {
+        /// Of the sandbox.
+        id: String,
+        /// Why.
+        words: String,
+    },
+    /// A keeper has ended.
+    Ended {
+        /// Of the sandbox.
+        id: String,
+        /// Its exit code; 128 + n for a signal.
+        code: i32,
+    },
+}
+
+/// The warden as its parent has it.
+pub struct Child {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    pub socket: OwnedFd,
+}
+
+/// The program of keepers: what `APEX_RUN` names, the one beside `apexd`, or the one that is installed.
+pub fn find_program() -> Result<File> {
+    let beside = std::env::current_exe().ok().map(|own| own.with_file_name("apex-run"));
+    let named = std::env::var_os(VARIABLE).map(PathBuf::from);
+    let candidates = [named, beside, Some("/usr/bin/apex-run".into()), Some("/usr/local/bin/apex-run".into())];
+    for path in candidates.into_iter().flatten() {
+        if path.is_file() {
+            return File::open(&path).with_context(|| format!("opening {}", path.display()));
+        }
+    }
+    bail!("apex-run is not there: it belongs beside apexd or in /usr/bin; {VARIABLE} names another place")
+}
+
+/// The warden's life. Returns its exit code.
+pub fn serve(socket: &OwnedFd, program: &File) -> i32 {
+    match Warden::new(socket.as_fd(), program).and_then(|mut warden| warden.live()) {
+        Ok(()) => 0,
+        Err(errno) => {
+            eprintln!("apexd: the warden: {}", errno.desc());
+            125
+        }
+    }
+}
+
+struct Warden<'a> {
+    socket: BorrowedFd<'a>,
+    program: BorrowedFd<'a>,
+    signals: OwnedFd,
+    keepers: HashMap<Pid, String>,
+}
+
+impl<'a> Warden<'a> {
+    fn new(socket: BorrowedFd<'a>, program: &'a File) -> Result<Warden<'a>, Errno> {
+        // A terminal's signals are for the daemon, whose end is the warden's.
+        let own = Set::of(&[nix::libc::SIGCHLD, nix::libc::SIGINT, nix::libc::SIGTERM, nix::libc::SIGHUP]);
+        signal::block(&own)?;
+        let signals = signal::descriptor(&own)?;
+        Ok(Warden { socket, program: program.as_fd(), signals, keepers: HashMap::new() })
+    }
+
+    /// Until its parent is gone.
+    fn live(&mut self) -> Result<(), Errno> {
+        loop {
+            let mut interests = [
+                Interest { fd: self.socket, write: false, ready: false },
+                Interest { fd: self.signals.as_fd(), write: false, ready: false },
+            ];
+            signal::poll(&mut interests, None)?;
+            let (has_request, has_signal) = (interests[0].ready, interests[1].ready);
+            if has_signal {
+                while signal::next(self.signals.as_fd())?.is_some() {}
+                self.reap()?;
+            }
+            if has_request && !self.request()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// `false` when the parent is gone.
+    fn request(&mut self) -> Result<bool, Errno> {
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        let (count, fds) = match net::receive(self.socket, &mut bytes) {
+            Ok((0, _)) | Err(Errno::ECONNRESET) => return Ok(false),
+            other => other?,
+        };
+        let request: ToWarden = match serde_json::from_slice(&bytes[..count]) {
+            Ok(request) => request,
+            Err(error) => return self.say(&FromWarden::Refused { id: String::new(), words: error.to_string() }),
+        };
+        let id = request.id.clone();
+        let said = match check(&request, &fds).and_then(|()| self.start(&request, &fds)) {
+            Ok(pid) => {
+                self.keepers.insert(pid, id.clone());
+                FromWarden::Started { id, pid }
+            }
+            Err(words) => FromWarden::Refused { id, words },
+        };
+        self.say(&said)
+    }
+
+    fn start(&self, request: &ToWarden, fds: &[OwnedFd]) -> Result<Pid, String> {
+        let text = |words: &[String]| -> Result<CStrings, String> {
+            let words: Result<Vec<CString>, _> = words.iter().map(|word| CString::new(word.as_str())).collect();
+            words.map(CStrings::new).map_err(|_| "a word holds a NUL byte".to_owned())
+        };
+        let numbers: Vec<String> = (3..FDS).map(|number| number.to_string()).collect();
+        let head = ["apex-run".to_owned(), format!("--keep={}", numbers.join(","))];
+        let argv = text(&[&head[..], &request.args[..]].concat())?;
+        let env = text(&request.env)?;
+        let cwd = CString::new(request.cwd.as_str()).map_err(|_| "the directory holds a NUL byte".to_owned())?;
+        match process::clone_into(0, None).map_err(|errno| format!("forking a keeper: {}", errno.desc()))? {
+            Side::Parent { pid, .. } => Ok(pid),
+            Side::Child => {
+                let failed = |what: &str, errno: Errno| -> ! {
+                    eprintln!("apex-run: {what}: {}", errno.desc());
+                    process::exit_now(125)
+                };
+                let errno = match become_keeper(request, fds, self.program, &cwd) {
+                    Ok(program) => process::exec_open(program.as_fd(), &argv, &env),
+                    Err((what, errno)) => failed(what, errno),
+                };
+                failed("executing apex-run", errno)
+            }
+        }
+    }
+
+    fn reap(&mut self) -> Result<(), Errno> {
+        loop {
+            match process::wait(-1, nix::libc::WNOHANG) {
+                Ok(Some((pid, ended))) => {
+                    let code = match ended {
+                        Ended::Code(code) => code,
+                        Ended::Signal(number) => 128 + number,
+                    };
+                    if let Some(id) = self.keepers.remove(&pid) {
+                        self.say(&FromWarden::Ended { id, code })?;
+                    }
+                }
+                Ok(None) | Err(Errno::ECHILD) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// A parent that is gone is noticed by the next read.
+    fn say(&self, said: &FromWarden) -> Result<bool, Errno> {
+        let bytes = serde_json::to_vec(said).expect("plain values are representable");
+        match net::send(self.socket, &bytes, &[]) {
+            Ok(()) => Ok(true),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// By name in the directory that came along, so that no path leads elsewhere; the daemon itself can give nothing away.
+fn give_files(dir: BorrowedFd<'_>, uid: u32) -> Result<(), Errno> {
+    for name in GIVEN {
+        let owner = Some(nix::unistd::Uid::from_raw(uid));
+        match nix::unistd::fchownat(dir, name, owner, None, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
+            // Without a policy of its own, or unwatched.
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Judges a request anew: whoever speaks for the daemon reads what strangers wrote.
+fn check(request: &ToWarden, fds: &[OwnedFd]) -> Result<(), String> {
+    let own = nix::unistd::geteuid().as_raw();
+    if own != 0 && request.uid != own {
+        return Err(format!("a warden of uid {own} starts nothing as uid {}", request.uid));
+    }
+    if request.uid != 0 && request.gid == 0 {
+        return Err("only root runs with group 0".to_owned());
+    }
+    if fds.len() != FDS + 1 {
+        return Err(format!("{} descriptors came along instead of {}", fds.len(), FDS + 1));
+    }
+    if request.args.len() + request.env.len() > WORDS_MAX {
+        return Err(format!("more than {WORDS_MAX} words"));
+    }
+    let before_command = request.args.iter().take_while(|word| *word != "--");
+    if let Some(word) = before_command.into_iter().find(|word| !word.starts_with("--") || word.starts_with("--keep")) {
+        return Err(format!("{word:?} is no option that the daemon gives"));
+    }
+    if !request.args.iter().any(|word| word == "--") {
+        return Err("no command".to_owned());
+    }
+    Ok(())
+}
+
+/// In the child. The ids last: a directory of the user's is entered as that user, after the descriptors are in place.
+fn become_keeper(
+    request: &ToWarden,
+    fds: &[OwnedFd],
+    program: BorrowedFd<'_>,
+    cwd: &CString,
+) -> Result<OwnedFd, (&'static str, Errno)> {
+    let at = |what: &'static str| move |errno| (what, errno);
+    process::new_session().map_err(at("making a session"))?;
+    let program = fs::copy_from(program, ASIDE).map_err(at("keeping the program"))?;
+    let [handed @ .., dir] = fds else { return Err(("taking descriptors", Errno::EBADF)) };
+    let aside: Result<Vec<OwnedFd>, Errno> = handed.iter().map(|fd| fs::copy_from(fd.as_fd(), ASIDE)).collect();
+    for (number, fd) in aside.map_err(at("keeping descriptors"))?.iter().enumerate() {
+        fs::place(fd.as_fd(), number as i32).map_err(at("placing descriptors"))?;
+    }
+    process::close_from(FDS as u32, u32::MAX, true).map_err(at("closing descriptors"))?;
+    if nix::unistd::geteuid().is_root() {
+        give_files(dir.as_fd(), request.uid).map_err(at("giving the user its files"))?;
+        process::clear_groups().map_err(at("leaving groups"))?;
+        process::set_gid(request.gid).map_err(at("becoming the user"))?;
+        process::set_uid(request.uid).map_err(at("becoming the user"))?;
+    }
+    fs::chdir(cwd).map_err(at("entering the working directory"))?;
+    signal::set_mask(&Set::of(&[])).map_err(at("arranging signals"))?;
+    debug_assert!(program.as_raw_fd() >= ASIDE);
+    Ok(program)
+}

@@ -7,9 +7,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // The same messages as JSON. What a field is called there is what it is called here, and one that nobody knows is refused.
         .message_attribute(
             ".",
-            "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(default, deny_unknown_fields)]",
+            "#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]\n#[serde(default, deny_unknown_fields)]",
         )
-        .enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(rename_all = \"snake_case\")]")
+        .enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]\n#[serde(rename_all = \"snake_case\")]")
         .compile_fds(files)?;
     Ok(())
 }

@@ -4,7 +4,13 @@
 //! nothing and touches no sandbox.
 #![forbid(unsafe_code)]
 
+pub mod client;
 mod error;
+mod grpc;
+mod openapi;
+mod rest;
+mod routes;
+pub mod server;
 mod service;
 
 /// The messages, as `proto/apex/v1/apex.proto` explains them.
@@ -14,4 +20,5 @@ pub mod v1 {
 }
 
 pub use error::{Error, Kind};
+pub use openapi::document as openapi;
 pub use service::{Peer, Service, Streamed};

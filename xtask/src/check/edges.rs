@@ -17,7 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("apex-devtools", &["apex-core", "apex-sys"]),
     ("apex-api", &["apex-core"]),
     ("apexd", &["apex-core", "apex-jail", "apex-probe", "apex-devtools", "apex-api"]),
-    ("apex", &["apex-core", "apex-jail", "apex-api"]),
+    ("apex-cli", &["apex-core", "apex-jail", "apex-api"]),
     ("apex-oci", &["apex-core", "apex-sys", "apex-jail"]),
     ("containerd-shim-apex-v2", &["apex-core", "apex-sys", "apex-jail"]),
     // Not part of the product: the tests may look into the libraries; xtask must build before what it installs is there.

@@ -1,0 +1,438 @@
+//! Each route of the REST interface, once: the router and the OpenAPI document are both made from this table.
+
+use std::pin::Pin;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::MethodFilter;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize;
+use tokio_stream::StreamExt;
+
+use crate::openapi;
+use crate::rest::{Call, array, events, json, typed};
+use crate::v1::{
+    AuditRequest, AuditVerdict, CreateRequest, Limits, ListRequest, ListResponse, LogsRequest, RemoveRequest, Sandbox,
+    SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest, StatsResponse, StreamRequest, Transition,
+    TreeResponse,
+};
+use crate::{Error, Kind};
+
+type Answered = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// One route.
+pub(crate) struct Route {
+    pub verb: Verb,
+    pub path: &'static str,
+    /// Its name in the document.
+    pub name: &'static str,
+    /// What it does, in plain words; no full stop at the end.
+    pub what: &'static str,
+    pub query: &'static [Param],
+    pub body: Option<SchemaOf>,
+    pub status: u16,
+    pub answer: Answer,
+    pub serve: fn(Call) -> Answered,
+}
+
+/// A method of HTTP.
+#[derive(Clone, Copy)]
+pub(crate) enum Verb {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+impl Verb {
+    pub const fn filter(self) -> MethodFilter {
+        match self {
+            Verb::Get => MethodFilter::GET,
+            Verb::Post => MethodFilter::POST,
+            Verb::Put => MethodFilter::PUT,
+            Verb::Delete => MethodFilter::DELETE,
+        }
+    }
+
+    /// As the document writes it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Verb::Get => "get",
+            Verb::Post => "post",
+            Verb::Put => "put",
+            Verb::Delete => "delete",
+        }
+    }
+}
+
+/// One parameter of the query.
+pub(crate) struct Param {
+    pub name: &'static str,
+    /// Its type in JSON Schema.
+    pub kind: &'static str,
+    pub what: &'static str,
+}
+
+/// What a route answers.
+pub(crate) enum Answer {
+    /// A message.
+    Message(SchemaOf),
+    /// JSON values: an array, or Server-Sent Events for a client that takes them.
+    Followed,
+    /// JSON values: an array.
+    Values,
+    /// A text or bytes of this media type.
+    Other(&'static str),
+    /// Nothing.
+    Empty,
+}
+
+/// Media type of Prometheus' text format.
+const METRICS: &str = "text/plain; version=0.0.4";
+const TEXT: &str = "text/plain; charset=utf-8";
+const BYTES: &str = "application/octet-stream";
+
+/// Body of PUT .../mode.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ModeBody {
+    /// "isolation", "development" or "hybrid".
+    mode: String,
+    /// For the audit log.
+    #[serde(default)]
+    reason: String,
+}
+
+/// Body of PUT .../limits.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct LimitsBody {
+    /// Those that are given; the others stay.
+    limits: Limits,
+    /// For the audit log.
+    #[serde(default)]
+    reason: String,
+}
+
+/// Body of POST .../signal.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SignalBody {
+    /// Its number, such as 15.
+    signal: i32,
+}
+
+const fn of<T: JsonSchema>() -> SchemaOf {
+    |generator| generator.subschema_for::<T>()
+}
+
+const fn route(
+    verb: Verb,
+    path: &'static str,
+    name: &'static str,
+    what: &'static str,
+    answer: Answer,
+    serve: fn(Call) -> Answered,
+) -> Route {
+    Route { verb, path, name, what, query: &[], body: None, status: 200, answer, serve }
+}
+
+impl Route {
+    const fn query(self, query: &'static [Param]) -> Route {
+        Route { query, ..self }
+    }
+
+    const fn body(self, body: SchemaOf) -> Route {
+        Route { body: Some(body), ..self }
+    }
+
+    const fn status(self, status: u16) -> Route {
+        Route { status, ..self }
+    }
+}
+
+const fn param(name: &'static str, kind: &'static str, what: &'static str) -> Param {
+    Param { name, kind, what }
+}
+
+/// The table, in the order of the document.
+pub(crate) static ROUTES: &[Route] = &[
+    route(
+        Verb::Post,
+        "/v1/sandboxes",
+        "create",
+        "start a sandbox; answers when its command runs, or with the reason why it does not",
+        Answer::Message(of::<Sandbox>()),
+        |call| Box::pin(create(call)),
+    )
+    .body(of::<CreateRequest>())
+    .status(201),
+    route(
+        Verb::Get,
+        "/v1/sandboxes",
+        "list",
+        "the sandboxes that are there",
+        Answer::Message(of::<ListResponse>()),
+        |call| Box::pin(list(call)),
+    )
+    .query(&[param("all", "boolean", "those that have ended as well")]),
+    route(
+        Verb::Get,
+        "/v1/sandboxes/{id}",
+        "inspect",
+        "one sandbox, by id, by an unambiguous beginning of it, or by name",
+        Answer::Message(of::<Sandbox>()),
+        |call| Box::pin(inspect(call)),
+    ),
+    route(Verb::Delete, "/v1/sandboxes/{id}", "remove", "forget a sandbox that has ended", Answer::Empty, |call| {
+        Box::pin(remove(call))
+    })
+    .query(&[param("force", "boolean", "end one that still runs")])
+    .status(204),
+    route(
+        Verb::Put,
+        "/v1/sandboxes/{id}/mode",
+        "setMode",
+        "change the mode of a sandbox that runs",
+        Answer::Message(of::<Transition>()),
+        |call| Box::pin(set_mode(call)),
+    )
+    .body(of::<ModeBody>()),
+    route(
+        Verb::Put,
+        "/v1/sandboxes/{id}/limits",
+        "setLimits",
+        "change the limits of a sandbox that runs",
+        Answer::Message(of::<Transition>()),
+        |call| Box::pin(set_limits(call)),
+    )
+    .body(of::<LimitsBody>()),
+    route(
+        Verb::Post,
+        "/v1/sandboxes/{id}/pause",
+        "pause",
+        "freeze every process of a sandbox",
+        Answer::Message(of::<Sandbox>()),
+        |call| Box::pin(pause(call)),
+    ),
+    route(
+        Verb::Post,
+        "/v1/sandboxes/{id}/resume",
+        "resume",
+        "let a frozen sandbox go on",
+        Answer::Message(of::<Sandbox>()),
+        |call| Box::pin(resume(call)),
+    ),
+    route(Verb::Post, "/v1/sandboxes/{id}/kill", "kill", "end a sandbox", Answer::Message(of::<Sandbox>()), |call| {
+        Box::pin(kill(call))
+    }),
+    route(
+        Verb::Post,
+        "/v1/sandboxes/{id}/wait",
+        "wait",
+        "answers when a sandbox has ended",
+        Answer::Message(of::<Sandbox>()),
+        |call| Box::pin(wait(call)),
+    ),
+    route(
+        Verb::Post,
+        "/v1/sandboxes/{id}/signal",
+        "signal",
+        "send a signal to the command",
+        Answer::Message(of::<Sandbox>()),
+        |call| Box::pin(signal(call)),
+    )
+    .body(of::<SignalBody>()),
+    route(
+        Verb::Get,
+        "/v1/sandboxes/{id}/logs",
+        "logs",
+        "what the command wrote, as far as it is kept",
+        Answer::Other(BYTES),
+        |call| Box::pin(logs(call)),
+    )
+    .query(&[
+        param("stream", "string", "stdout or stderr; both, as they came, when absent"),
+        param("tail_bytes", "integer", "only so much from the end of each stream; 0 for all that is kept"),
+        param("follow", "boolean", "go on until the sandbox ends"),
+    ]),
+    route(Verb::Get, "/v1/sandboxes/{id}/events", "events", "what was seen of a sandbox", Answer::Followed, |call| {
+        Box::pin(seen(call))
+    }),
+    route(
+        Verb::Get,
+        "/v1/sandboxes/{id}/findings",
+        "findings",
+        "what was concluded of it, an OCSF Detection Finding each",
+        Answer::Followed,
+        |call| Box::pin(concluded(call)),
+    ),
+    route(
+        Verb::Get,
+        "/v1/tree",
+        "tree",
+        "the services of apexd itself",
+        Answer::Message(of::<TreeResponse>()),
+        |call| Box::pin(tree(call)),
+    ),
+    route(Verb::Get, "/v1/stats", "stats", "what the sandboxes use", Answer::Message(of::<StatsResponse>()), |call| {
+        Box::pin(stats(call))
+    }),
+    route(
+        Verb::Get,
+        "/v1/audit",
+        "auditTail",
+        "the newest records of the audit log, oldest first",
+        Answer::Values,
+        |call| Box::pin(audit_tail(call)),
+    )
+    .query(&[param("limit", "integer", "how many; 0 for what apexd thinks right")]),
+    route(
+        Verb::Get,
+        "/v1/audit/verify",
+        "auditVerify",
+        "whether the audit log is intact",
+        Answer::Message(of::<AuditVerdict>()),
+        |call| Box::pin(audit_verify(call)),
+    ),
+    route(Verb::Get, "/healthz", "healthz", "whether the process answers; always ok", Answer::Other(TEXT), |call| {
+        Box::pin(healthz(call))
+    }),
+    route(Verb::Get, "/readyz", "readyz", "whether requests are served", Answer::Other(TEXT), |call| {
+        Box::pin(readyz(call))
+    }),
+    route(
+        Verb::Get,
+        "/metrics",
+        "metrics",
+        "numbers in the text format of Prometheus",
+        Answer::Other(METRICS),
+        |call| Box::pin(metrics(call)),
+    ),
+    route(Verb::Get, "/openapi.json", "openapi", "this document", Answer::Other("application/json"), |call| {
+        Box::pin(document(call))
+    }),
+];
+
+fn sandbox(call: &Call) -> SandboxRef {
+    SandboxRef { id: call.id.clone() }
+}
+
+async fn create(call: Call) -> Result<Response, Error> {
+    let request: CreateRequest = call.message()?;
+    json(StatusCode::CREATED, &call.service.create(call.peer, request).await?)
+}
+
+async fn list(call: Call) -> Result<Response, Error> {
+    let request = ListRequest { all: call.switch("all")? };
+    json(StatusCode::OK, &call.service.list(call.peer, request).await?)
+}
+
+async fn inspect(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.inspect(call.peer, sandbox(&call)).await?)
+}
+
+async fn remove(call: Call) -> Result<Response, Error> {
+    let request = RemoveRequest { id: call.id.clone(), force: call.switch("force")? };
+    call.service.remove(call.peer, request).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn set_mode(call: Call) -> Result<Response, Error> {
+    let ModeBody { mode, reason } = call.message()?;
+    let request = SetModeRequest { id: call.id.clone(), mode, reason };
+    json(StatusCode::OK, &call.service.set_mode(call.peer, request).await?)
+}
+
+async fn set_limits(call: Call) -> Result<Response, Error> {
+    let LimitsBody { limits, reason } = call.message()?;
+    let request = SetLimitsRequest { id: call.id.clone(), limits: Some(limits), reason };
+    json(StatusCode::OK, &call.service.set_limits(call.peer, request).await?)
+}
+
+async fn pause(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.pause(call.peer, sandbox(&call)).await?)
+}
+
+async fn resume(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.resume(call.peer, sandbox(&call)).await?)
+}
+
+async fn kill(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.kill(call.peer, sandbox(&call)).await?)
+}
+
+async fn wait(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.wait(call.peer, sandbox(&call)).await?)
+}
+
+async fn signal(call: Call) -> Result<Response, Error> {
+    let SignalBody { signal } = call.message()?;
+    let request = SignalRequest { id: call.id.clone(), signal };
+    json(StatusCode::OK, &call.service.signal(call.peer, request).await?)
+}
+
+async fn logs(call: Call) -> Result<Response, Error> {
+    let stream = call.word("stream").map(str::to_owned);
+    if let Some(other) = stream.as_deref().filter(|stream| !matches!(*stream, "stdout" | "stderr")) {
+        let words = format!("stream is stdout or stderr, not `{}`", other.escape_default());
+        return Err(Error::new(Kind::Invalid, words));
+    }
+    let (follow, tail_bytes) = (call.switch("follow")?, call.number("tail_bytes")?);
+    let chunks = call.service.logs(call.peer, LogsRequest { id: call.id.clone(), follow, tail_bytes }).await?;
+    let wanted = chunks.filter_map(move |chunk| match (chunk, &stream) {
+        (Ok(chunk), Some(stream)) if chunk.stream != *stream => None,
+        (Ok(chunk), _) => Some(Ok(chunk.data)),
+        (Err(error), _) => Some(Err(error)),
+    });
+    Ok(typed(StatusCode::OK, BYTES, Body::from_stream(wanted)))
+}
+
+async fn seen(call: Call) -> Result<Response, Error> {
+    let follow = call.takes_events;
+    let lines = call.service.events(call.peer, StreamRequest { id: call.id.clone(), follow }).await?;
+    if follow { Ok(events(lines)) } else { array(lines).await }
+}
+
+async fn concluded(call: Call) -> Result<Response, Error> {
+    let follow = call.takes_events;
+    let lines = call.service.findings(call.peer, StreamRequest { id: call.id.clone(), follow }).await?;
+    if follow { Ok(events(lines)) } else { array(lines).await }
+}
+
+async fn tree(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.tree(call.peer).await?)
+}
+
+async fn stats(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.stats(call.peer).await?)
+}
+
+async fn audit_tail(call: Call) -> Result<Response, Error> {
+    let request = AuditRequest { limit: call.number("limit")? };
+    array(call.service.audit_tail(call.peer, request).await?).await
+}
+
+async fn audit_verify(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.audit_verify(call.peer).await?)
+}
+
+async fn healthz(_: Call) -> Result<Response, Error> {
+    Ok(typed(StatusCode::OK, TEXT, Body::from("ok")))
+}
+
+async fn readyz(call: Call) -> Result<Response, Error> {
+    call.service.ready().await?;
+    Ok(typed(StatusCode::OK, TEXT, Body::from("ready")))
+}
+
+async fn metrics(call: Call) -> Result<Response, Error> {
+    let text = call.service.metrics(call.peer).await?;
+    Ok(typed(StatusCode::OK, METRICS, Body::from(text)))
+}
+
+async fn document(_: Call) -> Result<Response, Error> {
+    Ok(typed(StatusCode::OK, "application/json", Body::from(openapi::document())))
+}

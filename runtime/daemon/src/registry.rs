@@ -200,8 +200,9 @@ fn mode_defaults(mode: Mode) -> Result<ModeDefaults> {
         policy_file: None,
         flags: policy::Flags::default(),
         user_config: None,
-        home: None,
-        cwd: "/".into(),
+        // Of nobody: only limits and network are asked for.
+        home: Some("/nonexistent".into()),
+        cwd: "/nonexistent/job".into(),
         tmpdir: None,
         system_config: None,
         groups: &groups,

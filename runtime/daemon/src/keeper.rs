@@ -81,9 +81,15 @@ impl Keeper {
             let mut ready = self.socket.readable().await.ok()?;
             match net::receive(self.socket.as_fd(), &mut bytes) {
                 Ok((0, _)) => return None,
-                Ok((count, fds)) => {
-                    return serde_json::from_slice(&bytes[..count]).ok().map(|said| Answer { said, fds });
-                }
+                Ok((count, fds)) => match serde_json::from_slice(&bytes[..count]) {
+                    Ok(said) => return Some(Answer { said, fds }),
+                    Err(error) => {
+                        eprintln!(
+                            "apexd: a keeper said what is not understood ({error}); are apexd and apex-run of one version?"
+                        );
+                        return None;
+                    }
+                },
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(_) => return None,
             }

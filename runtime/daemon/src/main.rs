@@ -67,6 +67,8 @@ fn serve(options: &Options) -> Result<()> {
         }
         Side::Parent { pid, pidfd } => {
             drop((its, program));
+            // What is made from here on is for nobody else; a keeper has the umask that we were given.
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o066));
             privilege::give_up()?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)

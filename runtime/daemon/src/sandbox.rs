@@ -21,6 +21,8 @@ use crate::streams;
 
 /// How long the warden's word about a keeper's end is waited for.
 const CODE_WITHIN: Duration = Duration::from_secs(2);
+/// Connections to one keeper that may break.
+const CONNECTIONS_MAX: u32 = 16;
 /// What a keeper holds for the daemon, in this order.
 pub const STDIN: usize = 0;
 
@@ -160,13 +162,28 @@ impl Sandbox {
     }
 
     async fn listen(self: Arc<Self>, store: Arc<Store>, mut told: mpsc::Receiver<Told>) {
+        let mut lost = 0;
         loop {
             match told.recv().await {
                 Some(Told::Standing(standing)) => self.note(&store, |record| stands(record, &standing)),
                 Some(Told::Ended(ended)) => return self.ended(&store, ended),
-                Some(Told::Gone) | None => return self.vanished(&store).await,
+                Some(Told::Gone) | None => match self.found_again(&mut lost) {
+                    Some(again) => told = again,
+                    None => return self.vanished(&store).await,
+                },
             }
         }
+    }
+
+    /// A connection that broke may have left the keeper alive: while it listens, the sandbox is there.
+    fn found_again(&self, lost: &mut u32) -> Option<mpsc::Receiver<Told>> {
+        *lost += 1;
+        if *lost > CONNECTIONS_MAX {
+            return None;
+        }
+        let (keeper, told) = Keeper::connect(&self.dir).ok()?;
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        Some(told)
     }
 
     /// The keeper said how it ended.

@@ -1,0 +1,147 @@
+//! A service that lives in memory. A sandbox called `fail-KIND` fails with that kind; one called `for-ever` never ends.
+
+use std::sync::Mutex;
+
+use apex_api::v1::*;
+use apex_api::{Error, Kind, Peer, Service, Streamed};
+use tokio_stream::StreamExt;
+
+/// Sandboxes in the order in which they were made.
+#[derive(Default)]
+pub struct Fake(Mutex<Vec<Sandbox>>);
+
+fn lines(follow: bool) -> Streamed<JsonLine> {
+    let line = |json: &str| Ok(JsonLine { json: json.to_owned() });
+    let mut lines = vec![line("{\"n\":1}"), line("{\"n\":2}")];
+    if follow {
+        lines.extend([line("{\"n\":\n3}"), Err(Error::new(Kind::Unavailable, "no more")), line("after")]);
+    }
+    Box::pin(tokio_stream::iter(lines))
+}
+
+impl Fake {
+    fn find(&self, id: &str) -> Result<Sandbox, Error> {
+        if let Some(word) = id.strip_prefix("fail-") {
+            let kinds =
+                [Kind::Invalid, Kind::NotFound, Kind::Denied, Kind::Conflict, Kind::Exhausted, Kind::Unavailable];
+            let kind = kinds.into_iter().find(|kind| kind.word() == word).unwrap_or(Kind::Internal);
+            return Err(Error::new(kind, "as asked for"));
+        }
+        let sandboxes = self.0.lock().unwrap();
+        let found = sandboxes.iter().find(|sandbox| sandbox.id == id || sandbox.name == id);
+        found.cloned().ok_or_else(|| Error::new(Kind::NotFound, format!("no sandbox {id}")))
+    }
+}
+
+#[async_trait::async_trait]
+impl Service for Fake {
+    async fn create(&self, peer: Peer, request: CreateRequest) -> Result<Sandbox, Error> {
+        let mut sandboxes = self.0.lock().unwrap();
+        let sandbox = Sandbox {
+            id: format!("id{}", sandboxes.len()),
+            name: request.name,
+            uid: peer.uid,
+            pid: peer.pid,
+            command: request.command,
+            labels: request.labels,
+            exit_code: Some(0),
+            ..Default::default()
+        };
+        sandboxes.push(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    async fn run(&self, _: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
+        let output = |output| Ok(RunOutput { output: Some(output) });
+        let begun = tokio_stream::once(output(run_output::Output::Started(Sandbox::default())));
+        let echoed = input.filter_map(move |item| match item.unwrap().input {
+            Some(run_input::Input::Stdin(bytes)) => Some(output(run_output::Output::Stdout(bytes))),
+            _ => None,
+        });
+        let ended = Sandbox { exit_code: Some(0), ..Default::default() };
+        let ended = tokio_stream::once(output(run_output::Output::Ended(ended)));
+        Ok(Box::pin(begun.chain(echoed).chain(ended)))
+    }
+
+    async fn wait(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        if sandbox.id == "for-ever" {
+            std::future::pending::<()>().await;
+        }
+        self.find(&sandbox.id)
+    }
+
+    async fn list(&self, _: Peer, _: ListRequest) -> Result<ListResponse, Error> {
+        Ok(ListResponse { sandboxes: self.0.lock().unwrap().clone() })
+    }
+
+    async fn inspect(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn logs(&self, _: Peer, _: LogsRequest) -> Result<Streamed<LogChunk>, Error> {
+        let chunk = |stream: &str, data: &[u8]| Ok(LogChunk { stream: stream.to_owned(), data: data.to_vec() });
+        Ok(Box::pin(tokio_stream::iter([chunk("stdout", b"\x00\xffout"), chunk("stderr", b"err")])))
+    }
+
+    async fn events(&self, _: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error> {
+        Ok(lines(request.follow))
+    }
+
+    async fn findings(&self, _: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error> {
+        Ok(lines(request.follow))
+    }
+
+    async fn set_mode(&self, _: Peer, request: SetModeRequest) -> Result<Transition, Error> {
+        Ok(Transition { to: request.mode, words: request.reason, applied: true, ..Default::default() })
+    }
+
+    async fn set_limits(&self, _: Peer, request: SetLimitsRequest) -> Result<Transition, Error> {
+        Ok(Transition { to: request.limits.unwrap_or_default().tasks, ..Default::default() })
+    }
+
+    async fn pause(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn resume(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn signal(&self, _: Peer, request: SignalRequest) -> Result<Sandbox, Error> {
+        Ok(Sandbox { ending: format!("signal {}", request.signal), ..self.find(&request.id)? })
+    }
+
+    async fn kill(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn remove(&self, _: Peer, request: RemoveRequest) -> Result<(), Error> {
+        assert!(request.force);
+        self.0.lock().unwrap().retain(|sandbox| sandbox.id != request.id && sandbox.name != request.id);
+        Ok(())
+    }
+
+    async fn audit_tail(&self, _: Peer, _: AuditRequest) -> Result<Streamed<JsonLine>, Error> {
+        Ok(Box::pin(tokio_stream::empty()))
+    }
+
+    async fn audit_verify(&self, _: Peer) -> Result<AuditVerdict, Error> {
+        Ok(AuditVerdict { intact: true, ..Default::default() })
+    }
+
+    async fn tree(&self, _: Peer) -> Result<TreeResponse, Error> {
+        Ok(TreeResponse::default())
+    }
+
+    async fn stats(&self, _: Peer) -> Result<StatsResponse, Error> {
+        Ok(StatsResponse::default())
+    }
+
+    async fn metrics(&self, _: Peer) -> Result<String, Error> {
+        Ok("apex_sandboxes 0\n".to_owned())
+    }
+
+    async fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}

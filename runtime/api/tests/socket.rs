@@ -1,0 +1,280 @@
+//! The server over a real socket, with a service that lives in memory: both ways in give the same answers, and nothing unknown or outsized passes.
+
+mod fake;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use apex_api::v1::{CreateRequest, LogsRequest, RunInput, SandboxRef, StreamRequest, run_input, run_output};
+use apex_api::{Error, Kind, Service, client, server};
+use fake::Fake;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::StreamExt;
+
+/// A server in a directory of its own; both end with the test.
+struct Served {
+    dir: PathBuf,
+    path: PathBuf,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    done: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Served {
+    fn start(name: &str) -> Served {
+        let dir = std::env::temp_dir().join(format!("apex-api-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("apexd.sock");
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let service: Arc<dyn Service> = Arc::new(Fake::default());
+        let done = tokio::spawn(server::serve(listener, service, async {
+            let _ = stopped.await;
+        }));
+        Served { dir, path, stop: Some(stop), done }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.done.abort();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// One request over HTTP/1.1: status, media type and body.
+async fn ask(path: &Path, method: &str, uri: &str, accept: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+    let stream = UnixStream::connect(path).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::builder().method(method).uri(uri).header("host", "apexd").header("accept", accept);
+    let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    let media = response.headers().get("content-type").map(|media| media.to_str().unwrap().to_owned());
+    let body = response.into_body().collect().await.unwrap().to_bytes().to_vec();
+    (status, media.unwrap_or_default(), body)
+}
+
+async fn ask_json(path: &Path, method: &str, uri: &str, body: &Value) -> (u16, Value) {
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let (status, media, body) = ask(path, method, uri, "application/json", &body).await;
+    assert_eq!(media, "application/json", "{}", String::from_utf8_lossy(&body));
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+async fn refused(path: &Path, method: &str, uri: &str, body: &Value, status: u16, kind: &str, words: &str) {
+    let (got, answer) = ask_json(path, method, uri, body).await;
+    assert_eq!((got, answer["error"]["kind"].as_str()), (status, Some(kind)), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains(words), "{answer}");
+}
+
+fn of(id: &str) -> SandboxRef {
+    SandboxRef { id: id.to_owned() }
+}
+
+#[tokio::test]
+async fn both_ways_give_the_same_answers_and_the_peer_is_the_kernels() {
+    let served = Served::start("same");
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    let request = json!({ "name": "one", "command": ["true"], "limits": { "memory": "1M" }, "labels": { "a": "b" } });
+    let (status, made) = ask_json(&served.path, "POST", "/v1/sandboxes", &request).await;
+    assert_eq!((status, made["name"].as_str()), (201, Some("one")));
+    let me = (made["uid"].as_u64().unwrap(), made["pid"].as_u64().unwrap());
+    // The fake tells who asked: this very process.
+    assert_eq!(me.1, u64::from(std::process::id()));
+    let second = CreateRequest { name: "two".to_owned(), command: vec!["false".to_owned()], ..Default::default() };
+    let second = grpc.create(second).await.unwrap().into_inner();
+    assert_eq!((u64::from(second.uid), u64::from(second.pid)), me);
+
+    for id in [made["id"].as_str().unwrap(), "two"] {
+        let by_grpc = grpc.inspect(of(id)).await.unwrap().into_inner();
+        let (status, by_rest) = ask_json(&served.path, "GET", &format!("/v1/sandboxes/{id}"), &Value::Null).await;
+        assert_eq!((status, by_rest), (200, serde_json::to_value(by_grpc).unwrap()));
+    }
+    let by_grpc = grpc.list(apex_api::v1::ListRequest { all: true }).await.unwrap().into_inner();
+    let (_, by_rest) = ask_json(&served.path, "GET", "/v1/sandboxes?all=true", &Value::Null).await;
+    assert_eq!(by_rest, serde_json::to_value(by_grpc).unwrap());
+    let change = json!({ "mode": "isolation", "reason": "because" });
+    let (_, change) = ask_json(&served.path, "PUT", "/v1/sandboxes/two/mode", &change).await;
+    assert_eq!((change["to"].as_str(), change["words"].as_str()), (Some("isolation"), Some("because")));
+    let limits = json!({ "limits": { "tasks": "8" } });
+    let (_, limits) = ask_json(&served.path, "PUT", "/v1/sandboxes/two/limits", &limits).await;
+    assert_eq!(limits["to"], "8");
+    let (_, signalled) = ask_json(&served.path, "POST", "/v1/sandboxes/two/signal", &json!({ "signal": 15 })).await;
+    assert_eq!(signalled["ending"], "signal 15");
+    for verb in ["pause", "resume", "wait", "kill"] {
+        let (status, answer) = ask_json(&served.path, "POST", &format!("/v1/sandboxes/two/{verb}"), &Value::Null).await;
+        assert_eq!((status, answer["id"].as_str()), (200, Some(second.id.as_str())), "{verb}");
+    }
+    assert_eq!(ask(&served.path, "DELETE", "/v1/sandboxes/two?force", "*/*", b"").await.0, 204);
+    assert_eq!(grpc.inspect(of("two")).await.unwrap_err().code(), tonic::Code::NotFound);
+}
+
+#[tokio::test]
+async fn what_is_not_known_is_refused_by_name() {
+    let served = Served::start("names");
+    let at = served.path.as_path();
+    refused(at, "POST", "/v1/sandboxes", &json!({ "comand": [] }), 400, "invalid", "`comand`").await;
+    let nested = json!({ "limits": { "memroy": "1M" } });
+    refused(at, "POST", "/v1/sandboxes", &nested, 400, "invalid", "`memroy`").await;
+    let other = json!({ "id": "x", "mode": "hybrid" });
+    refused(at, "PUT", "/v1/sandboxes/x/mode", &other, 400, "invalid", "`id`").await;
+    refused(at, "GET", "/v1/sandboxes?al=1", &Value::Null, 400, "invalid", "`al`").await;
+    refused(at, "GET", "/v1/sandboxes?all=maybe", &Value::Null, 400, "invalid", "maybe").await;
+    refused(at, "GET", "/v1/sandboxes/x/logs?stream=out", &Value::Null, 400, "invalid", "`out`").await;
+    refused(at, "POST", "/v1/sandboxes/x/kill", &json!({ "a": 1 }), 400, "invalid", "no body").await;
+    refused(at, "GET", "/v1/nothing", &Value::Null, 404, "not-found", "/v1/nothing").await;
+    refused(at, "PATCH", "/v1/sandboxes", &Value::Null, 405, "invalid", "PATCH").await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_by_both() {
+    let served = Served::start("large");
+    let policy = "#".repeat(server::MESSAGE_BYTES_MAX + 1);
+    let body = json!({ "policy_toml": policy });
+    refused(&served.path, "POST", "/v1/sandboxes", &body, 400, "invalid", "larger than 4194304 bytes").await;
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    let error = grpc.create(CreateRequest { policy_toml: policy, ..Default::default() }).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::OutOfRange, "{error}");
+    assert!(grpc.list(apex_api::v1::ListRequest::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_error_arrives_as_the_error_that_it_was() {
+    let served = Served::start("errors");
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    for (kind, status) in [
+        (Kind::Invalid, 400),
+        (Kind::NotFound, 404),
+        (Kind::Denied, 403),
+        (Kind::Conflict, 409),
+        (Kind::Exhausted, 429),
+        (Kind::Unavailable, 503),
+        (Kind::Internal, 500),
+    ] {
+        // The fake fails as the name of the sandbox says.
+        let name = format!("fail-{}", kind.word());
+        let by_grpc = Error::from(grpc.inspect(of(&name)).await.unwrap_err());
+        assert_eq!(by_grpc, Error::new(kind, "as asked for"));
+        let uri = format!("/v1/sandboxes/{name}");
+        refused(&served.path, "GET", &uri, &Value::Null, status, kind.word(), "as asked for").await;
+    }
+}
+
+#[tokio::test]
+async fn lines_are_an_array_or_events() {
+    let served = Served::start("lines");
+    let (status, media, body) = ask(&served.path, "GET", "/v1/sandboxes/x/events", "application/json", b"").await;
+    assert_eq!((status, media.as_str()), (200, "application/json"));
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), json!([{ "n": 1 }, { "n": 2 }]));
+    let (status, media, body) = ask(&served.path, "GET", "/v1/sandboxes/x/findings", "text/event-stream", b"").await;
+    assert_eq!((status, media.as_str()), (200, "text/event-stream"));
+    // The fake, asked to follow, adds a line and then fails.
+    let text = String::from_utf8(body).unwrap();
+    let events: Vec<&str> = text.split_terminator("\n\n").collect();
+    assert_eq!(events[..3], ["data: {\"n\":1}", "data: {\"n\":2}", "data: {\"n\":\ndata: 3}"]);
+    let told = "event: error\ndata: {\"error\":{\"kind\":\"unavailable\",\"message\":\"no more\"}}";
+    assert_eq!(events[3..], [told]);
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    let lines = grpc.events(StreamRequest { id: "x".to_owned(), follow: false }).await.unwrap().into_inner();
+    let lines: Vec<_> = lines.map(|line| line.unwrap().json).collect().await;
+    assert_eq!(lines, ["{\"n\":1}", "{\"n\":2}"]);
+    let audit = ask_json(&served.path, "GET", "/v1/audit?limit=0", &Value::Null).await;
+    assert_eq!(audit, (200, json!([])));
+}
+
+#[tokio::test]
+async fn logs_are_the_bytes_that_were_written() {
+    let served = Served::start("logs");
+    let (_, media, body) = ask(&served.path, "GET", "/v1/sandboxes/x/logs?stream=stdout", "*/*", b"").await;
+    assert_eq!((media.as_str(), body.as_slice()), ("application/octet-stream", b"\x00\xffout".as_slice()));
+    let (_, _, body) = ask(&served.path, "GET", "/v1/sandboxes/x/logs", "*/*", b"").await;
+    assert_eq!(body, b"\x00\xffouterr");
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    let request = LogsRequest { id: "x".to_owned(), ..Default::default() };
+    let chunks: Vec<_> = grpc.logs(request).await.unwrap().into_inner().collect().await;
+    assert_eq!(chunks[0].as_ref().unwrap().data, b"\x00\xffout");
+}
+
+#[tokio::test]
+async fn the_streams_of_a_run_come_back() {
+    let served = Served::start("run");
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    let input = |input| RunInput { input: Some(input) };
+    let request = tokio_stream::iter([
+        input(run_input::Input::Create(CreateRequest::default())),
+        input(run_input::Input::Stdin(b"\x00\xff".to_vec())),
+        input(run_input::Input::CloseStdin(Default::default())),
+    ]);
+    let output = grpc.run(request).await.unwrap().into_inner();
+    let output: Vec<_> = output.map(|item| item.unwrap().output.unwrap()).collect().await;
+    assert!(matches!(&output[0], run_output::Output::Started(_)));
+    assert_eq!(output[1], run_output::Output::Stdout(b"\x00\xff".to_vec()));
+    assert!(matches!(&output[2], run_output::Output::Ended(ended) if ended.exit_code == Some(0)));
+}
+
+#[tokio::test]
+async fn the_plain_routes_answer() {
+    let served = Served::start("plain");
+    for (uri, media, start) in [
+        ("/healthz", "text/plain; charset=utf-8", "ok"),
+        ("/readyz", "text/plain; charset=utf-8", "ready"),
+        ("/metrics", "text/plain; version=0.0.4", "apex_"),
+        ("/openapi.json", "application/json", "{"),
+    ] {
+        let (status, got, body) = ask(&served.path, "GET", uri, "*/*", b"").await;
+        assert_eq!((status, got.as_str()), (200, media), "{uri}");
+        assert!(String::from_utf8(body).unwrap().starts_with(start), "{uri}");
+    }
+    for uri in ["/v1/tree", "/v1/stats", "/v1/audit/verify"] {
+        assert_eq!(ask_json(&served.path, "GET", uri, &Value::Null).await.0, 200, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_lets_nobody_in_and_returns() {
+    let mut served = Served::start("end");
+    let grpc = client::connect(&served.path).await.unwrap();
+    served.stop.take().unwrap().send(()).unwrap();
+    let done = tokio::time::timeout(server::GRACE * 2, &mut served.done).await;
+    done.expect("it returns").unwrap().unwrap();
+    drop(grpc);
+    let error = client::connect(&served.path).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable);
+    let words = error.words;
+    assert!(
+        words.contains(served.path.to_str().unwrap()) && words.contains("is it running? `apexd --socket"),
+        "{words}"
+    );
+}
+
+#[tokio::test]
+async fn a_follower_is_cut_off_after_the_grace() {
+    let mut served = Served::start("grace");
+    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut waits = tokio::spawn(async move { grpc.wait(of("for-ever")).await });
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    served.stop.take().unwrap().send(()).unwrap();
+    let done = tokio::time::timeout(server::GRACE * 2, &mut served.done).await;
+    done.expect("it returns").unwrap().unwrap();
+    assert!((&mut waits).await.unwrap().is_err());
+}
+
+#[test]
+fn the_document_is_the_one_that_is_kept() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/openapi.json");
+    let document = apex_api::openapi();
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some_and(|value| value == "1") {
+        std::fs::write(path, &document).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        kept == document,
+        "docs/reference/openapi.json is not what the code says; UPDATE_SNAPSHOTS=1 writes it anew"
+    );
+}

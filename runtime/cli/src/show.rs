@@ -1,0 +1,232 @@
+//! What people see of the answers. Input: messages. Output: text or JSON on standard output. Nothing that a sandbox chose reaches a terminal as it is.
+
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use apex_api::v1::{JsonLine, LimitsInForce, Sandbox, StatsResponse, Transition, TreeResponse};
+use apex_core::{amount, escape};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::table::{bytes, moment, sheet, span, table};
+
+/// Characters of a command that a table shows.
+const COMMAND_MAX: usize = 60;
+
+/// Text as it is: the caller made it harmless.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")
+}
+
+/// A value on several lines.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("writing JSON")?;
+    print(&format!("{}\n", tame(&text)))
+}
+
+/// A value on one line.
+pub fn line(line: &JsonLine) -> Result<()> {
+    let text: String = line.json.lines().collect();
+    print(&format!("{}\n", tame(&text)))
+}
+
+/// JSON that means the same and that a terminal takes for text: what it would act on stands only within strings, where an escape can stand for it.
+fn tame(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || !escape::is_hostile(c) {
+            out.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    out
+}
+
+/// The values of lines that are JSON.
+pub fn values(lines: &[JsonLine]) -> Result<Vec<Value>> {
+    let parse = |line: &JsonLine| serde_json::from_str(&line.json).context("apexd sent a line that is no JSON");
+    lines.iter().map(parse).collect()
+}
+
+/// `apex ls`.
+pub fn sandboxes(sandboxes: &[Sandbox]) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    let row = |sandbox: &Sandbox| {
+        let pid = if sandbox.pid == 0 { String::new() } else { sandbox.pid.to_string() };
+        let age = span(now.saturating_sub(sandbox.created_ms));
+        let command: String = sandbox.command.join(" ").chars().take(COMMAND_MAX).collect();
+        let (id, name) = (sandbox.id.clone(), sandbox.name.clone());
+        vec![id, name, sandbox.mode.clone(), state(sandbox), pid, age, command]
+    };
+    let rows: Vec<_> = sandboxes.iter().map(row).collect();
+    table(&["ID", "NAME", "MODE", "STATE", "PID", "AGE", "COMMAND"], &rows)
+}
+
+fn state(sandbox: &Sandbox) -> String {
+    match sandbox.exit_code {
+        Some(code) => format!("{} ({code})", sandbox.state),
+        None => sandbox.state.clone(),
+    }
+}
+
+/// `apex inspect`: what is empty is left out.
+pub fn sandbox(sandbox: &Sandbox) -> String {
+    let time = |ms: u64| if ms == 0 { String::new() } else { moment(ms) };
+    let pid = if sandbox.pid == 0 { String::new() } else { sandbox.pid.to_string() };
+    let labels: Vec<String> = sandbox.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut labels = labels;
+    labels.sort_unstable();
+    let rows = [
+        ("id", sandbox.id.clone()),
+        ("name", sandbox.name.clone()),
+        ("mode", sandbox.mode.clone()),
+        ("born in", sandbox.born_mode.clone()),
+        ("state", sandbox.state.clone()),
+        ("pid", pid),
+        ("uid", sandbox.uid.to_string()),
+        ("command", sandbox.command.join(" ")),
+        ("created", time(sandbox.created_ms)),
+        ("started", time(sandbox.started_ms)),
+        ("ended", time(sandbox.ended_ms)),
+        ("exit code", sandbox.exit_code.map(|code| code.to_string()).unwrap_or_default()),
+        ("ending", sandbox.ending.clone()),
+        ("error", sandbox.error.clone()),
+        ("limits", sandbox.limits.as_ref().map(limits).unwrap_or_default()),
+        ("born with", sandbox.limits_born.as_ref().map(limits).unwrap_or_default()),
+        ("network", sandbox.network.clone()),
+        ("watch", sandbox.watch.clone()),
+        ("findings", sandbox.findings.to_string()),
+        ("tightened by", sandbox.tightened_by.clone()),
+        ("labels", labels.join(" ")),
+    ];
+    let rows: Vec<_> = rows.into_iter().filter(|(_, word)| !word.is_empty()).collect();
+    sheet(&rows)
+}
+
+fn limits(limits: &LimitsInForce) -> String {
+    let or_unlimited = |word: Option<String>| word.unwrap_or_else(|| "unlimited".to_owned());
+    format!(
+        "memory {}, tasks {}, cpu {}",
+        or_unlimited(limits.memory_bytes.map(amount::size)),
+        or_unlimited(limits.tasks.map(|tasks| tasks.to_string())),
+        or_unlimited(limits.cpu_percent.map(|percent| format!("{percent}%"))),
+    )
+}
+
+/// The steps of a change, one to a line.
+pub fn transition(transition: &Transition) -> String {
+    let mut out = format!("{} -> {}\n", escape::text(&transition.from), escape::text(&transition.to));
+    for step in &transition.steps {
+        let mark = if step.done { "done" } else { "not done" };
+        out.push_str(&format!("  {mark:8}  {}", escape::text(&step.what)));
+        if !step.words.is_empty() {
+            out.push_str(&format!(": {}", escape::text(&step.words)));
+        }
+        out.push('\n');
+    }
+    if transition.applied && !transition.words.is_empty() {
+        out.push_str(&format!("{}\n", escape::text(&transition.words)));
+    }
+    out
+}
+
+/// `apex tree`.
+pub fn tree(tree: &TreeResponse) -> String {
+    let mut out = "apexd\n".to_owned();
+    for (at, service) in tree.services.iter().enumerate() {
+        let branch = if at + 1 == tree.services.len() { "`--" } else { "|--" };
+        out.push_str(&format!("{branch} {}  {}", escape::text(&service.name), escape::text(&service.state)));
+        if service.restarts > 0 {
+            out.push_str(&format!("  restarts: {}", service.restarts));
+        }
+        if !service.words.is_empty() {
+            out.push_str(&format!("  {}", escape::text(&service.words)));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// `apex stats`.
+pub fn stats(stats: &StatsResponse) -> String {
+    let rows: Vec<Vec<String>> = stats
+        .sandboxes
+        .iter()
+        .map(|one| {
+            vec![
+                one.id.clone(),
+                one.name.clone(),
+                one.mode.clone(),
+                one.state.clone(),
+                one.memory_bytes.map(bytes).unwrap_or_default(),
+                one.tasks.map(|tasks| tasks.to_string()).unwrap_or_default(),
+                one.cpu_us.map(|us| format!("{}.{:02}s", us / 1_000_000, us / 10_000 % 100)).unwrap_or_default(),
+                one.findings.to_string(),
+            ]
+        })
+        .collect();
+    table(&["ID", "NAME", "MODE", "STATE", "MEMORY", "TASKS", "CPU", "FINDINGS"], &rows)
+}
+
+/// `apex findings`: OCSF Detection Findings (docs/reference/findings.md).
+pub fn findings(findings: &[Value]) -> String {
+    let severity = |id: Option<u64>| match id {
+        Some(1) => "informational",
+        Some(2) => "low",
+        Some(3) => "medium",
+        Some(4) => "high",
+        Some(5) => "critical",
+        _ => "unknown",
+    };
+    let row = |finding: &Value| {
+        let about = &finding["finding_info"];
+        let attack = &about["attacks"][0];
+        let technique = [&attack["sub_technique"]["uid"], &attack["technique"]["uid"]];
+        let technique = technique.into_iter().find_map(Value::as_str).unwrap_or_default();
+        vec![
+            finding["time"].as_u64().map(moment).unwrap_or_default(),
+            severity(finding["severity_id"].as_u64()).to_owned(),
+            technique.to_owned(),
+            about["title"].as_str().or(finding["message"].as_str()).unwrap_or_default().to_owned(),
+        ]
+    };
+    let rows: Vec<_> = findings.iter().map(row).collect();
+    table(&["TIME", "SEVERITY", "TECHNIQUE", "FINDING"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn json_for_a_terminal_means_the_same() {
+        let value = json!({ "a\u{9b}": "b\u{202e}\u{e0001}\u{7f}\n" });
+        let text = tame(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!text.chars().any(|c| c != '\n' && escape::is_hostile(c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn findings_are_a_line_each() {
+        let finding = json!({ "time": 0, "severity_id": 4, "finding_info": {
+            "title": "reads\u{1b}secrets", "attacks": [{ "technique": { "uid": "T1552" } }] } });
+        let text = findings(&[finding]);
+        assert!(text.ends_with("1970-01-01T00:00:00Z  high      T1552      reads\\u{1b}secrets\n"), "{text}");
+    }
+
+    #[test]
+    fn a_change_tells_its_steps() {
+        let step = |what: &str, done| apex_api::v1::Step { what: what.to_owned(), done, words: "why".to_owned() };
+        let change = Transition {
+            from: "hybrid".to_owned(),
+            to: "isolation".to_owned(),
+            steps: vec![step("limits", true), step("network", false)],
+            ..Default::default()
+        };
+        assert_eq!(transition(&change), "hybrid -> isolation\n  done      limits: why\n  not done  network: why\n");
+    }
+}

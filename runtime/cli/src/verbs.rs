@@ -1,0 +1,279 @@
+//! What each verb asks apexd for, and what it prints. Input: the parsed command line. Output: the exit code.
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use apex_api::v1::apex_client::ApexClient;
+use apex_api::v1::{
+    AuditRequest, Empty, JsonLine, Limits, ListRequest, LogsRequest, RemoveRequest, Sandbox, SandboxRef,
+    SetLimitsRequest, SetModeRequest, SignalRequest, StreamRequest, Transition,
+};
+use apex_api::{Error, client};
+use clap::CommandFactory;
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
+
+use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, Verb};
+use crate::{FAILED, policy, request, run, show, signals};
+
+/// A connection to apexd.
+pub type Client = ApexClient<Channel>;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Whatever Apex failed at; the exit code is 125 then.
+pub async fn perform(args: Args) -> Result<u8> {
+    let json = args.json;
+    let verb = match args.verb {
+        Verb::Completions { shell } => return completions(shell),
+        Verb::Man => return man(),
+        Verb::Policy(PolicyVerb::Check { file, mode, profile }) => {
+            let policy = policy::resolve(&file, mode.as_deref(), profile)?;
+            let sources: Vec<_> = policy.sources.iter().map(|source| apex_core::escape::text(source)).collect();
+            let words = format!("accepted: mode {}, from {}\n", policy.mode.name(), sources.join(", "));
+            return done(if json { show::json(&policy) } else { show::print(&words) });
+        }
+        verb => verb,
+    };
+    let mut client = client::connect(&socket(args.socket)?).await?;
+    match verb {
+        Verb::Run { rm, options } => run_command(client, *options, rm).await,
+        Verb::Create { options } => {
+            let sandbox = got(client.create(request::create(*options)?).await)?;
+            done(if json { show::json(&sandbox) } else { show::print(&format!("{}\n", sandbox.id)) })
+        }
+        Verb::Attach { id } => ending(&run::attach(&client, id).await?),
+        Verb::Wait { id } => wait(client, id, json).await,
+        Verb::Ls { all } => {
+            let sandboxes = got(client.list(ListRequest { all }).await)?.sandboxes;
+            done(if json { show::json(&sandboxes) } else { show::print(&show::sandboxes(&sandboxes)) })
+        }
+        Verb::Inspect { id } => {
+            let sandbox = got(client.inspect(SandboxRef { id }).await)?;
+            done(if json { show::json(&sandbox) } else { show::print(&show::sandbox(&sandbox)) })
+        }
+        Verb::Signal { id, signal } => {
+            let signal = signals::number(&signal)?;
+            changed(got(client.signal(SignalRequest { id, signal }).await)?, json)
+        }
+        Verb::Pause { id } => changed(got(client.pause(SandboxRef { id }).await)?, json),
+        Verb::Resume { id } => changed(got(client.resume(SandboxRef { id }).await)?, json),
+        Verb::Kill { ids } => each(ids, async |id| got(client.kill(SandboxRef { id }).await).map(drop)).await,
+        Verb::Rm { force, ids } => {
+            each(ids, async |id| got(client.remove(RemoveRequest { id, force }).await).map(drop)).await
+        }
+        Verb::Mode(verb) => mode(client, verb, json).await,
+        Verb::Limits(verb) => limits(client, verb, json).await,
+        verb => read(client, verb, json).await,
+    }
+}
+
+/// The verbs that only read.
+async fn read(mut client: Client, verb: Verb, json: bool) -> Result<u8> {
+    match verb {
+        Verb::Logs { id, follow, tail } => logs(client, LogsRequest { id, follow, tail_bytes: tail }).await,
+        Verb::Events { id, follow } => {
+            let stream = got(client.events(StreamRequest { id, follow }).await)?;
+            if json && !follow { done(show::json(&show::values(&all(stream).await?)?)) } else { lines(stream).await }
+        }
+        Verb::Findings { id } => {
+            let stream = got(client.findings(StreamRequest { id, follow: false }).await)?;
+            let findings = show::values(&all(stream).await?)?;
+            done(if json { show::json(&findings) } else { show::print(&show::findings(&findings)) })
+        }
+        Verb::Tree => {
+            let tree = got(client.tree(Empty {}).await)?;
+            done(if json { show::json(&tree) } else { show::print(&show::tree(&tree)) })
+        }
+        Verb::Stats => {
+            let stats = got(client.stats(Empty {}).await)?;
+            done(if json { show::json(&stats) } else { show::print(&show::stats(&stats)) })
+        }
+        Verb::Audit(AuditVerb::Tail { limit }) => {
+            let stream = got(client.audit_tail(AuditRequest { limit }).await)?;
+            if json { done(show::json(&show::values(&all(stream).await?)?)) } else { lines(stream).await }
+        }
+        Verb::Audit(AuditVerb::Verify) => {
+            let verdict = got(client.audit_verify(Empty {}).await)?;
+            if json {
+                show::json(&verdict)?;
+            } else if verdict.intact {
+                show::print(&format!("intact: {} records, head {}\n", verdict.records, verdict.head_sha256))?;
+            }
+            if !verdict.intact {
+                bail!("the audit log is broken: {}", verdict.words);
+            }
+            Ok(0)
+        }
+        _ => bail!("this verb asks apexd for nothing"),
+    }
+}
+
+/// Where apexd listens.
+fn socket(given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path);
+    }
+    // The owner of one's own entry is the effective user (proc(5)).
+    let about = std::fs::metadata("/proc/self").context("looking up the user in /proc/self")?;
+    if about.uid() == 0 {
+        return Ok(PathBuf::from("/run/apex/apexd.sock"));
+    }
+    let dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let dir = dir.context("XDG_RUNTIME_DIR is not set; name the socket of apexd with --socket PATH or APEX_SOCKET")?;
+    Ok(dir.join("apex/apexd.sock"))
+}
+
+fn got<T>(answer: Result<Response<T>, Status>) -> Result<T> {
+    Ok(answer.map_err(Error::from)?.into_inner())
+}
+
+fn done(outcome: Result<()>) -> Result<u8> {
+    outcome.map(|()| 0)
+}
+
+/// Quiet when it worked, as the shell's own verbs are.
+fn changed(sandbox: Sandbox, json: bool) -> Result<u8> {
+    done(if json { show::json(&sandbox) } else { Ok(()) })
+}
+
+/// One after the other; what fails is told, and the rest is still done.
+async fn each(ids: Vec<String>, mut ask: impl AsyncFnMut(String) -> Result<()>) -> Result<u8> {
+    let mut code = 0;
+    for id in ids {
+        if let Err(error) = ask(id.clone()).await {
+            crate::tell(&format!("{id}: {error:#}"));
+            code = FAILED;
+        }
+    }
+    Ok(code)
+}
+
+async fn run_command(mut client: Client, options: Options, rm: bool) -> Result<u8> {
+    let sandbox = run::run(&client, request::create(options)?).await?;
+    if rm && !sandbox.id.is_empty() {
+        let request = RemoveRequest { id: sandbox.id.clone(), force: false };
+        // How the command ended counts for more than what is left of it.
+        if let Err(error) = got(client.remove(request).await) {
+            crate::tell(&format!("forgetting sandbox {}: {error:#}", sandbox.id));
+        }
+    }
+    ending(&sandbox)
+}
+
+/// The exit code of the command, or words why there is none.
+fn ending(sandbox: &Sandbox) -> Result<u8> {
+    let id = &sandbox.id;
+    match sandbox.ending.as_str() {
+        _ if !sandbox.error.is_empty() => crate::tell(&sandbox.error),
+        "time" => crate::tell("the command was ended at its time limit; give it more with --time"),
+        "memory" => crate::tell("the kernel ended the command at its memory limit; give it more with --memory"),
+        "finding" => crate::tell(&format!("the sandbox was ended because of a finding; `apex findings {id}` shows it")),
+        _ => {}
+    }
+    match sandbox.exit_code {
+        Some(code) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
+        // The words stand above.
+        None if !sandbox.error.is_empty() => Ok(FAILED),
+        None => bail!("sandbox {id} is {} and has no exit code", sandbox.state),
+    }
+}
+
+async fn wait(mut client: Client, id: String, json: bool) -> Result<u8> {
+    let sandbox = got(client.wait(SandboxRef { id }).await)?;
+    if json {
+        return done(show::json(&sandbox));
+    }
+    match sandbox.exit_code {
+        Some(code) => done(show::print(&format!("{code}\n"))),
+        None if sandbox.error.is_empty() => bail!("sandbox {} ended without an exit code", sandbox.id),
+        None => bail!("{}", sandbox.error),
+    }
+}
+
+async fn mode(mut client: Client, verb: ModeVerb, json: bool) -> Result<u8> {
+    match verb {
+        ModeVerb::Get { id } => {
+            let sandbox = got(client.inspect(SandboxRef { id }).await)?;
+            let value = serde_json::json!({ "mode": sandbox.mode, "born_mode": sandbox.born_mode });
+            let words = format!("{}\n", apex_core::escape::text(&sandbox.mode));
+            done(if json { show::json(&value) } else { show::print(&words) })
+        }
+        ModeVerb::Set { id, mode, reason } => {
+            applied(got(client.set_mode(SetModeRequest { id, mode, reason }).await)?, json)
+        }
+    }
+}
+
+async fn limits(mut client: Client, verb: LimitsVerb, json: bool) -> Result<u8> {
+    let LimitsVerb::Set { id, limits, reason } = verb;
+    let limits = Limits {
+        memory: limits.memory.unwrap_or_default(),
+        tasks: limits.tasks.unwrap_or_default(),
+        cpu: limits.cpu.unwrap_or_default(),
+        time: String::new(),
+    };
+    applied(got(client.set_limits(SetLimitsRequest { id, limits: Some(limits), reason }).await)?, json)
+}
+
+fn applied(transition: Transition, json: bool) -> Result<u8> {
+    if json {
+        show::json(&transition)?;
+    } else {
+        show::print(&show::transition(&transition))?;
+    }
+    if transition.applied {
+        return Ok(0);
+    }
+    let remedy = if transition.successor_needed { "; it takes a new sandbox" } else { "" };
+    match transition.words.as_str() {
+        "" => bail!("not applied{remedy}"),
+        words => bail!("not applied: {words}{remedy}"),
+    }
+}
+
+async fn logs(mut client: Client, request: LogsRequest) -> Result<u8> {
+    let mut chunks = got(client.logs(request).await)?;
+    while let Some(chunk) = chunks.message().await.map_err(Error::from)? {
+        // The command's own bytes, each to the stream that it wrote to.
+        let written = match chunk.stream.as_str() {
+            "stderr" => std::io::stderr().write_all(&chunk.data),
+            _ => {
+                let mut out = std::io::stdout().lock();
+                out.write_all(&chunk.data).and_then(|()| out.flush())
+            }
+        };
+        written.context("writing the logs")?;
+    }
+    Ok(0)
+}
+
+async fn all(mut stream: Streaming<JsonLine>) -> Result<Vec<JsonLine>> {
+    let mut lines = Vec::new();
+    while let Some(line) = stream.message().await.map_err(Error::from)? {
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+async fn lines(mut stream: Streaming<JsonLine>) -> Result<u8> {
+    while let Some(line) = stream.message().await.map_err(Error::from)? {
+        show::line(&line)?;
+    }
+    Ok(0)
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "apex", &mut text);
+    done(show::print(&String::from_utf8(text).context("completions are text")?))
+}
+
+fn man() -> Result<u8> {
+    let mut text = Vec::new();
+    clap_mangen::Man::new(Args::command()).render(&mut text).context("writing the manual page")?;
+    done(show::print(&String::from_utf8(text).context("the manual page is text")?))
+}

@@ -263,7 +263,8 @@ fn whoever_has_no_role_gets_nothing_and_is_written_down() {
     }
     assert_eq!(as_nobody(&["--json", "ls"]).json(), serde_json::json!([]));
     assert_eq!(daemon.json(&["inspect", &id])["state"], "running");
-    let refused = daemon.audit().into_iter().filter(|line| line["actor"]["user"]["uid"] == NOBODY.to_string()).count();
+    let nobody = NOBODY.to_string();
+    let refused = daemon.audit().into_iter().filter(|line| line["actor"]["user"]["uid"] == nobody.as_str()).count();
     assert!(refused >= 4, "{:?}", daemon.audit());
 }
 

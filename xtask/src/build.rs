@@ -30,19 +30,33 @@ pub fn apex_run() -> Result<PathBuf> {
     }
     println!("building apex-run and apex-probe (release)");
     // One by one: built together, each would get the features that the other wants of what both stand on.
-    program("apex-probe")?;
-    program("apex-run")
+    program("apex-probe", "apex-probe")?;
+    program("apex-run", "apex-run")
 }
 
-fn program(name: &str) -> Result<PathBuf> {
-    let messages = messages(&["build", "--release", "--package", name, "--bin", name])?;
+/// Builds the daemon and its command, which come to lie beside apex-run. Where `APEX_RUN` names one, they are what stands beside that.
+pub fn daemon() -> Result<()> {
+    if given().is_some() {
+        return Ok(());
+    }
+    println!("building apexd and apex (release)");
+    program("apexd", "apexd")?;
+    program("apex-cli", "apex").map(drop)
+}
+
+/// Programs beside an apex-run that tests start too: those that are there.
+pub fn beside(apex_run: &Path) -> Vec<PathBuf> {
+    ["apex-probe", "apexd", "apex"]
+        .map(|name| apex_run.with_file_name(name))
+        .into_iter()
+        .filter(|path| path.exists())
+        .collect()
+}
+
+fn program(package: &str, name: &str) -> Result<PathBuf> {
+    let messages = messages(&["build", "--release", "--package", package, "--bin", name])?;
     let file = messages.iter().find_map(|message| message["executable"].as_str());
     Ok(file.with_context(|| format!("cargo built {name} but named no executable"))?.into())
-}
-
-/// The prober that this apex-run finds: the one beside it. `None` when it stands elsewhere.
-pub fn apex_probe(apex_run: &Path) -> Option<PathBuf> {
-    Some(apex_run.with_file_name("apex-probe")).filter(|path| path.exists())
 }
 
 /// What `APEX_RUN` names.

@@ -26,10 +26,10 @@ struct Served {
 impl Served {
     fn start(name: &str) -> Served {
         let dir = std::env::temp_dir().join(format!("apex-api-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::create_dir_all(&dir).expect("as the test wants it");
         let path = dir.join("apexd.sock");
         let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(&path).expect("as the test wants it");
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let service: Arc<dyn Service> = Arc::new(Fake::default());
         let done = tokio::spawn(server::serve(listener, service, async {
@@ -48,15 +48,17 @@ impl Drop for Served {
 
 /// One request over HTTP/1.1: status, media type and body.
 async fn ask(path: &Path, method: &str, uri: &str, accept: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
-    let stream = UnixStream::connect(path).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let stream = UnixStream::connect(path).await.expect("as the test wants it");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("as the test wants it");
     tokio::spawn(connection);
     let request = hyper::Request::builder().method(method).uri(uri).header("host", "apexd").header("accept", accept);
-    let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
-    let response = sender.send_request(request).await.unwrap();
+    let request = request.body(Full::new(Bytes::copy_from_slice(body))).expect("as the test wants it");
+    let response = sender.send_request(request).await.expect("as the test wants it");
     let status = response.status().as_u16();
-    let media = response.headers().get("content-type").map(|media| media.to_str().unwrap().to_owned());
-    let body = response.into_body().collect().await.unwrap().to_bytes().to_vec();
+    let media =
+        response.headers().get("content-type").map(|media| media.to_str().expect("as the test wants it").to_owned());
+    let body = response.into_body().collect().await.expect("as the test wants it").to_bytes().to_vec();
     (status, media.unwrap_or_default(), body)
 }
 
@@ -64,13 +66,13 @@ async fn ask_json(path: &Path, method: &str, uri: &str, body: &Value) -> (u16, V
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     let (status, media, body) = ask(path, method, uri, "application/json", &body).await;
     assert_eq!(media, "application/json", "{}", String::from_utf8_lossy(&body));
-    (status, serde_json::from_slice(&body).unwrap())
+    (status, serde_json::from_slice(&body).expect("as the test wants it"))
 }
 
 async fn refused(path: &Path, method: &str, uri: &str, body: &Value, status: u16, kind: &str, words: &str) {
     let (got, answer) = ask_json(path, method, uri, body).await;
     assert_eq!((got, answer["error"]["kind"].as_str()), (status, Some(kind)), "{answer}");
-    assert!(answer["error"]["message"].as_str().unwrap().contains(words), "{answer}");
+    assert!(answer["error"]["message"].as_str().expect("as the test wants it").contains(words), "{answer}");
 }
 
 fn of(id: &str) -> SandboxRef {
@@ -80,25 +82,25 @@ fn of(id: &str) -> SandboxRef {
 #[tokio::test]
 async fn both_ways_give_the_same_answers_and_the_peer_is_the_kernels() {
     let served = Served::start("same");
-    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let request = json!({ "name": "one", "command": ["true"], "limits": { "memory": "1M" }, "labels": { "a": "b" } });
     let (status, made) = ask_json(&served.path, "POST", "/v1/sandboxes", &request).await;
     assert_eq!((status, made["name"].as_str()), (201, Some("one")));
-    let me = (made["uid"].as_u64().unwrap(), made["pid"].as_u64().unwrap());
+    let me = (made["uid"].as_u64().expect("as the test wants it"), made["pid"].as_u64().expect("as the test wants it"));
     // The fake tells who asked: this very process.
     assert_eq!(me.1, u64::from(std::process::id()));
     let second = CreateRequest { name: "two".to_owned(), command: vec!["false".to_owned()], ..Default::default() };
-    let second = grpc.create(second).await.unwrap().into_inner();
+    let second = grpc.create(second).await.expect("as the test wants it").into_inner();
     assert_eq!((u64::from(second.uid), u64::from(second.pid)), me);
 
-    for id in [made["id"].as_str().unwrap(), "two"] {
-        let by_grpc = grpc.inspect(of(id)).await.unwrap().into_inner();
+    for id in [made["id"].as_str().expect("as the test wants it"), "two"] {
+        let by_grpc = grpc.inspect(of(id)).await.expect("as the test wants it").into_inner();
         let (status, by_rest) = ask_json(&served.path, "GET", &format!("/v1/sandboxes/{id}"), &Value::Null).await;
-        assert_eq!((status, by_rest), (200, serde_json::to_value(by_grpc).unwrap()));
+        assert_eq!((status, by_rest), (200, serde_json::to_value(by_grpc).expect("as the test wants it")));
     }
-    let by_grpc = grpc.list(apex_api::v1::ListRequest { all: true }).await.unwrap().into_inner();
+    let by_grpc = grpc.list(apex_api::v1::ListRequest { all: true }).await.expect("as the test wants it").into_inner();
     let (_, by_rest) = ask_json(&served.path, "GET", "/v1/sandboxes?all=true", &Value::Null).await;
-    assert_eq!(by_rest, serde_json::to_value(by_grpc).unwrap());
+    assert_eq!(by_rest, serde_json::to_value(by_grpc).expect("as the test wants it"));
     let change = json!({ "mode": "isolation", "reason": "because" });
     let (_, change) = ask_json(&served.path, "PUT", "/v1/sandboxes/two/mode", &change).await;
     assert_eq!((change["to"].as_str(), change["words"].as_str()), (Some("isolation"), Some("because")));
@@ -138,7 +140,7 @@ async fn what_is_too_large_is_refused_by_both() {
     let policy = "#".repeat(server::MESSAGE_BYTES_MAX + 1);
     let body = json!({ "policy_toml": policy });
     refused(&served.path, "POST", "/v1/sandboxes", &body, 400, "invalid", "larger than 4194304 bytes").await;
-    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let error = grpc.create(CreateRequest { policy_toml: policy, ..Default::default() }).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::OutOfRange, "{error}");
     assert!(grpc.list(apex_api::v1::ListRequest::default()).await.is_ok());
@@ -147,7 +149,7 @@ async fn what_is_too_large_is_refused_by_both() {
 #[tokio::test]
 async fn an_error_arrives_as_the_error_that_it_was() {
     let served = Served::start("errors");
-    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     for (kind, status) in [
         (Kind::Invalid, 400),
         (Kind::NotFound, 404),
@@ -171,18 +173,22 @@ async fn lines_are_an_array_or_events() {
     let served = Served::start("lines");
     let (status, media, body) = ask(&served.path, "GET", "/v1/sandboxes/x/events", "application/json", b"").await;
     assert_eq!((status, media.as_str()), (200, "application/json"));
-    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), json!([{ "n": 1 }, { "n": 2 }]));
+    assert_eq!(serde_json::from_slice::<Value>(&body).expect("as the test wants it"), json!([{ "n": 1 }, { "n": 2 }]));
     let (status, media, body) = ask(&served.path, "GET", "/v1/sandboxes/x/findings", "text/event-stream", b"").await;
     assert_eq!((status, media.as_str()), (200, "text/event-stream"));
     // The fake, asked to follow, adds a line and then fails.
-    let text = String::from_utf8(body).unwrap();
+    let text = String::from_utf8(body).expect("as the test wants it");
     let events: Vec<&str> = text.split_terminator("\n\n").collect();
     assert_eq!(events[..3], ["data: {\"n\":1}", "data: {\"n\":2}", "data: {\"n\":\ndata: 3}"]);
     let told = "event: error\ndata: {\"error\":{\"kind\":\"unavailable\",\"message\":\"no more\"}}";
     assert_eq!(events[3..], [told]);
-    let mut grpc = client::connect(&served.path).await.unwrap();
-    let lines = grpc.events(StreamRequest { id: "x".to_owned(), follow: false }).await.unwrap().into_inner();
-    let lines: Vec<_> = lines.map(|line| line.unwrap().json).collect().await;
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
+    let lines = grpc
+        .events(StreamRequest { id: "x".to_owned(), follow: false })
+        .await
+        .expect("as the test wants it")
+        .into_inner();
+    let lines: Vec<_> = lines.map(|line| line.expect("as the test wants it").json).collect().await;
     assert_eq!(lines, ["{\"n\":1}", "{\"n\":2}"]);
     let audit = ask_json(&served.path, "GET", "/v1/audit?limit=0", &Value::Null).await;
     assert_eq!(audit, (200, json!([])));
@@ -195,24 +201,25 @@ async fn logs_are_the_bytes_that_were_written() {
     assert_eq!((media.as_str(), body.as_slice()), ("application/octet-stream", b"\x00\xffout".as_slice()));
     let (_, _, body) = ask(&served.path, "GET", "/v1/sandboxes/x/logs", "*/*", b"").await;
     assert_eq!(body, b"\x00\xffouterr");
-    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let request = LogsRequest { id: "x".to_owned(), ..Default::default() };
-    let chunks: Vec<_> = grpc.logs(request).await.unwrap().into_inner().collect().await;
-    assert_eq!(chunks[0].as_ref().unwrap().data, b"\x00\xffout");
+    let chunks: Vec<_> = grpc.logs(request).await.expect("as the test wants it").into_inner().collect().await;
+    assert_eq!(chunks[0].as_ref().expect("as the test wants it").data, b"\x00\xffout");
 }
 
 #[tokio::test]
 async fn the_streams_of_a_run_come_back() {
     let served = Served::start("run");
-    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let input = |input| RunInput { input: Some(input) };
     let request = tokio_stream::iter([
         input(run_input::Input::Create(CreateRequest::default())),
         input(run_input::Input::Stdin(b"\x00\xff".to_vec())),
         input(run_input::Input::CloseStdin(Default::default())),
     ]);
-    let output = grpc.run(request).await.unwrap().into_inner();
-    let output: Vec<_> = output.map(|item| item.unwrap().output.unwrap()).collect().await;
+    let output = grpc.run(request).await.expect("as the test wants it").into_inner();
+    let output: Vec<_> =
+        output.map(|item| item.expect("as the test wants it").output.expect("as the test wants it")).collect().await;
     assert!(matches!(&output[0], run_output::Output::Started(_)));
     assert_eq!(output[1], run_output::Output::Stdout(b"\x00\xff".to_vec()));
     assert!(matches!(&output[2], run_output::Output::Ended(ended) if ended.exit_code == Some(0)));
@@ -229,7 +236,7 @@ async fn the_plain_routes_answer() {
     ] {
         let (status, got, body) = ask(&served.path, "GET", uri, "*/*", b"").await;
         assert_eq!((status, got.as_str()), (200, media), "{uri}");
-        assert!(String::from_utf8(body).unwrap().starts_with(start), "{uri}");
+        assert!(String::from_utf8(body).expect("as the test wants it").starts_with(start), "{uri}");
     }
     for uri in ["/v1/tree", "/v1/stats", "/v1/audit/verify"] {
         assert_eq!(ask_json(&served.path, "GET", uri, &Value::Null).await.0, 200, "{uri}");
@@ -239,16 +246,17 @@ async fn the_plain_routes_answer() {
 #[tokio::test]
 async fn a_server_that_ends_lets_nobody_in_and_returns() {
     let mut served = Served::start("end");
-    let grpc = client::connect(&served.path).await.unwrap();
-    served.stop.take().unwrap().send(()).unwrap();
+    let grpc = client::connect(&served.path).await.expect("as the test wants it");
+    served.stop.take().expect("as the test wants it").send(()).expect("as the test wants it");
     let done = tokio::time::timeout(server::GRACE * 2, &mut served.done).await;
-    done.expect("it returns").unwrap().unwrap();
+    done.expect("it returns").expect("as the test wants it").expect("as the test wants it");
     drop(grpc);
     let error = client::connect(&served.path).await.unwrap_err();
     assert_eq!(error.kind, Kind::Unavailable);
     let words = error.words;
     assert!(
-        words.contains(served.path.to_str().unwrap()) && words.contains("is it running? `apexd --socket"),
+        words.contains(served.path.to_str().expect("as the test wants it"))
+            && words.contains("is it running? `apexd --socket"),
         "{words}"
     );
 }
@@ -256,13 +264,13 @@ async fn a_server_that_ends_lets_nobody_in_and_returns() {
 #[tokio::test]
 async fn a_follower_is_cut_off_after_the_grace() {
     let mut served = Served::start("grace");
-    let mut grpc = client::connect(&served.path).await.unwrap();
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let mut waits = tokio::spawn(async move { grpc.wait(of("for-ever")).await });
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    served.stop.take().unwrap().send(()).unwrap();
+    served.stop.take().expect("as the test wants it").send(()).expect("as the test wants it");
     let done = tokio::time::timeout(server::GRACE * 2, &mut served.done).await;
-    done.expect("it returns").unwrap().unwrap();
-    assert!((&mut waits).await.unwrap().is_err());
+    done.expect("it returns").expect("as the test wants it").expect("as the test wants it");
+    assert!((&mut waits).await.expect("as the test wants it").is_err());
 }
 
 #[test]
@@ -270,7 +278,7 @@ fn the_document_is_the_one_that_is_kept() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/openapi.json");
     let document = apex_api::openapi();
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some_and(|value| value == "1") {
-        std::fs::write(path, &document).unwrap();
+        std::fs::write(path, &document).expect("as the test wants it");
     }
     let kept = std::fs::read_to_string(path).unwrap_or_default();
     assert!(

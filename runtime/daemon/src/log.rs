@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -48,7 +48,7 @@ struct Inner {
 impl Log {
     /// The log in these files, going on where they end.
     pub fn open(path: PathBuf) -> Log {
-        let size = |path: &PathBuf| fs::metadata(path).map_or(0, |about| about.len());
+        let size = |path: &Path| fs::metadata(path).map_or(0, |about| about.len());
         let older = size(&older(&path));
         let end = older + size(&path);
         let inner = Inner { newer: None, newer_start: older, older_start: 0 };
@@ -130,8 +130,8 @@ impl Log {
     }
 }
 
-fn older(path: &PathBuf) -> PathBuf {
-    let mut name = path.clone().into_os_string();
+fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
 }

@@ -155,21 +155,16 @@ pub fn run_recording(
         Some(watcher) => Some(Watch::begin(watcher)?),
         None => None,
     };
-    // The systemd manager would move the sandbox out again.
-    let has_own_v2 = cgroup.is_some() || site.as_deref().is_some_and(Site::is_by_manager);
     let is_attended = watch.is_some() || options.control.is_some();
-    let beside = if is_attended && !has_own_v2 { Beside::make()? } else { None };
+    let beside = if is_attended { make_beside(site.as_deref(), cgroup.as_ref())? } else { None };
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
     let guard = Guard::set(plan, host).map_err(explain)?;
     let trees = take_trees(plan, host, &mut ahead).map_err(explain)?;
-    // SIGCHLD for the init, which inherits the mask.
-    let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();
-    let mask = signal::block(&Set::of(&blocked)).map_err(Failure::at(Step::Supervise, 0)).map_err(explain)?;
+    let mask = block_signals().map_err(explain)?;
     let (outer, inner) = End::pair().map_err(Failure::at(Step::Handshake, 0)).map_err(explain)?;
     let pause = options.receipt.is_some() || is_attended;
-    let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd);
-    let into = into.or_else(|| beside.as_ref().map(Beside::fd));
+    let into = cgroup.as_ref().and_then(Cgroup::clone_into_fd).or(beside.as_ref().map(Beside::fd));
     let has_network = ahead.as_mut().map_or(Ok(false), |ahead| ahead.enter_network(plan)).map_err(explain)?;
     match process::clone_into(namespaces(plan, has_network), into)
         .map_err(Failure::at(Step::CreateNamespaces, 0))
@@ -205,13 +200,21 @@ pub fn run_recording(
             if let (Payload::Function { .. }, Some(cgroup)) = (&options.payload, &running.cgroup) {
                 cgroup.kill_singly().map_err(JailError::from)?;
             }
-            let receipt = options.receipt;
-            supervise::to_the_end(&mut running, |running, sealed, domain| {
-                deliver(receipt, plan, running, sealed, domain)
-            })
-            .inspect_err(|_| refusals.extend(running.take_refusals()))
+            let sealed = |running: &Running<'_>, pid, domain| deliver(options.receipt, plan, running, pid, domain);
+            supervise::to_the_end(&mut running, sealed).inspect_err(|_| refusals.extend(running.take_refusals()))
         }
     }
+}
+
+/// Those that the launcher passes on, and SIGCHLD for the init, which inherits the mask.
+fn block_signals() -> Result<Set, Failure> {
+    let blocked: Vec<i32> = supervise::WATCHED.into_iter().chain([nix::libc::SIGCHLD]).collect();
+    signal::block(&Set::of(&blocked)).map_err(Failure::at(Step::Supervise, 0))
+}
+
+/// Where the limits are not on v2. The systemd manager would move the sandbox out again.
+fn make_beside(site: Option<&Site>, cgroup: Option<&Cgroup>) -> Result<Option<Beside>, CgroupError> {
+    if cgroup.is_some() || site.is_some_and(Site::is_by_manager) { Ok(None) } else { Beside::make() }
 }
 
 /// Maps first, since the init waits for them to begin; the cgroup while it builds its root: joining one on v1 may wait for the kernel.

@@ -16,7 +16,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("apex-wasm", &["apex-core"]),
     ("apex-devtools", &["apex-core", "apex-sys"]),
     ("apex-api", &["apex-core"]),
-    ("apexd", &["apex-core", "apex-jail", "apex-probe", "apex-devtools", "apex-api"]),
+    ("apexd", &["apex-core", "apex-sys", "apex-api"]),
     ("apex-cli", &["apex-core", "apex-jail", "apex-api"]),
     ("apex-oci", &["apex-core", "apex-sys", "apex-jail"]),
     ("containerd-shim-apex-v2", &["apex-core", "apex-sys", "apex-jail"]),

@@ -28,6 +28,7 @@ pub fn run() -> Result<()> {
     setup::ensure(setup::Need::Tests)?;
     check::run()?;
     let apex_run = build::apex_run()?;
+    build::daemon()?;
     let binaries = build::tests()?;
 
     // Orphans of the tests become our children, so what outlives its test is found however it detached itself.

@@ -118,8 +118,9 @@ impl Stage {
         let (home, tmp) = (own("home")?, own("tmp-user")?);
         let staged = bin.join("apex-run");
         fs::copy(apex_run, &staged).with_context(|| format!("cannot copy {}", apex_run.display()))?;
-        if let Some(probe) = build::apex_probe(apex_run) {
-            fs::copy(&probe, bin.join("apex-probe")).with_context(|| format!("cannot copy {}", probe.display()))?;
+        for program in build::beside(apex_run) {
+            let name = program.file_name().context("a program has no name")?;
+            fs::copy(&program, bin.join(name)).with_context(|| format!("cannot copy {}", program.display()))?;
         }
         Ok(Stage { uid, repo, bin, home, tmp, apex_run: staged })
     }

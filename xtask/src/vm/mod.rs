@@ -42,6 +42,7 @@ pub fn run(words: &[&str]) -> Result<()> {
         return Ok(());
     }
     let apex_run = build::apex_run()?;
+    build::daemon()?;
     let binaries = build::tests()?;
     let report = start(&image, &apex_run, &binaries, filter)?;
     let surprises = skips::compare(&report.tallies, &shell::root().join("tests/expected-skips.toml"))?;

@@ -70,8 +70,8 @@ fn fill(stage: &Path, apex_run: &Path, binaries: &[TestBinary], filter: Option<&
     fs::create_dir(&repo)?;
     tree::copy_sources(&shell::root(), &repo)?;
     copy(apex_run, &bin.join("apex-run"))?;
-    if let Some(probe) = build::apex_probe(apex_run) {
-        copy(&probe, &bin.join("apex-probe"))?;
+    for program in build::beside(apex_run) {
+        copy(&program, &bin.join(program.file_name().context("a program has no name")?))?;
     }
     strip(&std::env::current_exe().context("/proc is not mounted")?, &bin.join("xtask"))?;
     let chosen: Vec<&TestBinary> = binaries.iter().filter(|binary| !suite::passes(binary).is_empty()).collect();

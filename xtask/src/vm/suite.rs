@@ -17,6 +17,7 @@ const PROGRAMS: &[(&str, &str, &[Class])] = &[
     ("apex-sys", "apex_sys", &CLASSES),
     ("apex-jail", "apex_jail", &CLASSES),
     ("apex-tests", "core_dump", ROOT),
+    ("apex-tests", "daemon", ROOT),
     ("apex-tests", "deny", ROOT),
     ("apex-tests", "deny_host", ROOT),
     ("apex-tests", "escape_exec", ROOT),

@@ -27,7 +27,7 @@ impl Fake {
             let kind = kinds.into_iter().find(|kind| kind.word() == word).unwrap_or(Kind::Internal);
             return Err(Error::new(kind, "as asked for"));
         }
-        let sandboxes = self.0.lock().unwrap();
+        let sandboxes = self.0.lock().expect("as the test wants it");
         let found = sandboxes.iter().find(|sandbox| sandbox.id == id || sandbox.name == id);
         found.cloned().ok_or_else(|| Error::new(Kind::NotFound, format!("no sandbox {id}")))
     }
@@ -36,7 +36,7 @@ impl Fake {
 #[async_trait::async_trait]
 impl Service for Fake {
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<Sandbox, Error> {
-        let mut sandboxes = self.0.lock().unwrap();
+        let mut sandboxes = self.0.lock().expect("as the test wants it");
         let sandbox = Sandbox {
             id: format!("id{}", sandboxes.len()),
             name: request.name,
@@ -54,7 +54,7 @@ impl Service for Fake {
     async fn run(&self, _: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
         let output = |output| Ok(RunOutput { output: Some(output) });
         let begun = tokio_stream::once(output(run_output::Output::Started(Sandbox::default())));
-        let echoed = input.filter_map(move |item| match item.unwrap().input {
+        let echoed = input.filter_map(move |item| match item.expect("as the test wants it").input {
             Some(run_input::Input::Stdin(bytes)) => Some(output(run_output::Output::Stdout(bytes))),
             _ => None,
         });
@@ -71,7 +71,7 @@ impl Service for Fake {
     }
 
     async fn list(&self, _: Peer, _: ListRequest) -> Result<ListResponse, Error> {
-        Ok(ListResponse { sandboxes: self.0.lock().unwrap().clone() })
+        Ok(ListResponse { sandboxes: self.0.lock().expect("as the test wants it").clone() })
     }
 
     async fn inspect(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
@@ -117,7 +117,10 @@ impl Service for Fake {
 
     async fn remove(&self, _: Peer, request: RemoveRequest) -> Result<(), Error> {
         assert!(request.force);
-        self.0.lock().unwrap().retain(|sandbox| sandbox.id != request.id && sandbox.name != request.id);
+        self.0
+            .lock()
+            .expect("as the test wants it")
+            .retain(|sandbox| sandbox.id != request.id && sandbox.name != request.id);
         Ok(())
     }
 

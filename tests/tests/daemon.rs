@@ -288,3 +288,29 @@ fn rest_says_the_same() {
     assert!(ask(&format!("POST /v1/sandboxes/{id}/kill HTTP/1.1\r\nContent-Length: 0")).starts_with("HTTP/1.1 200"));
     assert_eq!(daemon.json(&["inspect", &id])["state"], "ended");
 }
+
+/// The rules of access judge a mode: neither a policy nor what it extends may bring another one in.
+#[test]
+fn a_policy_gives_no_other_mode_than_was_judged() {
+    if !as_root() {
+        skip!("only root may ask as somebody else");
+    }
+    let access = apex_tests::TempDir::new();
+    let file = access.file("access.toml", &format!("[[member]]\nuid = {NOBODY}\nrole = \"tester\"\n"));
+    let daemon = Daemon::start(&["--access", &file]);
+    let wide = daemon.dir().file("wide.toml", "mode = \"development\"\n");
+    let through = daemon.dir().file("through.toml", &format!("extends = [{wide:?}]\n"));
+    let create = |policy: &str| {
+        let args = ["create", "--optional", "cgroup", "--policy", policy, "--", "/bin/sleep", "300"];
+        sandbox::collect(daemon.command_as(NOBODY, &args).spawn().expect("apex starts"))
+    };
+    let refused = create(&wide);
+    assert_eq!(refused.code, 125, "{refused:?}");
+    let id = create(&through).expect_code(0).out().trim().to_owned();
+    let made = daemon.json(&["inspect", &id]);
+    assert_eq!((made["mode"].as_str(), made["born_mode"].as_str()), (Some("isolation"), Some("isolation")));
+    assert_eq!(made["uid"], NOBODY);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid_of(&made))).expect("it runs");
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("it has ids");
+    assert!(uids.split_whitespace().all(|uid| uid == NOBODY.to_string()), "{uids}");
+}

@@ -115,10 +115,17 @@ fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Rec
     Ok(record)
 }
 
-/// The mode that is judged: the one that is asked for, or that the policy names, or the daemon's default. The keeper says which it really is.
+/// The mode: the one that is asked for, or that the policy names, or the daemon's default. The keeper is told it, and what a policy says by itself or through
+/// what it extends counts no more: nobody gets another mode than the one that was judged.
 fn mode_of(daemon: &Daemon, request: &CreateRequest) -> Result<Mode, Error> {
     if !request.mode.is_empty() {
         return options::mode(&request.mode).map_err(|error| invalid(error.to_string()));
+    }
+    let policy: toml::Table =
+        request.policy_toml.parse().map_err(|error| invalid(format!("the policy is no TOML: {error}")))?;
+    if let Some(named) = policy.get("mode") {
+        let word = named.as_str().ok_or_else(|| invalid("the policy's `mode` is no text"))?;
+        return options::mode(word).map_err(|error| invalid(error.to_string()));
     }
     Ok(daemon.options.mode)
 }
@@ -235,10 +242,7 @@ fn arguments(
             args.push(format!("--{name}={value}"));
         }
     };
-    if request.mode.is_empty() && request.profile.is_empty() && request.policy_toml.is_empty() {
-        give("mode", daemon.options.mode.name());
-    }
-    give("mode", &request.mode);
+    give("mode", record.facts.born.name());
     give("profile", &request.profile);
     if !request.policy_toml.is_empty() {
         let path = sandbox.dir.write("policy.toml", &request.policy_toml)?;

@@ -1,4 +1,5 @@
 //! The server over a real socket, with a service that lives in memory: both ways in give the same answers, and nothing unknown or outsized passes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake;
 

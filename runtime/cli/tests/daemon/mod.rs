@@ -1,0 +1,249 @@
+//! A daemon for the tests: it runs commands as plain processes, without a sandbox, over the real server and a real socket.
+//!
+//! A command `fail` is refused; a command `broken` begins and ends with an error of Apex. The request comes back as JSON in `ending` of what `create` answers.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use apex_api::v1::*;
+use apex_api::{Error, Kind, Peer, Service, Streamed, server};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// What the tests started; ends with them.
+pub struct Daemon {
+    pub socket: PathBuf,
+    dir: PathBuf,
+    // Dropped first: no task outlives the directory.
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Daemon {
+    pub fn start(name: &str) -> Daemon {
+        let dir = std::env::temp_dir().join(format!("apex-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let socket = dir.join("apexd.sock");
+        let _ = std::fs::remove_file(&socket);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::UnixListener::bind(&socket).unwrap()
+        };
+        runtime.spawn(server::serve(listener, Arc::new(Fake::default()), std::future::pending()));
+        Daemon { socket, dir, _runtime: runtime }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Vec<Sandbox>>>);
+
+type Outputs = mpsc::Sender<Result<RunOutput, Error>>;
+
+async fn say(to: &Outputs, output: run_output::Output) {
+    let _ = to.send(Ok(RunOutput { output: Some(output) })).await;
+}
+
+async fn carry(mut from: impl AsyncRead + Unpin, to: Outputs, wrap: fn(Vec<u8>) -> run_output::Output) {
+    let mut chunk = vec![0; 10_000];
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
+        say(&to, wrap(chunk[..count].to_vec())).await;
+    }
+}
+
+async fn feed(mut input: Streamed<RunInput>, to: tokio::process::ChildStdin) {
+    let mut to = Some(to);
+    while let Some(Ok(message)) = input.next().await {
+        match (message.input, &mut to) {
+            (Some(run_input::Input::Stdin(bytes)), Some(to)) => drop(to.write_all(&bytes).await),
+            (Some(run_input::Input::CloseStdin(_)), to) => *to = None,
+            _ => {}
+        }
+    }
+}
+
+impl Fake {
+    fn add(&self, request: &CreateRequest, pid: u32) -> Sandbox {
+        let mut sandboxes = self.0.lock().unwrap();
+        let sandbox = Sandbox {
+            id: format!("sb{}", sandboxes.len() + 1),
+            name: request.name.clone(),
+            mode: "hybrid".to_owned(),
+            state: "running".to_owned(),
+            pid,
+            command: request.command.clone(),
+            ..Default::default()
+        };
+        sandboxes.push(sandbox.clone());
+        sandbox
+    }
+
+    fn find(&self, id: &str) -> Result<Sandbox, Error> {
+        let sandboxes = self.0.lock().unwrap();
+        let found = sandboxes.iter().find(|sandbox| sandbox.id == id || sandbox.name == id).cloned();
+        found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no sandbox {id}")))
+    }
+
+    async fn execute(self, request: CreateRequest, input: Streamed<RunInput>, to: Outputs) {
+        use std::os::unix::process::ExitStatusExt;
+        let [program, words @ ..] = request.command.as_slice() else { return };
+        if program == "broken" {
+            let sandbox = self.add(&request, 0);
+            let ended = Sandbox { state: "failed".to_owned(), error: "the jail\u{1b}broke".to_owned(), ..sandbox };
+            return say(&to, run_output::Output::Ended(ended)).await;
+        }
+        let mut command = Command::new(program);
+        command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let sandbox = self.add(&request, child.id().unwrap());
+        say(&to, run_output::Output::Started(sandbox.clone())).await;
+        let feeding = tokio::spawn(feed(input, child.stdin.take().unwrap()));
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        tokio::join!(
+            carry(stdout, to.clone(), run_output::Output::Stdout),
+            carry(stderr, to.clone(), run_output::Output::Stderr)
+        );
+        let status = child.wait().await.unwrap();
+        feeding.abort();
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap());
+        let ended = Sandbox { exit_code: Some(code), state: "ended".to_owned(), pid: 0, ..sandbox };
+        for known in self.0.lock().unwrap().iter_mut().filter(|known| known.id == ended.id) {
+            *known = ended.clone();
+        }
+        say(&to, run_output::Output::Ended(ended)).await;
+    }
+}
+
+fn lines(lines: &[&str]) -> Streamed<JsonLine> {
+    let lines: Vec<_> = lines.iter().map(|json| Ok(JsonLine { json: (*json).to_owned() })).collect();
+    Box::pin(tokio_stream::iter(lines))
+}
+
+#[async_trait::async_trait]
+impl Service for Fake {
+    async fn create(&self, _: Peer, request: CreateRequest) -> Result<Sandbox, Error> {
+        let ending = serde_json::to_string(&request).unwrap();
+        Ok(Sandbox { ending, ..self.add(&request, 4711) })
+    }
+
+    async fn run(&self, _: Peer, mut input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
+        let Some(run_input::Input::Create(request)) = input.next().await.unwrap()?.input else {
+            return Err(Error::new(Kind::NotFound, "nothing to attach to"));
+        };
+        if request.command[0] == "fail" {
+            return Err(Error::new(Kind::Conflict, "no room for it"));
+        }
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(self.clone().execute(request, input, sender));
+        Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+
+    async fn wait(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        Ok(Sandbox { exit_code: Some(3), ..self.find(&sandbox.id)? })
+    }
+
+    async fn list(&self, _: Peer, _: ListRequest) -> Result<ListResponse, Error> {
+        Ok(ListResponse { sandboxes: self.0.lock().unwrap().clone() })
+    }
+
+    async fn inspect(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn logs(&self, _: Peer, _: LogsRequest) -> Result<Streamed<LogChunk>, Error> {
+        let chunk = |stream: &str, data: &[u8]| Ok(LogChunk { stream: stream.to_owned(), data: data.to_vec() });
+        Ok(Box::pin(tokio_stream::iter([chunk("stdout", b"\x00\xffout"), chunk("stderr", b"err")])))
+    }
+
+    async fn events(&self, _: Peer, _: StreamRequest) -> Result<Streamed<JsonLine>, Error> {
+        Ok(lines(&["{\"n\":1}", "{\"n\":\"\u{9b}\"}"]))
+    }
+
+    async fn findings(&self, _: Peer, _: StreamRequest) -> Result<Streamed<JsonLine>, Error> {
+        Ok(lines(&["{\"severity_id\":5,\"time\":0,\"finding_info\":{\"title\":\"reads secrets\"}}"]))
+    }
+
+    async fn set_mode(&self, _: Peer, request: SetModeRequest) -> Result<Transition, Error> {
+        let step = Step { what: "limits".to_owned(), done: true, words: String::new() };
+        let applied = request.mode != "development";
+        let words = if applied { String::new() } else { "above the ceiling".to_owned() };
+        Ok(Transition {
+            from: "hybrid".to_owned(),
+            to: request.mode,
+            applied,
+            steps: vec![step],
+            words,
+            successor_needed: !applied,
+        })
+    }
+
+    async fn set_limits(&self, _: Peer, request: SetLimitsRequest) -> Result<Transition, Error> {
+        Ok(Transition { to: request.limits.unwrap().memory, applied: true, ..Default::default() })
+    }
+
+    async fn pause(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn resume(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn signal(&self, _: Peer, request: SignalRequest) -> Result<Sandbox, Error> {
+        let sandbox = self.find(&request.id)?;
+        let order = format!("kill -{} {}", request.signal, sandbox.pid);
+        Command::new("sh").arg("-c").arg(order).status().await.unwrap();
+        Ok(sandbox)
+    }
+
+    async fn kill(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
+        self.find(&sandbox.id)
+    }
+
+    async fn remove(&self, _: Peer, request: RemoveRequest) -> Result<(), Error> {
+        self.find(&request.id)?;
+        self.0.lock().unwrap().retain(|sandbox| sandbox.id != request.id);
+        Ok(())
+    }
+
+    async fn audit_tail(&self, _: Peer, request: AuditRequest) -> Result<Streamed<JsonLine>, Error> {
+        Ok(lines(&["{\"a\":1}", "{\"a\":2}"][..request.limit.min(2) as usize]))
+    }
+
+    async fn audit_verify(&self, _: Peer) -> Result<AuditVerdict, Error> {
+        Ok(AuditVerdict { intact: false, words: "record 7".to_owned(), ..Default::default() })
+    }
+
+    async fn tree(&self, _: Peer) -> Result<TreeResponse, Error> {
+        let service =
+            |name: &str| ServiceState { name: name.to_owned(), state: "running".to_owned(), ..Default::default() };
+        Ok(TreeResponse { services: vec![service("api"), service("audit")] })
+    }
+
+    async fn stats(&self, _: Peer) -> Result<StatsResponse, Error> {
+        let one = SandboxStats {
+            id: "sb1".to_owned(),
+            memory_bytes: Some(1536),
+            cpu_us: Some(1_230_000),
+            ..Default::default()
+        };
+        Ok(StatsResponse { sandboxes: vec![one] })
+    }
+
+    async fn metrics(&self, _: Peer) -> Result<String, Error> {
+        Ok(String::new())
+    }
+
+    async fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}

@@ -82,7 +82,11 @@ impl From<Error> for Status {
 impl From<Status> for Error {
     /// On the client's side. A code that apexd never sends is an internal error.
     fn from(status: Status) -> Error {
-        let kind = Kind::ALL.iter().find(|row| row.2 == status.code()).map_or(Kind::Internal, |row| row.0);
+        let kind = match status.code() {
+            // What tonic itself says of a message that is too large.
+            Code::OutOfRange => Kind::Invalid,
+            code => Kind::ALL.iter().find(|row| row.2 == code).map_or(Kind::Internal, |row| row.0),
+        };
         Error::new(kind, status.message())
     }
 }

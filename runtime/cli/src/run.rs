@@ -59,7 +59,7 @@ async fn carry(client: &Client, first: Input) -> Result<Sandbox> {
     let output = output.map_err(Error::from)?.into_inner();
     // The sender stays until the end: a stream that ends is a client that went away.
     let reading = tokio::spawn(read_in(tokio::io::stdin(), sender.clone()));
-    let ended = write_out(client, output, &known).await;
+    let ended = write_out(client, output, &known, attaching).await;
     reading.abort();
     drop(sender);
     ended.map_err(|error| match id.borrow().as_str() {
@@ -117,7 +117,12 @@ async fn read_in(mut input: impl AsyncRead + Unpin, sender: mpsc::Sender<RunInpu
     }
 }
 
-async fn write_out(client: &Client, mut output: Streaming<RunOutput>, id: &watch::Sender<String>) -> Result<Sandbox> {
+async fn write_out(
+    client: &Client,
+    mut output: Streaming<RunOutput>,
+    id: &watch::Sender<String>,
+    attaching: bool,
+) -> Result<Sandbox> {
     let mut stdout = Outlet::new("standard output", tokio::io::stdout());
     let mut stderr = Outlet::new("standard error", tokio::io::stderr());
     while let Some(message) = output.message().await.map_err(Error::from)? {
@@ -135,7 +140,11 @@ async fn write_out(client: &Client, mut output: Streaming<RunOutput>, id: &watch
             }
             None => false,
         };
-        if broke {
+        if broke && attaching {
+            // Who only looks on goes away alone.
+            stdout.fail()?;
+            stderr.fail()?;
+        } else if broke {
             // As if the command had written there itself. Not waited for: its streams must go on meanwhile.
             let id = id.borrow().clone();
             tokio::spawn(send_signal(client.clone(), id, SignalKind::pipe().as_raw_value()));
@@ -167,6 +176,11 @@ impl<W: AsyncWrite + Unpin> Outlet<W> {
         };
         self.broken = written.err();
         self.broken.is_some()
+    }
+
+    /// The error, if it is broken.
+    fn fail(&mut self) -> Result<()> {
+        self.broken.take().map_or(Ok(()), Err).with_context(|| format!("writing to {}", self.name))
     }
 
     /// A reader that went away is the command's affair, and its exit code tells; anything else lost what somebody waits for.

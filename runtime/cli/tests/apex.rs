@@ -106,6 +106,18 @@ fn a_reader_that_goes_away_ends_the_command() {
 }
 
 #[test]
+fn who_looks_on_and_goes_away_ends_nothing() {
+    let daemon = Daemon::start("attach");
+    check(&daemon, &["create", "--name", "spared", "x"], 0, "sb1\n", "");
+    let mut child = apex(&daemon, &["attach", "spared"]).spawn().unwrap();
+    let mut some = [0; 100];
+    child.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+    assert_eq!(read_json(&daemon, &["inspect", "spared", "--json"])["state"], "running");
+}
+
+#[test]
 fn what_is_asked_for_is_what_was_typed() {
     let daemon = Daemon::start("request");
     let dir = std::fs::canonicalize(daemon.socket.parent().unwrap()).unwrap();
@@ -218,7 +230,7 @@ fn the_other_verbs_answer() {
     assert_eq!(output(&daemon, &["stats"]).status.code(), Some(0));
     check(&daemon, &["audit", "tail", "-n", "1"], 0, "{\"a\":1}\n", "");
     check(&daemon, &["audit", "verify"], 125, "", "apex: the audit log is broken: record 7\n");
-    check(&daemon, &["attach", "one"], 125, "", "apex: nothing to attach to\n");
+    check(&daemon, &["attach", "two"], 125, "", "apex: there is no sandbox two\n");
 }
 
 #[test]

@@ -136,8 +136,16 @@ impl Service for Fake {
     }
 
     async fn run(&self, _: Peer, mut input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
-        let Some(run_input::Input::Create(request)) = input.next().await.unwrap()?.input else {
-            return Err(Error::new(Kind::NotFound, "nothing to attach to"));
+        let request = match input.next().await.unwrap()?.input {
+            Some(run_input::Input::Create(request)) => request,
+            // Anything that is there is a spring of words.
+            Some(run_input::Input::Attach(sandbox)) => {
+                self.find(&sandbox.id)?;
+                let output = run_output::Output::Stdout(b"word\n".to_vec());
+                let spring = std::iter::repeat_with(move || Ok(RunOutput { output: Some(output.clone()) }));
+                return Ok(Box::pin(tokio_stream::iter(spring)));
+            }
+            _ => return Err(Error::new(Kind::Invalid, "the first message names nothing")),
         };
         if request.command[0] == "fail" {
             return Err(Error::new(Kind::Conflict, "no room for it"));
@@ -200,6 +208,10 @@ impl Service for Fake {
 
     async fn signal(&self, _: Peer, request: SignalRequest) -> Result<Sandbox, Error> {
         let sandbox = self.find(&request.id)?;
+        if sandbox.name == "spared" {
+            self.0.lock().unwrap().iter_mut().for_each(|known| known.state = format!("signal {}", request.signal));
+            return Ok(sandbox);
+        }
         let order = format!("kill -{} {}", request.signal, sandbox.pid);
         Command::new("sh").arg("-c").arg(order).status().await.unwrap();
         Ok(sandbox)

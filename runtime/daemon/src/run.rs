@@ -30,8 +30,7 @@ pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>)
     let first = input.next().await.transpose()?.and_then(|first| first.input);
     let (sandbox, offsets) = match first {
         Some(Asked::Create(request)) => {
-            let sandbox = start::start(&daemon, peer, &request, Operation::Run, Input::Client).await?;
-            (sandbox, (0, 0))
+            (start::start(&daemon, peer, &request, Operation::Run, Input::Client).await?, (0, 0))
         }
         Some(Asked::Attach(named)) => {
             let sandbox = daemon.find(&named.id)?;

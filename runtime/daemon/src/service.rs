@@ -44,6 +44,20 @@ impl Face {
         Ok((sandbox, asked))
     }
 
+    /// To its end: a client that goes away in the middle leaves nothing half done.
+    async fn turn(
+        &self,
+        peer: Peer,
+        sandbox: &Arc<Sandbox>,
+        wish: Wish,
+        asked: Asked,
+        reason: String,
+    ) -> Result<Transition, Error> {
+        let asker = self.may_relax(peer, &sandbox.record());
+        let (daemon, sandbox) = (Arc::clone(&self.0), Arc::clone(sandbox));
+        whole(async move { dial::wish(&daemon, &sandbox, wish, asker, &asked, &reason).await }).await
+    }
+
     fn may_relax(&self, peer: Peer, record: &Record) -> Asker {
         let may = self.0.may(peer, Operation::ModeRelax, record);
         Asker { is_operator_allowed_to_relax: may, automatic: false }
@@ -51,8 +65,7 @@ impl Face {
 
     async fn wish(&self, peer: Peer, id: &str, operation: Operation, wish: Wish) -> Result<v1::Sandbox, Error> {
         let (sandbox, asked) = self.asked(peer, id, operation)?;
-        let asker = self.may_relax(peer, &sandbox.record());
-        let transition = dial::wish(&self.0, &sandbox, wish, asker, &asked, "").await?;
+        let transition = self.turn(peer, &sandbox, wish, asked, String::new()).await?;
         if transition.applied { Ok(sandbox.record().wire()) } else { Err(Error::new(Kind::Internal, transition.words)) }
     }
 }
@@ -60,12 +73,14 @@ impl Face {
 #[async_trait::async_trait]
 impl Service for Face {
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<v1::Sandbox, Error> {
-        let sandbox = start::start(&self.0, peer, &request, Operation::Create, Input::None).await?;
+        let daemon = Arc::clone(&self.0);
+        let start = async move { start::start(&daemon, peer, &request, Operation::Create, Input::None).await };
+        let sandbox = whole(start).await?;
         Ok(sandbox.record().wire())
     }
 
     async fn run(&self, peer: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
-        run::run(Arc::clone(&self.0), peer, input).await
+        whole(run::run(Arc::clone(&self.0), peer, input)).await
     }
 
     async fn wait(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
@@ -107,16 +122,14 @@ impl Service for Face {
         let relaxes = strictness(mode) < strictness(record.facts.mode);
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
         let asked = self.0.judge(peer, operation, About { record: Some(&record), mode: Some(mode) })?;
-        let asker = self.may_relax(peer, &record);
-        dial::wish(&self.0, &sandbox, Wish::Mode(mode), asker, &asked, &request.reason).await
+        self.turn(peer, &sandbox, Wish::Mode(mode), asked, request.reason).await
     }
 
     async fn set_limits(&self, peer: Peer, request: SetLimitsRequest) -> Result<Transition, Error> {
         let (sandbox, asked) = self.asked(peer, &request.id, Operation::Limits)?;
         let record = sandbox.record();
         let limits = limits(&record, request.limits.unwrap_or_default())?;
-        let asker = self.may_relax(peer, &record);
-        dial::wish(&self.0, &sandbox, Wish::Limits(limits), asker, &asked, &request.reason).await
+        self.turn(peer, &sandbox, Wish::Limits(limits), asked, request.reason).await
     }
 
     async fn pause(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
@@ -143,21 +156,27 @@ impl Service for Face {
 
     async fn kill(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
         let (sandbox, asked) = self.asked(peer, &sandbox.id, Operation::Kill)?;
-        end(&self.0, &sandbox, &asked).await?;
-        Ok(sandbox.record().wire())
+        let daemon = Arc::clone(&self.0);
+        whole(async move {
+            end(&daemon, &sandbox, &asked).await?;
+            Ok(sandbox.record().wire())
+        })
+        .await
     }
 
     async fn remove(&self, peer: Peer, request: RemoveRequest) -> Result<(), Error> {
         let (sandbox, asked) = self.asked(peer, &request.id, Operation::Remove)?;
-        if !sandbox.record().is_over() {
-            if !request.force {
-                let words = format!("sandbox {} still runs; end it first, or remove it with force", sandbox.id);
-                return Err(Error::new(Kind::Conflict, words));
-            }
-            end(&self.0, &sandbox, &asked).await?;
+        if !sandbox.record().is_over() && !request.force {
+            let words = format!("sandbox {} still runs; end it first, or remove it with force", sandbox.id);
+            return Err(Error::new(Kind::Conflict, words));
         }
-        self.0.write_down(&asked, &sandbox.record(), Outcome::Allowed, "", json!(null), json!(null))?;
-        self.0.forget(&sandbox).map_err(|error| Error::new(Kind::Internal, format!("{error:#}")))
+        let daemon = Arc::clone(&self.0);
+        whole(async move {
+            end(&daemon, &sandbox, &asked).await?;
+            daemon.write_down(&asked, &sandbox.record(), Outcome::Allowed, "", json!(null), json!(null))?;
+            daemon.forget(&sandbox).map_err(|error| Error::new(Kind::Internal, format!("{error:#}")))
+        })
+        .await
     }
 
     async fn audit_tail(&self, peer: Peer, request: AuditRequest) -> Result<Streamed<JsonLine>, Error> {
@@ -233,6 +252,14 @@ impl Service for Face {
             None => Ok(()),
         }
     }
+}
+
+/// Does something to its end, also when whoever asked is gone and the call is dropped.
+pub async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|error| Err(Error::new(Kind::Internal, format!("the request came to no end: {error}"))))
 }
 
 /// Ends a sandbox and waits until it is gone.

@@ -156,10 +156,7 @@ impl Daemon {
         match (named.first(), begun.as_slice()) {
             (Some(sandbox), _) => Ok(Arc::clone(sandbox)),
             (None, [sandbox]) => Ok(Arc::clone(sandbox)),
-            (None, []) => Err(Error::new(
-                Kind::NotFound,
-                format!("there is no sandbox {word:?}; `apex ls --all` lists those there are"),
-            )),
+            (None, []) => Err(nobody(word)),
             (None, several) => Err(Error::new(
                 Kind::Invalid,
                 format!("{} sandboxes begin with {word:?}; give more of the id", several.len()),
@@ -176,6 +173,11 @@ impl Daemon {
         }
         counts
     }
+}
+
+/// That there is no such sandbox.
+pub fn nobody(word: &str) -> Error {
+    Error::new(Kind::NotFound, format!("there is no sandbox {word:?}; `apex ls --all` lists those there are"))
 }
 
 fn access(options: &Options) -> Result<Policy> {

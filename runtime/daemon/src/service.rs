@@ -14,13 +14,13 @@ use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::control::{Asker, Limits, State, Wish, strictness};
 use apex_core::keep::{FromKeeper, ToKeeper, Usage};
-use apex_core::policy::Flags;
+use apex_core::policy::{Flags, Mode};
 use serde_json::json;
 
 use crate::ask::{About, Asked};
 use crate::bell::{EVENTS, FINDINGS};
 use crate::record::Record;
-use crate::registry::Daemon;
+use crate::registry::{Daemon, nobody};
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
 use crate::{dial, options, run};
@@ -39,9 +39,20 @@ impl Face {
     /// The sandbox, and who asks about it. To whoever may not see it, it is not there.
     fn asked(&self, peer: Peer, word: &str, operation: Operation) -> Result<(Arc<Sandbox>, Asked), Error> {
         let sandbox = self.0.find(word)?;
-        let record = sandbox.record();
-        let asked = self.0.judge(peer, operation, About { record: Some(&record), mode: None })?;
+        let asked = self.judge(peer, word, &sandbox.record(), operation, None)?;
         Ok((sandbox, asked))
+    }
+
+    fn judge(
+        &self,
+        peer: Peer,
+        word: &str,
+        record: &Record,
+        operation: Operation,
+        mode: Option<Mode>,
+    ) -> Result<Asked, Error> {
+        let judged = self.0.judge(peer, operation, About { record: Some(record), mode });
+        judged.map_err(|error| if self.0.may(peer, Operation::List, record) { error } else { nobody(word) })
     }
 
     /// To its end: a client that goes away in the middle leaves nothing half done.
@@ -121,7 +132,7 @@ impl Service for Face {
         let record = sandbox.record();
         let relaxes = strictness(mode) < strictness(record.facts.mode);
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
-        let asked = self.0.judge(peer, operation, About { record: Some(&record), mode: Some(mode) })?;
+        let asked = self.judge(peer, &request.id, &record, operation, Some(mode))?;
         self.turn(peer, &sandbox, Wish::Mode(mode), asked, request.reason).await
     }
 

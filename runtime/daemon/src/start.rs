@@ -191,7 +191,11 @@ async fn begin(
     if record.watch != "off" {
         daemon.bell.watch(sandbox).map_err(failed)?;
     }
-    sandbox.live(&daemon.store).map(drop).map_err(failed)
+    if sandbox.live(&daemon.store).is_err() {
+        // Quicker gone than connected to: it left word of why.
+        sandbox.vanished(&daemon.store).await;
+    }
+    Ok(())
 }
 
 /// The descriptors of a new sandbox.

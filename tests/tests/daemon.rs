@@ -314,3 +314,36 @@ fn a_policy_gives_no_other_mode_than_was_judged() {
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("it has ids");
     assert!(uids.split_whitespace().all(|uid| uid == NOBODY.to_string()), "{uids}");
 }
+
+/// The prober of somebody else's sandbox is that user's process, and the daemon without capabilities reads what it writes.
+#[test]
+fn findings_about_the_sandbox_of_a_user_are_answered() {
+    if !as_root() {
+        skip!("only root may ask as somebody else");
+    }
+    let access = apex_tests::TempDir::new();
+    let file = access.file("access.toml", &format!("[[member]]\nuid = {NOBODY}\nrole = \"developer\"\n"));
+    let daemon = Daemon::start(&["--access", &file]);
+    let home = daemon.dir().dir("home");
+    for name in [".ssh/id_rsa", ".aws/credentials", ".netrc", ".docker/config.json", ".kube/config", ".pgpass"] {
+        daemon.dir().file(&format!("home/{name}"), "secret");
+    }
+    let sweep = "cd /tmp/h; cat .ssh/id_rsa .aws/credentials .netrc .docker/config.json .kube/config .pgpass >/dev/null; sleep 300";
+    let args = [
+        "create",
+        "--optional",
+        "cgroup",
+        "--watch",
+        "--on-finding",
+        "freeze",
+        "--ro",
+        &format!("{home}:/tmp/h"),
+        "--",
+        "/bin/sh",
+        "-c",
+        sweep,
+    ];
+    let id = sandbox::collect(daemon.command_as(NOBODY, &args).spawn().expect("apex starts")).expect_code(0);
+    let frozen = daemon.until(id.out().trim(), |sandbox| sandbox["state"] == "frozen");
+    assert!(frozen["findings"].as_u64() > Some(0), "{frozen}");
+}

@@ -43,7 +43,10 @@ pub async fn perform(args: Args) -> Result<u8> {
         Verb::Run { rm, options } => run_command(client, *options, rm).await,
         Verb::Create { options } => {
             let sandbox = got(client.create(request::create(*options)?).await)?;
-            done(if json { show::json(&sandbox) } else { show::print(&format!("{}\n", sandbox.id)) })
+            let has_failed = sandbox.state == "failed";
+            let shown = done(if json { show::json(&sandbox) } else { show::print(&format!("{}\n", sandbox.id)) });
+            // It is kept, with its log, and nobody should take it for one that runs.
+            if has_failed { ending(&sandbox) } else { shown }
         }
         Verb::Attach { id } => ending(&run::attach(&client, id).await?),
         Verb::Wait { id } => wait(client, id, json).await,

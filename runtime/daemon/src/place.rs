@@ -3,10 +3,10 @@
 //! `apexd.lock`, `apexd.db` (see [`crate::store`]), `audit.jsonl`, and `sandboxes/ID/` with the keeper's socket, how it ended, what the command wrote, and what was
 //! seen of it. A directory that others could write is refused: whoever reaches a keeper's socket commands the sandbox.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -98,12 +98,13 @@ impl Dir {
     /// A file for the keeper's user, to whom the warden gives it; the daemon, as its group, still reads it.
     pub fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.file(name);
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o640).open(&path);
-        let written = file
-            .as_mut()
-            .map_err(|error| std::io::Error::from(error.kind()))
-            .and_then(|file| file.write_all(content.as_bytes()));
-        written.with_context(|| format!("writing {}", path.display()))?;
+        let write = || -> std::io::Result<()> {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            // Our umask would take the group's part.
+            file.set_permissions(Permissions::from_mode(0o640))?;
+            file.write_all(content.as_bytes())
+        };
+        write().with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
 

@@ -69,6 +69,7 @@ fn serve(options: &Options) -> Result<()> {
             drop((its, program));
             // What is made from here on is for nobody else; a keeper has the umask that we were given.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o066));
+            raise_descriptors()?;
             privilege::give_up()?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
@@ -78,6 +79,13 @@ fn serve(options: &Options) -> Result<()> {
             runtime.block_on(tree::live(options, place, warden::Child { pid, pidfd, socket: ours }))
         }
     }
+}
+
+/// A sandbox takes five descriptors or so, and the usual limit is made for programs that select(2).
+fn raise_descriptors() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("asking for the limit of descriptors")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of descriptors")
 }
 
 /// Threads that serve requests: the work is done by the kernel and by keepers.

@@ -89,6 +89,12 @@ impl Daemon {
         }
         for id in self.place.sandboxes()? {
             if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
+                if self.place.sandbox(&id).connect().is_ok() {
+                    eprintln!(
+                        "apexd: sandbox {id} runs and no record knows it: is apexd.db another one? Its keeper is an apex-run --keep; end it to end the sandbox"
+                    );
+                    continue;
+                }
                 // Made, and never stored: no keeper was started for it.
                 self.place
                     .sandbox(&id)

@@ -8,7 +8,9 @@ use apex_api::v1::run_output::Output;
 use apex_api::v1::{JsonLine, LogChunk, RunInput, RunOutput};
 use apex_api::{Error, Kind, Peer, Streamed};
 use apex_core::access::Operation;
+use apex_core::audit::Outcome;
 use apex_core::keep::ToKeeper;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -35,7 +37,8 @@ pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>)
         Some(Asked::Attach(named)) => {
             let sandbox = daemon.find(&named.id)?;
             let record = sandbox.record();
-            daemon.judge(peer, Operation::Attach, About { record: Some(&record), mode: None })?;
+            let asked = daemon.judge(peer, Operation::Attach, About { record: Some(&record), mode: None })?;
+            daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), json!(null))?;
             let ends = (sandbox.out.extent().borrow().end, sandbox.err.extent().borrow().end);
             (sandbox, ends)
         }
@@ -47,13 +50,14 @@ pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>)
     // Before anything is told: a follower holds what is written from its offset on.
     let out = Follower::new(&sandbox.out, offsets.0);
     let err = Follower::new(&sandbox.err, offsets.1);
-    tokio::spawn(feed(Arc::clone(&sandbox), input));
+    let may_signal = daemon.may(peer, Operation::Signal, &sandbox.record());
+    tokio::spawn(feed(Arc::clone(&sandbox), input, may_signal));
     tokio::spawn(tell(sandbox, out, err, to));
     Ok(Box::pin(ReceiverStream::new(from)))
 }
 
 /// What the client sends. A client that is gone leaves the sandbox alone, with its standard input at its end.
-async fn feed(sandbox: Arc<Sandbox>, mut input: Streamed<RunInput>) {
+async fn feed(sandbox: Arc<Sandbox>, mut input: Streamed<RunInput>, may_signal: bool) {
     while let Some(Ok(RunInput { input })) = input.next().await {
         match input {
             Some(Asked::Stdin(bytes)) => {
@@ -69,10 +73,11 @@ async fn feed(sandbox: Arc<Sandbox>, mut input: Streamed<RunInput>) {
                 }
             }
             Some(Asked::CloseStdin(_)) => sandbox.close_stdin().await,
-            Some(Asked::Signal(number)) => {
-                // One that has just ended is no error.
+            // As `Signal` alone: whoever may not, or asks for none, is not heard. One that has just ended is no error.
+            Some(Asked::Signal(number)) if may_signal && (1..=64).contains(&number) => {
                 let _ = sandbox.ask(&ToKeeper::Signal { number }).await;
             }
+            Some(Asked::Signal(_)) => {}
             Some(Asked::Create(_) | Asked::Attach(_)) | None => {}
         }
     }

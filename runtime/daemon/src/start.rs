@@ -14,6 +14,7 @@ use apex_api::{Error, Kind, Peer};
 use apex_core::access::Operation;
 use apex_core::audit::{Outcome, mask_words};
 use apex_core::control::{Reaction, Reactions, State};
+use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
 use tokio::net::unix::pipe;
@@ -179,17 +180,26 @@ async fn begin(
     let started = daemon.errands.start(&to_warden, &handed).await;
     started.map_err(|words| Error::new(Kind::Internal, format!("starting a sandbox: {words}")))?;
     drop(handed);
+    let taken = take(daemon, sandbox, pipes).await.map_err(failed);
+    if taken.is_err() {
+        // A keeper that nobody knows must not run on.
+        if let Ok(keeper) = sandbox.live(&daemon.store) {
+            let _ = keeper.ask(&ToKeeper::Kill).await;
+        }
+    }
+    taken
+}
+
+/// What the daemon has of a sandbox whose keeper runs.
+async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, pipes: Pipes) -> anyhow::Result<()> {
     let Pipes { handed, stdin, out, err } = pipes;
     // The keeper has its own by now, and a pipe that we held open would never end.
     drop(handed);
-    *sandbox.stdin.lock().await = match stdin {
-        Some(end) => Some(pipe::Sender::from_owned_fd(end).map_err(|error| failed(error.into()))?),
-        None => None,
-    };
-    sandbox.pump(out, &sandbox.out, "standard output").map_err(|error| failed(error.into()))?;
-    sandbox.pump(err, &sandbox.err, "standard error").map_err(|error| failed(error.into()))?;
-    if record.watch != "off" {
-        daemon.bell.watch(sandbox).map_err(failed)?;
+    *sandbox.stdin.lock().await = stdin.map(pipe::Sender::from_owned_fd).transpose()?;
+    sandbox.pump(out, &sandbox.out, "standard output")?;
+    sandbox.pump(err, &sandbox.err, "standard error")?;
+    if sandbox.record().watch != "off" {
+        daemon.bell.watch(sandbox)?;
     }
     if sandbox.live(&daemon.store).is_err() {
         // Quicker gone than connected to: it left word of why.

@@ -263,7 +263,11 @@ fn to_mode(facts: &Facts, mode: Mode, defaults: &dyn Fn(Mode) -> ModeDefaults) -
         });
     }
     let is_tightening = strictness(mode) > strictness(facts.mode);
-    let wanted = defaults(mode);
+    // Back in the mode that it was born in it may have again what it was born with.
+    let wanted = match mode == facts.born {
+        true => ModeDefaults { limits: facts.limits_born, network: facts.network_born },
+        false => defaults(mode),
+    };
     let mut limits = facts.limits_born.lowered_to(wanted.limits);
     if is_tightening {
         // A stricter mode never gives back what was taken by hand or by a finding.

@@ -7,7 +7,7 @@ use crate::layer::{Layer, Requirement};
 
 /// Sum of the texts (see `embedded`).
 #[cfg_attr(test, expect(dead_code))]
-pub(super) const SUM: u64 = 0xe6a6d0b5333edfb8;
+pub(super) const SUM: u64 = 0x4bc578a28a36be6c;
 
 #[rustfmt::skip]
 pub(super) static ISOLATION: Embedded = Embedded {
@@ -64,32 +64,32 @@ pub(super) static DEVELOPMENT: Embedded = Embedded {
     read: &[PathRow { line: 4, path: "/", dest: None, reason: Some("development reads the whole host"), optional: None }],
     write: &[PathRow { line: 5, path: "${CWD}", dest: None, reason: Some("the work at hand"), optional: None }],
     exec: &[PathRow { line: 7, path: "/", dest: None, reason: Some("every program of the host"), optional: None }, PathRow { line: 8, path: "${CWD}", dest: None, reason: Some("programs that the work produces"), optional: None }, PathRow { line: 9, path: "/tmp", dest: None, reason: Some("programs that tools make for themselves"), optional: None }],
-    hide: &[PathRow { line: 14, path: "/run/user", dest: None, reason: Some("the session bus and the user's systemd start anything outside"), optional: None }, PathRow { line: 15, path: "/run/dbus", dest: None, reason: Some("the system bus"), optional: None }, PathRow { line: 16, path: "/run/systemd/private", dest: None, reason: Some("systemd's own socket"), optional: None }, PathRow { line: 17, path: "/run/docker.sock", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 18, path: "/run/containerd", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 19, path: "/run/podman", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 20, path: "/run/crio", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 21, path: "/run/snapd.socket", dest: None, reason: Some("installs packages"), optional: None }, PathRow { line: 22, path: "/run/libvirt", dest: None, reason: Some("starts machines"), optional: None }],
-    deny: &[PathRow { line: 25, path: "~/.ssh", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 26, path: "~/.gnupg", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 27, path: "~/.aws", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 28, path: "~/.azure", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 29, path: "~/.config/gcloud", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 30, path: "~/.kube", dest: None, reason: Some("cluster credentials"), optional: None }, PathRow { line: 31, path: "~/.netrc", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 32, path: "~/.git-credentials", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 33, path: "~/.password-store", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 34, path: "~/.local/share/keyrings", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 35, path: "/etc/shadow", dest: None, reason: Some("password hashes, which root could read"), optional: None }, PathRow { line: 36, path: "/etc/gshadow", dest: None, reason: Some("password hashes, which root could read"), optional: None }, PathRow { line: 37, path: "/etc/ssl/private", dest: None, reason: Some("private keys, which root could read"), optional: None }],
-    tmpfs: &[(39, ("/tmp", None))],
-    proc: Some((40, ProcView::Masked)),
-    network: Some((43, Network::Host)),
-    syscalls_default: Some((46, SyscallDefault::Report)),
-    syscalls_allow: &[(48, "base"), (49, "files"), (50, "dirs"), (51, "fs-change"), (52, "xattr"), (53, "time"), (54, "signals"), (55, "threads"), (56, "process"), (57, "ipc"), (58, "sockets"), (59, "polling"), (60, "terminal"), (61, "identity-read"), (62, "identity-set"), (63, "scheduling"), (64, "memory-advice"), (65, "random"), (66, "system-info"), (67, "numa"), (68, "ptrace"), (69, "perf"), (70, "obsolete")],
+    hide: &[PathRow { line: 14, path: "/run/user", dest: None, reason: Some("the session bus and the user's systemd start anything outside"), optional: None }, PathRow { line: 15, path: "/run/dbus", dest: None, reason: Some("the system bus"), optional: None }, PathRow { line: 16, path: "/run/systemd/private", dest: None, reason: Some("systemd's own socket"), optional: None }, PathRow { line: 17, path: "/run/apex", dest: None, reason: Some("apexd starts and relaxes sandboxes for whoever asks"), optional: None }, PathRow { line: 18, path: "/run/docker.sock", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 19, path: "/run/containerd", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 20, path: "/run/podman", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 21, path: "/run/crio", dest: None, reason: Some("a container engine is root on the host"), optional: None }, PathRow { line: 22, path: "/run/snapd.socket", dest: None, reason: Some("installs packages"), optional: None }, PathRow { line: 23, path: "/run/libvirt", dest: None, reason: Some("starts machines"), optional: None }],
+    deny: &[PathRow { line: 26, path: "~/.ssh", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 27, path: "~/.gnupg", dest: None, reason: Some("private keys"), optional: None }, PathRow { line: 28, path: "~/.aws", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 29, path: "~/.azure", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 30, path: "~/.config/gcloud", dest: None, reason: Some("cloud credentials"), optional: None }, PathRow { line: 31, path: "~/.kube", dest: None, reason: Some("cluster credentials"), optional: None }, PathRow { line: 32, path: "~/.netrc", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 33, path: "~/.git-credentials", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 34, path: "~/.password-store", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 35, path: "~/.local/share/keyrings", dest: None, reason: Some("passwords"), optional: None }, PathRow { line: 36, path: "/etc/shadow", dest: None, reason: Some("password hashes, which root could read"), optional: None }, PathRow { line: 37, path: "/etc/gshadow", dest: None, reason: Some("password hashes, which root could read"), optional: None }, PathRow { line: 38, path: "/etc/ssl/private", dest: None, reason: Some("private keys, which root could read"), optional: None }],
+    tmpfs: &[(40, ("/tmp", None))],
+    proc: Some((41, ProcView::Masked)),
+    network: Some((44, Network::Host)),
+    syscalls_default: Some((47, SyscallDefault::Report)),
+    syscalls_allow: &[(49, "base"), (50, "files"), (51, "dirs"), (52, "fs-change"), (53, "xattr"), (54, "time"), (55, "signals"), (56, "threads"), (57, "process"), (58, "ipc"), (59, "sockets"), (60, "polling"), (61, "terminal"), (62, "identity-read"), (63, "identity-set"), (64, "scheduling"), (65, "memory-advice"), (66, "random"), (67, "system-info"), (68, "numa"), (69, "ptrace"), (70, "perf"), (71, "obsolete")],
     syscalls_deny: &[],
-    compat: Some((72, true)),
+    compat: Some((73, true)),
     capabilities: &[],
-    memory: Some((78, None)),
-    swap: Some((79, None)),
-    cpu: Some((80, None)),
-    tasks: Some((81, None)),
-    open_files: Some((82, None)),
-    file_size: Some((83, None)),
-    tmp_size: Some((84, 1073741824)),
-    wall_time: Some((85, None)),
-    pass: &[(89, "PATH"), (89, "HOME"), (89, "USER"), (89, "LOGNAME"), (89, "SHELL"), (89, "PWD"), (89, "TMPDIR"), (89, "TZ"), (90, "LANG"), (90, "LANGUAGE"), (90, "LC_ALL"), (90, "LC_CTYPE"), (90, "LC_COLLATE"), (90, "LC_MESSAGES"), (90, "LC_NUMERIC"), (90, "LC_TIME"), (91, "TERM"), (91, "COLORTERM"), (91, "TERM_PROGRAM"), (91, "NO_COLOR"), (91, "EDITOR"), (91, "VISUAL"), (91, "PAGER"), (91, "LESS"), (91, "LS_COLORS"), (91, "MANPATH"), (92, "XDG_CACHE_HOME"), (92, "XDG_CONFIG_HOME"), (92, "XDG_DATA_HOME"), (92, "XDG_STATE_HOME"), (92, "XDG_RUNTIME_DIR"), (92, "DISPLAY"), (92, "WAYLAND_DISPLAY"), (93, "http_proxy"), (93, "https_proxy"), (93, "no_proxy"), (93, "HTTP_PROXY"), (93, "HTTPS_PROXY"), (93, "NO_PROXY"), (93, "SSL_CERT_FILE"), (93, "SSL_CERT_DIR"), (94, "CC"), (94, "CXX"), (94, "CFLAGS"), (94, "CXXFLAGS"), (94, "CPPFLAGS"), (94, "LDFLAGS"), (94, "MAKEFLAGS"), (94, "PKG_CONFIG_PATH"), (94, "LD_LIBRARY_PATH"), (95, "CARGO_HOME"), (95, "RUSTUP_HOME"), (95, "RUSTFLAGS"), (95, "RUST_BACKTRACE"), (95, "RUST_LOG"), (95, "GOPATH"), (95, "GOROOT"), (95, "GOFLAGS"), (95, "JAVA_HOME"), (96, "PYTHONPATH"), (96, "VIRTUAL_ENV"), (96, "CONDA_PREFIX"), (96, "NODE_ENV"), (96, "NODE_PATH"), (96, "NODE_OPTIONS"), (96, "NVM_DIR")],
+    memory: Some((79, None)),
+    swap: Some((80, None)),
+    cpu: Some((81, None)),
+    tasks: Some((82, None)),
+    open_files: Some((83, None)),
+    file_size: Some((84, None)),
+    tmp_size: Some((85, 1073741824)),
+    wall_time: Some((86, None)),
+    pass: &[(90, "PATH"), (90, "HOME"), (90, "USER"), (90, "LOGNAME"), (90, "SHELL"), (90, "PWD"), (90, "TMPDIR"), (90, "TZ"), (91, "LANG"), (91, "LANGUAGE"), (91, "LC_ALL"), (91, "LC_CTYPE"), (91, "LC_COLLATE"), (91, "LC_MESSAGES"), (91, "LC_NUMERIC"), (91, "LC_TIME"), (92, "TERM"), (92, "COLORTERM"), (92, "TERM_PROGRAM"), (92, "NO_COLOR"), (92, "EDITOR"), (92, "VISUAL"), (92, "PAGER"), (92, "LESS"), (92, "LS_COLORS"), (92, "MANPATH"), (93, "XDG_CACHE_HOME"), (93, "XDG_CONFIG_HOME"), (93, "XDG_DATA_HOME"), (93, "XDG_STATE_HOME"), (93, "XDG_RUNTIME_DIR"), (93, "DISPLAY"), (93, "WAYLAND_DISPLAY"), (94, "http_proxy"), (94, "https_proxy"), (94, "no_proxy"), (94, "HTTP_PROXY"), (94, "HTTPS_PROXY"), (94, "NO_PROXY"), (94, "SSL_CERT_FILE"), (94, "SSL_CERT_DIR"), (95, "CC"), (95, "CXX"), (95, "CFLAGS"), (95, "CXXFLAGS"), (95, "CPPFLAGS"), (95, "LDFLAGS"), (95, "MAKEFLAGS"), (95, "PKG_CONFIG_PATH"), (95, "LD_LIBRARY_PATH"), (96, "CARGO_HOME"), (96, "RUSTUP_HOME"), (96, "RUSTFLAGS"), (96, "RUST_BACKTRACE"), (96, "RUST_LOG"), (96, "GOPATH"), (96, "GOROOT"), (96, "GOFLAGS"), (96, "JAVA_HOME"), (97, "PYTHONPATH"), (97, "VIRTUAL_ENV"), (97, "CONDA_PREFIX"), (97, "NODE_ENV"), (97, "NODE_PATH"), (97, "NODE_OPTIONS"), (97, "NVM_DIR")],
     set: &[],
     uid: None,
     gid: None,
-    hostname: Some((100, "sandbox")),
+    hostname: Some((101, "sandbox")),
     tty: Some(Tty::Auto),
-    layers: &[(Layer::Timens, (107, Requirement::Optional)), (Layer::Cgroup, (108, Requirement::Optional))],
-    ceiling: Some((110, EmbeddedCeiling {
+    layers: &[(Layer::Timens, (108, Requirement::Optional)), (Layer::Cgroup, (109, Requirement::Optional))],
+    ceiling: Some((111, EmbeddedCeiling {
         network: Some(Network::Host),
         syscalls_default: Some(SyscallDefault::Allow),
         syscalls_forbidden: Some(&[]),

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::on;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio_stream::{Stream, StreamExt};
 
 use crate::routes::{ROUTES, Route};
@@ -186,7 +186,8 @@ pub(crate) fn typed(status: StatusCode, media: &'static str, body: Body) -> Resp
 }
 
 /// The lines as a JSON array, one after the other: it is never in memory as a whole. What goes wrong at the first line is a refusal; later the body breaks off.
-pub(crate) async fn array(mut lines: Streamed<JsonLine>) -> Result<Response, Error> {
+pub(crate) async fn array(lines: Streamed<JsonLine>) -> Result<Response, Error> {
+    let mut lines = lines.map(checked);
     let Some(first) = lines.next().await.transpose()? else {
         return Ok(typed(StatusCode::OK, JSON, Body::from("[]")));
     };
@@ -198,7 +199,7 @@ pub(crate) async fn array(mut lines: Streamed<JsonLine>) -> Result<Response, Err
 
 /// The lines as Server-Sent Events, as they come. What goes wrong is an event called `error`.
 pub(crate) fn events(lines: Streamed<JsonLine>) -> Response {
-    let written = until_error(lines).map(|line| {
+    let written = until_error(lines.map(checked)).map(|line| {
         Ok::<_, Infallible>(match line {
             Ok(line) => event("", &line.json),
             Err(error) => event("event: error\n", &serde_json::to_string(&Refusal::of(&error)).unwrap_or_default()),
@@ -207,9 +208,19 @@ pub(crate) fn events(lines: Streamed<JsonLine>) -> Response {
     typed(StatusCode::OK, EVENT_STREAM, Body::from_stream(written))
 }
 
-/// A line break inside would end the event: each line of the data is one of the event.
+/// A line, if it is one JSON value. Whoever runs a sandbox can write into the files that these come from: anything else could end the array, and go on as if the
+/// daemon had said it.
+fn checked(line: Result<JsonLine, Error>) -> Result<JsonLine, Error> {
+    let line = line?;
+    match serde_json::from_str::<IgnoredAny>(&line.json) {
+        Ok(_) => Ok(line),
+        Err(error) => Err(Error::new(Kind::Internal, format!("a line of what is kept is no JSON: {error}"))),
+    }
+}
+
+/// A line break inside would end the event: each line of the data is one of the event. A carriage return alone is a line break, too (HTML, 9.2.5).
 fn event(head: &str, data: &str) -> String {
-    let data: String = data.lines().map(|line| format!("data: {line}\n")).collect();
+    let data: String = data.split(['\n', '\r']).map(|line| format!("data: {line}\n")).collect();
     format!("{head}{data}\n")
 }
 

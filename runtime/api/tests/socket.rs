@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::StreamExt;
 
@@ -193,6 +194,35 @@ async fn lines_are_an_array_or_events() {
     assert_eq!(lines, ["{\"n\":1}", "{\"n\":2}"]);
     let audit = ask_json(&served.path, "GET", "/v1/audit?limit=0", &Value::Null).await;
     assert_eq!(audit, (200, json!([])));
+}
+
+/// Events and findings lie in files that the sandbox's user can write: what stands there must not become the answer's own structure.
+#[tokio::test]
+async fn a_line_that_is_no_json_forges_nothing() {
+    let served = Served::start("forged");
+    let asked = "GET /v1/sandboxes/forger/events HTTP/1.1\r\nhost: apexd\r\nconnection: close\r\n\r\n";
+    let mut stream = UnixStream::connect(&served.path).await.expect("as the test wants it");
+    stream.write_all(asked.as_bytes()).await.expect("as the test wants it");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("as the test wants it");
+    let answer = String::from_utf8(answer).expect("as the test wants it");
+    // Broken off: without the last chunk, which is empty.
+    assert!(!answer.contains("forged") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+    let (_, _, body) = ask(&served.path, "GET", "/v1/sandboxes/forger/events", "text/event-stream", b"").await;
+    let text = String::from_utf8(body).expect("as the test wants it");
+    let events: Vec<&str> = text.split_terminator("\n\n").collect();
+    assert!(
+        matches!(events[..], [first, last] if first == "data: {\"n\":1}" && last.starts_with("event: error\n")),
+        "{text}"
+    );
+}
+
+/// A carriage return ends a line of server-sent events as well, and is white space to JSON.
+#[tokio::test]
+async fn a_carriage_return_begins_no_line_of_an_event() {
+    let served = Served::start("return");
+    let (_, _, body) = ask(&served.path, "GET", "/v1/sandboxes/returner/events", "text/event-stream", b"").await;
+    assert_eq!(String::from_utf8(body).expect("as the test wants it"), "data: {\"n\":\ndata: 1}\n\n");
 }
 
 #[tokio::test]

@@ -1,17 +1,31 @@
-//! A service that lives in memory. A sandbox called `fail-KIND` fails with that kind; one called `for-ever` never ends.
+//! A service that lives in memory. A sandbox called `fail-KIND` fails with that kind; one called `for-ever` never ends, nor does what it writes. The lines of
+//! `forger` and `returner` are what a hostile user would write.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use apex_api::v1::*;
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use tokio_stream::StreamExt;
 
-/// Sandboxes in the order in which they were made.
-#[derive(Default)]
-pub struct Fake(Mutex<Vec<Sandbox>>);
+/// Bytes of each chunk of an endless log.
+pub const CHUNK_BYTES: usize = 64 << 10;
 
-fn lines(follow: bool) -> Streamed<JsonLine> {
+#[derive(Default)]
+pub struct Fake {
+    /// In the order in which they were made.
+    sandboxes: Mutex<Vec<Sandbox>>,
+    /// Chunks of endless logs that were asked for.
+    pub made: Arc<AtomicUsize>,
+}
+
+fn lines(id: &str, follow: bool) -> Streamed<JsonLine> {
     let line = |json: &str| Ok(JsonLine { json: json.to_owned() });
+    match id {
+        "forger" => return Box::pin(tokio_stream::iter([line("{\"n\":1}"), line("2],\"forged\":[3"), line("4")])),
+        "returner" => return Box::pin(tokio_stream::iter([line("{\"n\":\r1}")])),
+        _ => {}
+    }
     let mut lines = vec![line("{\"n\":1}"), line("{\"n\":2}")];
     if follow {
         lines.extend([line("{\"n\":\n3}"), Err(Error::new(Kind::Unavailable, "no more")), line("after")]);
@@ -27,7 +41,7 @@ impl Fake {
             let kind = kinds.into_iter().find(|kind| kind.word() == word).unwrap_or(Kind::Internal);
             return Err(Error::new(kind, "as asked for"));
         }
-        let sandboxes = self.0.lock().expect("as the test wants it");
+        let sandboxes = self.sandboxes.lock().expect("as the test wants it");
         let found = sandboxes.iter().find(|sandbox| sandbox.id == id || sandbox.name == id);
         found.cloned().ok_or_else(|| Error::new(Kind::NotFound, format!("no sandbox {id}")))
     }
@@ -36,7 +50,7 @@ impl Fake {
 #[async_trait::async_trait]
 impl Service for Fake {
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<Sandbox, Error> {
-        let mut sandboxes = self.0.lock().expect("as the test wants it");
+        let mut sandboxes = self.sandboxes.lock().expect("as the test wants it");
         let sandbox = Sandbox {
             id: format!("id{}", sandboxes.len()),
             name: request.name,
@@ -71,24 +85,31 @@ impl Service for Fake {
     }
 
     async fn list(&self, _: Peer, _: ListRequest) -> Result<ListResponse, Error> {
-        Ok(ListResponse { sandboxes: self.0.lock().expect("as the test wants it").clone() })
+        Ok(ListResponse { sandboxes: self.sandboxes.lock().expect("as the test wants it").clone() })
     }
 
     async fn inspect(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
         self.find(&sandbox.id)
     }
 
-    async fn logs(&self, _: Peer, _: LogsRequest) -> Result<Streamed<LogChunk>, Error> {
+    async fn logs(&self, _: Peer, request: LogsRequest) -> Result<Streamed<LogChunk>, Error> {
+        if request.id == "for-ever" {
+            let made = Arc::clone(&self.made);
+            return Ok(Box::pin(tokio_stream::iter(0_u64..).map(move |_| {
+                made.fetch_add(1, Ordering::Relaxed);
+                Ok(LogChunk { stream: "stdout".to_owned(), data: vec![b'x'; CHUNK_BYTES] })
+            })));
+        }
         let chunk = |stream: &str, data: &[u8]| Ok(LogChunk { stream: stream.to_owned(), data: data.to_vec() });
         Ok(Box::pin(tokio_stream::iter([chunk("stdout", b"\x00\xffout"), chunk("stderr", b"err")])))
     }
 
     async fn events(&self, _: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error> {
-        Ok(lines(request.follow))
+        Ok(lines(&request.id, request.follow))
     }
 
     async fn findings(&self, _: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error> {
-        Ok(lines(request.follow))
+        Ok(lines(&request.id, request.follow))
     }
 
     async fn set_mode(&self, _: Peer, request: SetModeRequest) -> Result<Transition, Error> {
@@ -117,7 +138,7 @@ impl Service for Fake {
 
     async fn remove(&self, _: Peer, request: RemoveRequest) -> Result<(), Error> {
         assert!(request.force);
-        self.0
+        self.sandboxes
             .lock()
             .expect("as the test wants it")
             .retain(|sandbox| sandbox.id != request.id && sandbox.name != request.id);

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -17,7 +18,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio_stream::{Stream, StreamExt};
 
 use crate::routes::{ROUTES, Route};
-use crate::server::MESSAGE_BYTES_MAX;
+use crate::server::{BODY_READ_TIMEOUT, MESSAGE_BYTES_MAX};
 use crate::v1::JsonLine;
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -78,7 +79,7 @@ impl Call {
         let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
         let Query(query) = query.map_err(|error| Error::new(Kind::Invalid, error.body_text()))?;
         check_names(route, &query)?;
-        let body = axum::body::to_bytes(body, MESSAGE_BYTES_MAX).await.map_err(|error| unreadable(&error))?;
+        let body = whole(body, BODY_READ_TIMEOUT).await?;
         if route.body.is_none() && !matches!(body.trim_ascii(), b"" | b"{}") {
             return Err(Error::new(Kind::Invalid, format!("{} takes no body here", parts.method)));
         }
@@ -128,6 +129,17 @@ fn check_names(route: &Route, query: &[(String, String)]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The body, if it comes in time: one that never does would hold its connection for ever.
+async fn whole(body: Body, within: Duration) -> Result<Bytes, Error> {
+    match tokio::time::timeout(within, axum::body::to_bytes(body, MESSAGE_BYTES_MAX)).await {
+        Ok(read) => read.map_err(|error| unreadable(&error)),
+        Err(_) => {
+            let words = format!("the body did not come within {} s; send the request again", within.as_secs());
+            Err(Error::new(Kind::Unavailable, words))
+        }
+    }
 }
 
 fn unreadable(error: &axum::Error) -> Error {
@@ -232,4 +244,17 @@ fn until_error<T>(stream: impl Stream<Item = Result<T, Error>>) -> impl Stream<I
         over = item.is_err();
         goes_on
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let never = Body::from_stream(tokio_stream::pending::<Result<Bytes, Infallible>>());
+        let refused = whole(never, Duration::from_millis(10)).await.unwrap_err();
+        assert_eq!(refused.kind, Kind::Unavailable);
+        assert_eq!(whole(Body::from("{}"), BODY_READ_TIMEOUT).await.unwrap(), "{}");
+    }
 }

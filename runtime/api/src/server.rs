@@ -3,9 +3,11 @@
 //! Input: a listener that the daemon made, with the mode and owner that it chose. Output: calls of the [`Service`], each with the [`Peer`] that the kernel names.
 //! Everything a stranger can make grow has a bound below. Must not decide who may do what.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,8 +28,12 @@ use crate::{Peer, Service, grpc, rest};
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Connections at once. Who comes later waits in the backlog of the socket.
 pub const CONNECTIONS_MAX: usize = 1024;
+/// Connections of one user at once, so that nobody keeps the others out: everybody may connect. A further one is closed.
+pub const CONNECTIONS_PER_USER_MAX: usize = 256;
 /// How long the head of a request may take, and how long a connection may be silent before its first request.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the body of a REST request may take, once its head is there.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests at once on one connection of HTTP/2.
 pub const CONCURRENT_STREAMS_MAX: u32 = 256;
 /// What requests that are under way have left when the server ends.
@@ -46,6 +52,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let router = router(service);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let users = Arc::new(Users::default());
     let graceful = GracefulShutdown::new();
     // Dropped at the end: what the grace did not suffice for is cut off.
     let mut connections = JoinSet::new();
@@ -58,10 +65,13 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, place)) => {
+                // A socket whose other end the kernel cannot name is closed.
+                let Ok(peer) = peer(&stream) else { continue };
+                let Some(seat) = Seat::take(&users, peer.uid) else { continue };
                 let (router, watcher) = (router.clone(), graceful.watcher());
                 connections.spawn(async move {
-                    serve_one(stream, router, watcher).await;
-                    drop(place);
+                    serve_one(stream, peer, router, watcher).await;
+                    drop((place, seat));
                 });
             }
             Err(error) if is_passing(&error) => {
@@ -101,9 +111,7 @@ fn router(service: Arc<dyn Service>) -> Router {
     rest::router(service.clone()).route_service("/apex.v1.Apex/{*method}", grpc::server(service))
 }
 
-async fn serve_one(stream: UnixStream, router: Router, watcher: Watcher) {
-    // A socket whose other end the kernel cannot name is closed.
-    let Ok(peer) = peer(&stream) else { return };
+async fn serve_one(stream: UnixStream, peer: Peer, router: Router, watcher: Watcher) {
     let asked = Arc::new(AtomicBool::new(false));
     let has_asked = asked.clone();
     let answers = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -135,4 +143,56 @@ fn peer(stream: &UnixStream) -> std::io::Result<Peer> {
     let credentials = stream.peer_cred()?;
     let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
     Ok(Peer { uid: credentials.uid(), gid: credentials.gid(), pid })
+}
+
+/// How many connections each user has.
+type Users = Mutex<HashMap<u32, usize>>;
+
+/// A connection, counted for its user as long as it lasts.
+struct Seat {
+    users: Arc<Users>,
+    uid: u32,
+}
+
+impl Seat {
+    /// `None` when this user has as many as one may have.
+    fn take(users: &Arc<Users>, uid: u32) -> Option<Seat> {
+        let mut counts = users.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(uid).or_default();
+        if *count >= CONNECTIONS_PER_USER_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { users: Arc::clone(users), uid })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut counts = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = counts.entry(self.uid) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_does_not_keep_the_others_out() {
+        let users = Arc::new(Users::default());
+        let mut seats: Vec<_> = (0..CONNECTIONS_PER_USER_MAX).filter_map(|_| Seat::take(&users, 1)).collect();
+        assert_eq!(seats.len(), CONNECTIONS_PER_USER_MAX);
+        assert!(Seat::take(&users, 1).is_none());
+        assert!(Seat::take(&users, 2).is_some());
+        seats.pop();
+        assert!(Seat::take(&users, 1).is_some());
+        drop(seats);
+        assert!(users.lock().unwrap().is_empty(), "nothing is kept of a user who left");
+    }
 }

@@ -5,10 +5,12 @@ mod fake;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use apex_api::v1::{CreateRequest, LogsRequest, RunInput, SandboxRef, StreamRequest, run_input, run_output};
 use apex_api::{Error, Kind, Service, client, server};
-use fake::Fake;
+use fake::{CHUNK_BYTES, Fake};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -21,6 +23,8 @@ use tokio_stream::StreamExt;
 struct Served {
     dir: PathBuf,
     path: PathBuf,
+    /// Chunks of endless logs that were asked of the service.
+    made: Arc<AtomicUsize>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     done: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -33,11 +37,13 @@ impl Served {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).expect("as the test wants it");
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let service: Arc<dyn Service> = Arc::new(Fake::default());
+        let fake = Fake::default();
+        let made = Arc::clone(&fake.made);
+        let service: Arc<dyn Service> = Arc::new(fake);
         let done = tokio::spawn(server::serve(listener, service, async {
             let _ = stopped.await;
         }));
-        Served { dir, path, stop: Some(stop), done }
+        Served { dir, path, made, stop: Some(stop), done }
     }
 }
 
@@ -236,6 +242,40 @@ async fn logs_are_the_bytes_that_were_written() {
     let request = LogsRequest { id: "x".to_owned(), ..Default::default() };
     let chunks: Vec<_> = grpc.logs(request).await.expect("as the test wants it").into_inner().collect().await;
     assert_eq!(chunks[0].as_ref().expect("as the test wants it").data, b"\x00\xffout");
+}
+
+/// Bytes that may lie between the service and a reader that stands still: windows of HTTP/2, buffers, the socket.
+const WAITING_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes that the service was asked for by the time that it is asked no more.
+async fn settled(served: &Served) -> usize {
+    let mut last = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = served.made.load(Ordering::Relaxed);
+        assert!(now * CHUNK_BYTES < 8 * WAITING_BYTES_MAX, "it goes on and on");
+        if now == last && now > 0 {
+            return now * CHUNK_BYTES;
+        }
+        last = now;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stands_still_is_not_written_for() {
+    let served = Served::start("still-grpc");
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
+    let request = LogsRequest { id: "for-ever".to_owned(), ..Default::default() };
+    let _unread = grpc.logs(request).await.expect("as the test wants it").into_inner();
+    let bytes = settled(&served).await;
+    assert!(bytes < WAITING_BYTES_MAX, "{bytes} bytes wait");
+
+    let served = Served::start("still-rest");
+    let mut stream = UnixStream::connect(&served.path).await.expect("as the test wants it");
+    let asked = b"GET /v1/sandboxes/for-ever/logs HTTP/1.1\r\nhost: apexd\r\n\r\n";
+    stream.write_all(asked).await.expect("as the test wants it");
+    let bytes = settled(&served).await;
+    assert!(bytes < WAITING_BYTES_MAX, "{bytes} bytes wait");
 }
 
 #[tokio::test]

@@ -1,15 +1,31 @@
 //! The wire types from `proto/`, without a protoc of the system.
 
+/// What a client sends: a field that nobody knows is refused, as it would be ignored otherwise. An answer may grow, and old clients go on.
+const REQUESTS: [&str; 11] = [
+    "CreateRequest",
+    "Limits",
+    "SandboxRef",
+    "ListRequest",
+    "LogsRequest",
+    "StreamRequest",
+    "SetModeRequest",
+    "SetLimitsRequest",
+    "SignalRequest",
+    "RemoveRequest",
+    "AuditRequest",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["apex/v1/apex.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        // The same messages as JSON. What a field is called there is what it is called here, and one that nobody knows is refused.
-        .message_attribute(
-            ".",
-            "#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]\n#[serde(default, deny_unknown_fields)]",
-        )
-        .enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]\n#[serde(rename_all = \"snake_case\")]")
-        .compile_fds(files)?;
+    // The same messages as JSON. What a field is called there is what it is called here.
+    let json = "#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]";
+    let mut builder = tonic_prost_build::configure()
+        .message_attribute(".", format!("{json}\n#[serde(default)]"))
+        .enum_attribute(".", format!("{json}\n#[serde(rename_all = \"snake_case\")]"));
+    for request in REQUESTS {
+        builder = builder.message_attribute(format!("apex.v1.{request}"), "#[serde(deny_unknown_fields)]");
+    }
+    builder.compile_fds(files)?;
     Ok(())
 }

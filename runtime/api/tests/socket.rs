@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use apex_api::v1::{CreateRequest, LogsRequest, RunInput, SandboxRef, StreamRequest, run_input, run_output};
+use apex_api::v1::{CreateRequest, LogsRequest, RunInput, Sandbox, SandboxRef, StreamRequest, run_input, run_output};
 use apex_api::{Error, Kind, Service, client, server};
 use fake::{CHUNK_BYTES, Fake};
 use http_body_util::{BodyExt, Full};
@@ -342,6 +342,14 @@ async fn a_follower_is_cut_off_after_the_grace() {
     let done = tokio::time::timeout(server::GRACE * 2, &mut served.done).await;
     done.expect("it returns").expect("as the test wants it").expect("as the test wants it");
     assert!((&mut waits).await.expect("as the test wants it").is_err());
+}
+
+/// A daemon that is newer than its client.
+#[test]
+fn an_answer_may_grow_and_a_request_may_not() {
+    let grown = json!({ "id": "a", "of_tomorrow": 1 });
+    assert_eq!(serde_json::from_value::<Sandbox>(grown.clone()).expect("as the test wants it").id, "a");
+    assert!(serde_json::from_value::<SandboxRef>(grown).is_err());
 }
 
 #[test]

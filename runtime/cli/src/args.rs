@@ -8,7 +8,9 @@ const MODES: [&str; 3] = ["isolation", "development", "hybrid"];
 
 /// Sandboxes that a daemon keeps.
 ///
-/// Exit code: that of the command for run, attach and wait; 125 when Apex failed.
+/// ID is an id, an unambiguous beginning of one, or a name.
+///
+/// Exit code: that of the command for run and attach, 128+n when signal n ended it; 125 when Apex failed; otherwise 0.
 #[derive(Debug, Parser)]
 #[command(name = "apex", version, disable_help_subcommand = true)]
 pub struct Args {
@@ -102,13 +104,19 @@ pub enum Verb {
     /// Show the services of apexd
     Tree,
     /// Show what the sandboxes use
-    Stats,
+    Stats {
+        /// Again every two seconds; with --json a value to a line
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Read or check the audit log
     #[command(subcommand)]
     Audit(AuditVerb),
     /// Check policies; needs no daemon
     #[command(subcommand)]
     Policy(PolicyVerb),
+    /// Print the version
+    Version,
     /// Print completions for a shell
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },

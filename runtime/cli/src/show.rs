@@ -26,6 +26,11 @@ pub fn json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", tame(&text)))
 }
 
+/// A value in one line, without its end.
+pub fn compact(value: &impl Serialize) -> Result<String> {
+    Ok(tame(&serde_json::to_string(value).context("writing JSON")?))
+}
+
 /// A value on one line.
 pub fn line(line: &JsonLine) -> Result<()> {
     let text: String = line.json.lines().collect();

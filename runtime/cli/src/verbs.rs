@@ -1,8 +1,9 @@
 //! What each verb asks apexd for, and what it prints. Input: the parsed command line. Output: the exit code.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use apex_api::v1::apex_client::ApexClient;
@@ -18,6 +19,9 @@ use tonic::{Response, Status, Streaming};
 use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, Verb};
 use crate::{FAILED, policy, request, run, show, signals};
 
+/// Between two looks of `stats --watch`.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// A connection to apexd.
 pub type Client = ApexClient<Channel>;
 
@@ -30,6 +34,11 @@ pub async fn perform(args: Args) -> Result<u8> {
     let verb = match args.verb {
         Verb::Completions { shell } => return completions(shell),
         Verb::Man => return man(),
+        Verb::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            let value = serde_json::json!({ "version": version });
+            return done(if json { show::json(&value) } else { show::print(&format!("apex {version}\n")) });
+        }
         Verb::Policy(PolicyVerb::Check { file, mode, profile }) => {
             let policy = policy::resolve(&file, mode.as_deref(), profile)?;
             let sources: Vec<_> = policy.sources.iter().map(|source| apex_core::escape::text(source)).collect();
@@ -80,24 +89,27 @@ async fn read(mut client: Client, verb: Verb, json: bool) -> Result<u8> {
         Verb::Logs { id, follow, tail } => logs(client, LogsRequest { id, follow, tail_bytes: tail }).await,
         Verb::Events { id, follow } => {
             let stream = got(client.events(StreamRequest { id, follow }).await)?;
-            if json && !follow { done(show::json(&show::values(&all(stream).await?)?)) } else { lines(stream).await }
+            if json && !follow { array(stream).await } else { lines(stream).await }
         }
         Verb::Findings { id } => {
             let stream = got(client.findings(StreamRequest { id, follow: false }).await)?;
-            let findings = show::values(&all(stream).await?)?;
-            done(if json { show::json(&findings) } else { show::print(&show::findings(&findings)) })
+            if json {
+                return array(stream).await;
+            }
+            done(show::print(&show::findings(&show::values(&all(stream).await?)?)))
         }
         Verb::Tree => {
             let tree = got(client.tree(Empty {}).await)?;
             done(if json { show::json(&tree) } else { show::print(&show::tree(&tree)) })
         }
-        Verb::Stats => {
+        Verb::Stats { watch: true } => watch_stats(client, json).await,
+        Verb::Stats { watch: false } => {
             let stats = got(client.stats(Empty {}).await)?;
             done(if json { show::json(&stats) } else { show::print(&show::stats(&stats)) })
         }
         Verb::Audit(AuditVerb::Tail { limit }) => {
             let stream = got(client.audit_tail(AuditRequest { limit }).await)?;
-            if json { done(show::json(&show::values(&all(stream).await?)?)) } else { lines(stream).await }
+            if json { array(stream).await } else { lines(stream).await }
         }
         Verb::Audit(AuditVerb::Verify) => {
             let verdict = got(client.audit_verify(Empty {}).await)?;
@@ -238,6 +250,20 @@ fn applied(transition: Transition, json: bool) -> Result<u8> {
     }
 }
 
+/// Until somebody interrupts it. On a terminal each look takes the place of the last one.
+async fn watch_stats(mut client: Client, json: bool) -> Result<u8> {
+    // Home, and erase to the end (ECMA-48): without a flash of an empty screen.
+    let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[J" } else { "" };
+    loop {
+        let stats = got(client.stats(Empty {}).await)?;
+        match json {
+            true => show::line(&JsonLine { json: serde_json::to_string(&stats).context("writing JSON")? })?,
+            false => show::print(&format!("{clear}{}", show::stats(&stats)))?,
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 async fn logs(mut client: Client, request: LogsRequest) -> Result<u8> {
     let mut chunks = got(client.logs(request).await)?;
     while let Some(chunk) = chunks.message().await.map_err(Error::from)? {
@@ -252,6 +278,18 @@ async fn logs(mut client: Client, request: LogsRequest) -> Result<u8> {
         written.context("writing the logs")?;
     }
     Ok(0)
+}
+
+/// A JSON array, a value to a line: it is never in memory as a whole. One that breaks off has no end, and is no JSON.
+async fn array(mut stream: Streaming<JsonLine>) -> Result<u8> {
+    let mut before = "[";
+    while let Some(line) = stream.message().await.map_err(Error::from)? {
+        let value = show::values(&[line])?.remove(0);
+        show::print(&format!("{before}\n{}", show::compact(&value)?))?;
+        before = ",";
+    }
+    let end = if before == "[" { "[]\n" } else { "\n]\n" };
+    done(show::print(end))
 }
 
 async fn all(mut stream: Streaming<JsonLine>) -> Result<Vec<JsonLine>> {

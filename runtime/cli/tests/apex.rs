@@ -3,7 +3,7 @@
 
 mod daemon;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 
 use daemon::Daemon;
@@ -224,13 +224,30 @@ fn the_other_verbs_answer() {
     assert_eq!((logs.stdout.as_slice(), logs.stderr.as_slice()), (b"\x00\xffout".as_slice(), b"err".as_slice()));
     check(&daemon, &["events", "one", "-f"], 0, "{\"n\":1}\n{\"n\":\"\\u009b\"}\n", "");
     assert_eq!(read_json(&daemon, &["findings", "one", "--json"])[0]["severity_id"], 5);
+    check(&daemon, &["events", "one", "--json"], 0, "[\n{\"n\":1},\n{\"n\":\"\\u009b\"}\n]\n", "");
+    assert_eq!(read_json(&daemon, &["audit", "tail", "-n", "2", "--json"]), json!([{ "a": 1 }, { "a": 2 }]));
+    assert_eq!(read_json(&daemon, &["audit", "tail", "-n", "0", "--json"]), json!([]));
     let table = "TIME                  SEVERITY  TECHNIQUE  FINDING\n1970-01-01T00:00:00Z  critical  -          reads secrets\n";
     check(&daemon, &["findings", "one"], 0, table, "");
     check(&daemon, &["tree"], 0, "apexd\n|-- api  running\n`-- audit  running\n", "");
     assert_eq!(output(&daemon, &["stats"]).status.code(), Some(0));
+    check(&daemon, &["version"], 0, concat!("apex ", env!("CARGO_PKG_VERSION"), "\n"), "");
     check(&daemon, &["audit", "tail", "-n", "1"], 0, "{\"a\":1}\n", "");
     check(&daemon, &["audit", "verify"], 125, "", "apex: the audit log is broken: record 7\n");
     check(&daemon, &["attach", "two"], 125, "", "apex: there is no sandbox two\n");
+}
+
+#[test]
+fn stats_are_told_again_until_somebody_is_tired_of_it() {
+    let daemon = Daemon::start("stats");
+    let mut child = apex(&daemon, &["stats", "--watch", "--json"]).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["sandboxes"][0]["id"], "sb1");
+    }
+    signal(&child, "INT");
+    child.wait().unwrap();
 }
 
 #[test]

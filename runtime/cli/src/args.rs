@@ -62,6 +62,9 @@ pub enum Verb {
         /// Only so much from the end of each stream, in bytes
         #[arg(long, value_name = "BYTES", default_value_t = 0)]
         tail: u64,
+        /// Every byte as it was written, also on a terminal, where control characters are made visible otherwise
+        #[arg(long)]
+        raw: bool,
     },
     /// Print what was seen of a sandbox, a JSON value to a line
     Events {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod log;
 mod policy;
 mod request;
 mod run;

@@ -1,6 +1,6 @@
 //! What each verb asks apexd for, and what it prints. Input: the parsed command line. Output: the exit code.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
 use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, Verb};
+use crate::log::Log;
 use crate::{FAILED, policy, request, run, show, signals};
 
 /// Between two looks of `stats --watch`.
@@ -86,7 +87,7 @@ pub async fn perform(args: Args) -> Result<u8> {
 /// The verbs that only read.
 async fn read(mut client: Client, verb: Verb, json: bool) -> Result<u8> {
     match verb {
-        Verb::Logs { id, follow, tail } => logs(client, LogsRequest { id, follow, tail_bytes: tail }).await,
+        Verb::Logs { id, follow, tail, raw } => logs(client, LogsRequest { id, follow, tail_bytes: tail }, raw).await,
         Verb::Events { id, follow } => {
             let stream = got(client.events(StreamRequest { id, follow }).await)?;
             if json && !follow { array(stream).await } else { lines(stream).await }
@@ -264,19 +265,19 @@ async fn watch_stats(mut client: Client, json: bool) -> Result<u8> {
     }
 }
 
-async fn logs(mut client: Client, request: LogsRequest) -> Result<u8> {
+/// The command's own bytes, each to the stream that it wrote to.
+async fn logs(mut client: Client, request: LogsRequest, raw: bool) -> Result<u8> {
     let mut chunks = got(client.logs(request).await)?;
+    let mut stdout = Log::new(std::io::stdout(), !raw && std::io::stdout().is_terminal());
+    let mut stderr = Log::new(std::io::stderr(), !raw && std::io::stderr().is_terminal());
     while let Some(chunk) = chunks.message().await.map_err(Error::from)? {
-        // The command's own bytes, each to the stream that it wrote to.
         let written = match chunk.stream.as_str() {
-            "stderr" => std::io::stderr().write_all(&chunk.data),
-            _ => {
-                let mut out = std::io::stdout().lock();
-                out.write_all(&chunk.data).and_then(|()| out.flush())
-            }
+            "stderr" => stderr.write(&chunk.data),
+            _ => stdout.write(&chunk.data),
         };
         written.context("writing the logs")?;
     }
+    stdout.end().and_then(|()| stderr.end()).context("writing the logs")?;
     Ok(0)
 }
 

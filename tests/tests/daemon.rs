@@ -45,7 +45,7 @@ fn what_cannot_start_says_why() {
     let daemon = Daemon::start(&[]);
     let output = daemon.apex(&[&["run"], lenient(), &["--", "/no/such/program"]].concat());
     assert_eq!(output.code, 127, "{output:?}");
-    let output = daemon.apex(&["run", "--ro", "/no/such/dir", "--", "/bin/true"]);
+    let output = daemon.apex(&[&["run", "--ro", "/no/such/dir"], lenient(), &["--", "/bin/true"]].concat());
     assert_eq!(output.code, 125, "{output:?}");
     assert!(output.err().contains("/no/such/dir"), "{output:?}");
     let output = daemon.apex(&["inspect", "nobody"]);

@@ -33,33 +33,41 @@ const FORWARDED: [SignalKind; 6] = [
     SignalKind::user_defined2(),
 ];
 
+/// Two connections: streams that nobody reads fill the window of a whole connection (RFC 9113, 5.2), and a signal must get through all the same.
+pub struct Lines {
+    /// For the streams.
+    pub streams: Client,
+    /// For everything else.
+    pub aside: Client,
+}
+
 /// Runs a command; returns its sandbox as it ended.
-pub async fn run(client: &Client, request: CreateRequest) -> Result<Sandbox> {
-    carry(client, Input::Create(request)).await
+pub async fn run(lines: &Lines, request: CreateRequest) -> Result<Sandbox> {
+    carry(lines, Input::Create(request)).await
 }
 
 /// Connects to a sandbox that runs; returns it as it ended.
-pub async fn attach(client: &Client, id: String) -> Result<Sandbox> {
-    carry(client, Input::Attach(SandboxRef { id })).await
+pub async fn attach(lines: &Lines, id: String) -> Result<Sandbox> {
+    carry(lines, Input::Attach(SandboxRef { id })).await
 }
 
-async fn carry(client: &Client, first: Input) -> Result<Sandbox> {
+async fn carry(lines: &Lines, first: Input) -> Result<Sandbox> {
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
     let (known, id) = watch::channel(String::new());
     // Before the command runs: a signal that comes in between waits until there is somebody to give it to.
-    forward_signals(client, &id)?;
+    forward_signals(&lines.aside, &id)?;
     let attaching = matches!(first, Input::Attach(_));
     if let Input::Attach(sandbox) = &first {
         known.send_replace(sandbox.id.clone());
     }
     sender.try_send(RunInput { input: Some(first) }).context("asking apexd")?;
     let input = ReceiverStream::new(receiver);
-    let mut asked = client.clone();
+    let mut asked = lines.streams.clone();
     let output = if attaching { asked.attach(input).await } else { asked.run(input).await };
     let output = output.map_err(Error::from)?.into_inner();
     // The sender stays until the end: a stream that ends is a client that went away.
     let reading = tokio::spawn(read_in(tokio::io::stdin(), sender.clone()));
-    let ended = write_out(client, output, &known, attaching).await;
+    let ended = write_out(&lines.aside, output, &known, attaching).await;
     reading.abort();
     drop(sender);
     ended.map_err(|error| match id.borrow().as_str() {
@@ -90,7 +98,7 @@ fn forward_signals(client: &Client, id: &watch::Receiver<String>) -> Result<()> 
     Ok(())
 }
 
-/// By a call of its own: between the bytes of standard input it would wait until the command reads them.
+/// By a call of its own, on the connection aside: between the bytes of standard input it would wait until the command reads them.
 async fn send_signal(mut client: Client, id: String, signal: i32) {
     let outcome = client.signal(SignalRequest { id, signal }).await.map_err(Error::from);
     if let Err(error) = outcome {

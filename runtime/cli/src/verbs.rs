@@ -18,6 +18,7 @@ use tonic::{Response, Status, Streaming};
 
 use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, Verb};
 use crate::log::Log;
+use crate::run::Lines;
 use crate::{FAILED, policy, request, run, show, signals};
 
 /// Between two looks of `stats --watch`.
@@ -48,9 +49,13 @@ pub async fn perform(args: Args) -> Result<u8> {
         }
         verb => verb,
     };
-    let mut client = client::connect(&socket(args.socket)?).await?;
+    let path = socket(args.socket)?;
+    let mut client = client::connect(&path).await?;
     match verb {
-        Verb::Run { rm, options } => run_command(client, *options, rm).await,
+        Verb::Run { rm, options } => {
+            let aside = client::connect(&path).await?;
+            run_command(Lines { streams: client, aside }, *options, rm).await
+        }
         Verb::Create { options } => {
             let sandbox = got(client.create(request::create(*options)?).await)?;
             let has_failed = sandbox.state == "failed";
@@ -58,7 +63,9 @@ pub async fn perform(args: Args) -> Result<u8> {
             // It is kept, with its log, and nobody should take it for one that runs.
             if has_failed { ending(&sandbox) } else { shown }
         }
-        Verb::Attach { id } => ending(&run::attach(&client, id).await?),
+        Verb::Attach { id } => {
+            ending(&run::attach(&Lines { streams: client, aside: client::connect(&path).await? }, id).await?)
+        }
         Verb::Wait { id } => wait(client, id, json).await,
         Verb::Ls { all } => {
             let sandboxes = got(client.list(ListRequest { all }).await)?.sandboxes;
@@ -168,12 +175,12 @@ async fn each(ids: Vec<String>, mut ask: impl AsyncFnMut(String) -> Result<()>) 
     Ok(code)
 }
 
-async fn run_command(mut client: Client, options: Options, rm: bool) -> Result<u8> {
-    let sandbox = run::run(&client, request::create(options)?).await?;
+async fn run_command(mut lines: Lines, options: Options, rm: bool) -> Result<u8> {
+    let sandbox = run::run(&lines, request::create(options)?).await?;
     if rm && !sandbox.id.is_empty() {
         let request = RemoveRequest { id: sandbox.id.clone(), force: false };
         // How the command ended counts for more than what is left of it.
-        if let Err(error) = got(client.remove(request).await) {
+        if let Err(error) = got(lines.aside.remove(request).await) {
             crate::tell(&format!("forgetting sandbox {}: {error:#}", sandbox.id));
         }
     }

@@ -18,10 +18,12 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Opens it and goes on behind its last line. A line that a dying machine left half is an error: a person decides what is done about it.
+    /// Opens it and goes on behind its last line. What a dying machine left of a line was never acknowledged: it is cut off, and said. Any other damage is an
+    /// error: a person decides what is done about it.
     pub fn open(path: &Path) -> Result<Audit> {
         let open = || -> Result<(File, Chain)> {
             let mut file = File::options().create(true).append(true).read(true).mode(0o600).open(path)?;
+            mend_end(&mut file, path)?;
             let last = last_line(&mut file)?;
             let chain = match last {
                 Some(line) => {
@@ -85,6 +87,26 @@ fn resume(path: &Path) -> Option<Chain> {
     Chain::resume(&last).ok()
 }
 
+/// Gives the file whole lines. A last line that lacks no more than its end stays.
+fn mend_end(file: &mut File, path: &Path) -> Result<()> {
+    let length = file.seek(SeekFrom::End(0))?;
+    let from = length.saturating_sub(LINE_BYTES_MAX as u64 + 1);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    (&mut *file).take(length - from).read_to_end(&mut bytes)?;
+    if bytes.is_empty() || bytes.last() == Some(&b'\n') {
+        return Ok(());
+    }
+    let start = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let part = &bytes[start..];
+    if std::str::from_utf8(part).is_ok_and(|line| Chain::resume(line).is_ok()) {
+        file.write_all(b"\n")?;
+        return Ok(());
+    }
+    eprintln!("apexd: {}: its last line was never finished and is cut off ({} bytes)", path.display(), part.len());
+    Ok(file.set_len(from + start as u64)?)
+}
+
 fn last_line(file: &mut File) -> Result<Option<String>> {
     let length = file.seek(SeekFrom::End(0))?;
     if length == 0 {
@@ -99,4 +121,65 @@ fn last_line(file: &mut File) -> Result<Option<String>> {
     }
     let start = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     Ok(Some(String::from_utf8(bytes.split_off(start)).context("its last line is no text")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apex_core::access::Operation;
+    use apex_core::audit::{Actor, Outcome, Target};
+    use serde_json::json;
+
+    fn record(number: u64) -> Record {
+        Record {
+            time_ms: number,
+            actor: Actor { uid: 0, pid: 1, roles: Vec::new() },
+            operation: Operation::Kill,
+            target: Target::default(),
+            outcome: Outcome::Allowed,
+            reason: format!("number {number}"),
+            before: json!(null),
+            after: json!(null),
+        }
+    }
+
+    fn written(name: &str) -> (PathBuf, String) {
+        let path = std::env::temp_dir().join(format!("apexd-audit-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let audit = Audit::open(&path).unwrap();
+        (1..=3).for_each(|number| audit.add(&record(number)).unwrap());
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path, text)
+    }
+
+    /// The log is opened with this content, one more record is added, and this many stand in it, each following from the one before.
+    #[track_caller]
+    fn check(path: &Path, content: &str, records: u64) {
+        std::fs::write(path, content).unwrap();
+        let audit = Audit::open(path).unwrap();
+        audit.add(&record(9)).unwrap();
+        assert_eq!(audit.verify().unwrap().unwrap().records, records);
+    }
+
+    #[test]
+    fn a_line_that_was_never_finished_is_cut_off() {
+        let (path, text) = written("torn");
+        check(&path, &text, 4);
+        check(&path, &text[..text.len() - 40], 3);
+        check(&path, text.trim_end(), 4);
+        check(&path, &text.lines().next().unwrap()[..30], 1);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn other_damage_is_an_error() {
+        let (path, text) = written("damage");
+        let last = text.lines().last().unwrap();
+        std::fs::write(&path, text.replace(last, "not a record")).unwrap();
+        assert!(Audit::open(&path).is_err());
+        std::fs::write(&path, text.replacen("number 2", "number 7", 1)).unwrap();
+        let broken = Audit::open(&path).unwrap().verify().unwrap().unwrap_err();
+        assert_eq!(broken.line, 2);
+        std::fs::remove_file(path).unwrap();
+    }
 }

@@ -178,9 +178,17 @@ async fn begin(
     sandbox.update(&daemon.store, |_| ()).map_err(failed)?;
     let handed: Vec<_> = pipes.handed.iter().map(AsFd::as_fd).collect();
     let started = daemon.errands.start(&to_warden, &handed).await;
-    started.map_err(|words| Error::new(Kind::Internal, format!("starting a sandbox: {words}")))?;
     drop(handed);
-    let taken = take(daemon, sandbox, pipes).await.map_err(failed);
+    let Pipes { handed, ends } = pipes;
+    // The keeper has its own by now, and a pipe that we held open would never end.
+    drop(handed);
+    // A warden that died may have started it and told nobody: then somebody else holds the socket.
+    if let Err(words) = started
+        && sandbox.dir.connect().is_err()
+    {
+        return Err(Error::new(Kind::Internal, format!("starting a sandbox: {words}")));
+    }
+    let taken = take(daemon, sandbox, ends).await.map_err(failed);
     if taken.is_err() {
         // A keeper that nobody knows must not run on.
         if let Ok(keeper) = sandbox.live(&daemon.store) {
@@ -191,10 +199,8 @@ async fn begin(
 }
 
 /// What the daemon has of a sandbox whose keeper runs.
-async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, pipes: Pipes) -> anyhow::Result<()> {
-    let Pipes { handed, stdin, out, err } = pipes;
-    // The keeper has its own by now, and a pipe that we held open would never end.
-    drop(handed);
+async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyhow::Result<()> {
+    let Ends { stdin, out, err } = ends;
     *sandbox.stdin.lock().await = stdin.map(pipe::Sender::from_owned_fd).transpose()?;
     sandbox.pump(out, &sandbox.out, "standard output")?;
     sandbox.pump(err, &sandbox.err, "standard error")?;
@@ -212,6 +218,11 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, pipes: Pipes) -> any
 struct Pipes {
     /// For the keeper and the warden, in the warden's order.
     handed: Vec<OwnedFd>,
+    ends: Ends,
+}
+
+/// The daemon's ends.
+struct Ends {
     stdin: Option<OwnedFd>,
     out: OwnedFd,
     err: OwnedFd,
@@ -239,7 +250,7 @@ impl Pipes {
         let (held_out, held_err) = (out.try_clone()?, err.try_clone()?);
         let streams = [in_end, out_end.into(), err_end.into()];
         let own = [sandbox.dir.listen()?, result.into(), held_in, held_out, held_err, sandbox.dir.open()?];
-        Ok(Pipes { handed: streams.into_iter().chain(own).collect(), stdin, out, err })
+        Ok(Pipes { handed: streams.into_iter().chain(own).collect(), ends: Ends { stdin, out, err } })
     }
 }
 

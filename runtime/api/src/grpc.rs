@@ -11,9 +11,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::server::MESSAGE_BYTES_MAX;
 use crate::v1::apex_server::{Apex, ApexServer};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, Empty, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
-    RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, JsonLine, ListRequest, ListResponse, LogChunk,
+    LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -155,5 +155,20 @@ impl Apex for Grpc {
     async fn stats(&self, request: Request<Empty>) -> Answer<StatsResponse> {
         let (peer, Empty {}) = opened(request)?;
         one(self.0.stats(peer).await)
+    }
+
+    async fn pools(&self, request: Request<Empty>) -> Answer<PoolsResponse> {
+        let (peer, Empty {}) = opened(request)?;
+        one(self.0.pools(peer).await)
+    }
+
+    async fn set_pool(&self, request: Request<SetPoolRequest>) -> Answer<Pool> {
+        let (peer, message) = opened(request)?;
+        one(self.0.set_pool(peer, message).await)
+    }
+
+    async fn drain_pools(&self, request: Request<DrainPoolsRequest>) -> Answer<PoolsResponse> {
+        let (peer, message) = opened(request)?;
+        one(self.0.drain_pools(peer, message).await)
     }
 }

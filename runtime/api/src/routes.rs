@@ -13,9 +13,9 @@ use tokio_stream::StreamExt;
 use crate::openapi;
 use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, Limits, ListRequest, ListResponse, LogsRequest, RemoveRequest, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest, StatsResponse, StreamRequest, Transition,
-    TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Limits, ListRequest, ListResponse, LogsRequest, Pool,
+    PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest,
+    StatsResponse, StreamRequest, Transition, TreeResponse,
 };
 use crate::{Error, Kind};
 
@@ -282,6 +282,32 @@ pub(crate) static ROUTES: &[Route] = &[
     }),
     route(
         Verb::Get,
+        "/v1/pools",
+        "pools",
+        "pools of sandboxes that are built ahead",
+        Answer::Message(of::<PoolsResponse>()),
+        |call| Box::pin(pools(call)),
+    ),
+    route(
+        Verb::Put,
+        "/v1/pools",
+        "setPool",
+        "have so many sandboxes of one kind ready from now on",
+        Answer::Message(of::<Pool>()),
+        |call| Box::pin(set_pool(call)),
+    )
+    .body(of::<SetPoolRequest>()),
+    route(
+        Verb::Delete,
+        "/v1/pools",
+        "drainPools",
+        "give pools up; answers with those that were",
+        Answer::Message(of::<PoolsResponse>()),
+        |call| Box::pin(drain_pools(call)),
+    )
+    .query(&[param("id", "string", "one of them; all of those that one may drain when absent")]),
+    route(
+        Verb::Get,
         "/v1/audit",
         "auditTail",
         "the newest records of the audit log, oldest first",
@@ -408,6 +434,20 @@ async fn tree(call: Call) -> Result<Response, Error> {
 
 async fn stats(call: Call) -> Result<Response, Error> {
     json(StatusCode::OK, &call.service.stats(call.peer).await?)
+}
+
+async fn pools(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.pools(call.peer).await?)
+}
+
+async fn set_pool(call: Call) -> Result<Response, Error> {
+    let request: SetPoolRequest = call.message()?;
+    json(StatusCode::OK, &call.service.set_pool(call.peer, request).await?)
+}
+
+async fn drain_pools(call: Call) -> Result<Response, Error> {
+    let request = DrainPoolsRequest { id: call.word("id").unwrap_or_default().to_owned() };
+    json(StatusCode::OK, &call.service.drain_pools(call.peer, request).await?)
 }
 
 async fn audit_tail(call: Call) -> Result<Response, Error> {

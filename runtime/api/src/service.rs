@@ -6,9 +6,9 @@ use tokio_stream::Stream;
 
 use crate::Error;
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
-    RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, JsonLine, ListRequest, ListResponse, LogChunk,
+    LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
@@ -49,6 +49,9 @@ pub trait Service: Send + Sync + 'static {
     async fn audit_verify(&self, peer: Peer) -> Result<AuditVerdict, Error>;
     async fn tree(&self, peer: Peer) -> Result<TreeResponse, Error>;
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error>;
+    async fn pools(&self, peer: Peer) -> Result<PoolsResponse, Error>;
+    async fn set_pool(&self, peer: Peer, request: SetPoolRequest) -> Result<Pool, Error>;
+    async fn drain_pools(&self, peer: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error>;
     /// Prometheus' text format.
     async fn metrics(&self, peer: Peer) -> Result<String, Error>;
     /// Whether requests are served; the reason when they are not.

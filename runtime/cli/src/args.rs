@@ -112,6 +112,9 @@ pub enum Verb {
         #[arg(short, long)]
         watch: bool,
     },
+    /// Sandboxes that are built ahead, for run and create with --pool
+    #[command(subcommand)]
+    Pool(PoolVerb),
     /// Read or check the audit log
     #[command(subcommand)]
     Audit(AuditVerb),
@@ -171,6 +174,26 @@ pub struct LimitsOptions {
     /// CPU time, in percent of one core (200 is two cores)
     #[arg(long, value_name = "PERCENT")]
     pub cpu: Option<String>,
+}
+
+/// About pools.
+#[derive(Debug, Subcommand)]
+pub enum PoolVerb {
+    /// List them
+    Ls,
+    /// Have so many of one kind ready from now on; of the command only the program counts
+    Set {
+        /// How many; 0 leaves it to demand
+        #[arg(value_name = "N")]
+        size: u64,
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// Give them up
+    Drain {
+        /// One of them; all that you may drain when absent
+        id: Option<String>,
+    },
 }
 
 /// About the audit log.
@@ -252,6 +275,9 @@ pub struct Options {
     /// Life of the sandbox, such as 90s or 10m; then exit code 124
     #[arg(long, value_name = "DURATION")]
     pub time: Option<String>,
+    /// Take a sandbox that was built ahead, where there is one, and have more of its kind built
+    #[arg(long)]
+    pub pool: bool,
     /// Watch what the command does: default has no hook on every system call, full has all
     #[arg(
         long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "default",

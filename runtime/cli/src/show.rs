@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use apex_api::v1::{JsonLine, LimitsInForce, Sandbox, StatsResponse, Transition, TreeResponse};
+use apex_api::v1::{JsonLine, LimitsInForce, Pool, Sandbox, StatsResponse, Transition, TreeResponse};
 use apex_core::{amount, escape};
 use serde::Serialize;
 use serde_json::Value;
@@ -153,6 +153,27 @@ pub fn tree(tree: &TreeResponse) -> String {
         out.push('\n');
     }
     out
+}
+
+/// `apex pool`.
+pub fn pools(pools: &[Pool]) -> String {
+    let rows: Vec<Vec<String>> = pools
+        .iter()
+        .map(|pool| {
+            vec![
+                pool.id.clone(),
+                pool.uid.to_string(),
+                pool.mode.clone(),
+                pool.profile.clone(),
+                pool.program.clone(),
+                format!("{}/{}", pool.ready, pool.wanted),
+                pool.hits.to_string(),
+                pool.misses.to_string(),
+                pool.error.clone(),
+            ]
+        })
+        .collect();
+    table(&["ID", "UID", "MODE", "PROFILE", "PROGRAM", "READY", "HITS", "MISSES", "ERROR"], &rows)
 }
 
 /// `apex stats`.

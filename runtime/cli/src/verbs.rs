@@ -8,15 +8,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use apex_api::v1::apex_client::ApexClient;
 use apex_api::v1::{
-    AuditRequest, Empty, JsonLine, Limits, ListRequest, LogsRequest, RemoveRequest, Sandbox, SandboxRef,
-    SetLimitsRequest, SetModeRequest, SignalRequest, StreamRequest, Transition,
+    AuditRequest, DrainPoolsRequest, Empty, JsonLine, Limits, ListRequest, LogsRequest, RemoveRequest, Sandbox,
+    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StreamRequest, Transition,
 };
 use apex_api::{Error, client};
 use clap::CommandFactory;
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
-use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, Verb};
+use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, PoolVerb, Verb};
 use crate::log::Log;
 use crate::run::Lines;
 use crate::{FAILED, policy, request, run, show, signals};
@@ -87,8 +87,23 @@ pub async fn perform(args: Args) -> Result<u8> {
         }
         Verb::Mode(verb) => mode(client, verb, json).await,
         Verb::Limits(verb) => limits(client, verb, json).await,
+        Verb::Pool(verb) => pool(client, verb, json).await,
         verb => read(client, verb, json).await,
     }
+}
+
+async fn pool(mut client: Client, verb: PoolVerb, json: bool) -> Result<u8> {
+    let pools = match verb {
+        PoolVerb::Ls => got(client.pools(Empty {}).await)?.pools,
+        PoolVerb::Set { size, options } => {
+            let like = Some(request::create(*options)?);
+            vec![got(client.set_pool(SetPoolRequest { like, size }).await)?]
+        }
+        PoolVerb::Drain { id } => {
+            got(client.drain_pools(DrainPoolsRequest { id: id.unwrap_or_default() }).await)?.pools
+        }
+    };
+    done(if json { show::json(&pools) } else { show::print(&show::pools(&pools)) })
 }
 
 /// The verbs that only read.

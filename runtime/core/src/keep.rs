@@ -5,13 +5,16 @@
 //! [`ToKeeper`] one way and [`FromKeeper`] the other, of at most [`PACKET_BYTES_MAX`] bytes. Every request gets exactly one answer, in order: [`FromKeeper::Done`],
 //! [`FromKeeper::Refused`], [`FromKeeper::Used`] or [`FromKeeper::Streams`]. [`FromKeeper::Standing`] comes unasked, at the start of a connection or as soon as it
 //! is so, and [`FromKeeper::Ended`] as the last word, which is written to the keeper's result file as well: a daemon that was away reads it there.
+//!
+//! With `--defer` the command's process waits, sealed, until [`ToKeeper::Start`] brings its arguments. Until then the sandbox belongs to whoever had it
+//! made: the loss of its connection, which was made before the keeper was, ends it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::Limits;
 
 /// Largest packet.
-pub const PACKET_BYTES_MAX: usize = 16 << 10;
+pub const PACKET_BYTES_MAX: usize = 128 << 10;
 
 /// The daemon to the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,11 @@ pub const PACKET_BYTES_MAX: usize = 16 << 10;
 pub enum ToKeeper {
     /// Hand out the descriptors that you hold for me: the ends of the command's streams.
     Streams,
+    /// Start the command that was put off.
+    Start {
+        /// Its arguments, its name the first.
+        arguments: Vec<String>,
+    },
     /// Pass a signal to the command.
     Signal {
         /// Its number.
@@ -54,7 +62,7 @@ pub enum ToKeeper {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub enum FromKeeper {
-    /// Every layer is in force, and the command starts now or has started.
+    /// Every layer is in force, and the command starts now, or has started, or waits for its arguments.
     Standing(Standing),
     /// It is done.
     Done {

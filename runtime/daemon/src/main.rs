@@ -14,6 +14,7 @@ mod keeper;
 mod log;
 mod options;
 mod place;
+mod pool;
 mod privilege;
 mod ready;
 mod record;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use apex_core::policy::Mode;
-use lexopt::{Arg, Parser};
+use lexopt::{Arg, Parser, ValueExt};
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -19,11 +19,15 @@ usage: apexd [OPTIONS]
   --mode MODE     mode of sandboxes that are created without one: isolation, hybrid or development (default: isolation)
   --environment NAME
                   label for rules that hold in one environment, such as ci or production
+  --pool-max N    sandboxes that all pools together hold ready (default: 64)
   -h, --help      print this text
   -V, --version   print the version
 
 It runs in the foreground. SIGTERM and SIGINT end it; sandboxes go on and are taken up again by the next apexd with the same --state.
 ";
+
+/// Sandboxes that all pools hold together.
+const POOL_MAX: usize = 64;
 
 /// What is asked for.
 pub enum Action {
@@ -48,6 +52,8 @@ pub struct Options {
     pub mode: Mode,
     /// `--environment`.
     pub environment: Option<String>,
+    /// `--pool-max`.
+    pub pool_max: usize,
 }
 
 /// Words to options.
@@ -58,6 +64,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         access: None,
         mode: Mode::Isolation,
         environment: None,
+        pool_max: POOL_MAX,
     };
     let mut parser = Parser::from_args(words);
     while let Some(arg) = parser.next()? {
@@ -67,6 +74,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             Arg::Long("access") => options.access = Some(parser.value()?.into()),
             Arg::Long("mode") => options.mode = mode(&parser.value()?.to_string_lossy())?,
             Arg::Long("environment") => options.environment = Some(parser.value()?.to_string_lossy().into_owned()),
+            Arg::Long("pool-max") => options.pool_max = parser.value()?.parse()?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Action::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Action::Version),
             other => bail!("{}; `apexd --help` lists the options", other.unexpected()),

@@ -8,10 +8,13 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 
+/// Between two looks at a keeper that may be ending.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Others may pass through, since a keeper may be somebody else's process, and see nothing.
 const DIR_MODE: u32 = 0o711;
 
@@ -138,6 +141,18 @@ impl Dir {
             Ok(stream)
         };
         made().with_context(|| format!("connecting to the keeper of {}", self.path.display()))
+    }
+
+    /// Whether a keeper still listens after this time.
+    pub async fn is_listened_to(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        while self.connect().is_ok() {
+            if Instant::now() > until {
+                return true;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        false
     }
 
     fn address(&self) -> Result<(File, UnixAddr)> {

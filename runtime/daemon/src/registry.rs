@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use apex_api::{Error, Kind};
@@ -15,12 +16,15 @@ use crate::bell::{self, Bell};
 use crate::errand::Errands;
 use crate::options::Options;
 use crate::place::Place;
+use crate::pool::Pool;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::tree::Services;
 
 /// Sandboxes that one daemon has, those that have ended included.
 pub const SANDBOXES_MAX: usize = 4096;
+/// How long the sandboxes of pools may take to end behind their daemon.
+const ORPHAN_WITHIN: Duration = Duration::from_secs(3);
 /// What the administrator adds to the rules of access.
 const ACCESS: &str = "/etc/apex/access.toml";
 
@@ -33,6 +37,7 @@ pub struct Daemon {
     pub access: Policy,
     pub errands: Arc<Errands>,
     pub bell: Bell,
+    pub pool: Pool,
     pub services: Services,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
@@ -47,6 +52,7 @@ impl Daemon {
             access: access(options)?,
             errands,
             bell: Bell::new()?,
+            pool: Pool::new(options.pool_max),
             services: Services::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
@@ -89,7 +95,7 @@ impl Daemon {
         }
         for id in self.place.sandboxes()? {
             if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
-                if self.place.sandbox(&id).connect().is_ok() {
+                if self.place.sandbox(&id).is_listened_to(ORPHAN_WITHIN).await {
                     eprintln!(
                         "apexd: sandbox {id} runs and no record knows it: is apexd.db another one? Its keeper is an apex-run --keep; end it to end the sandbox"
                     );
@@ -135,7 +141,9 @@ impl Daemon {
     /// Forgets a sandbox that is over, with its files.
     pub fn forget(&self, sandbox: &Sandbox) -> Result<()> {
         // In this order: a directory without a record is cleared away at the next start, a record without a directory would be a riddle.
-        self.store.forget(&sandbox.id)?;
+        if sandbox.is_kept() {
+            self.store.forget(&sandbox.id)?;
+        }
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         sandbox.dir.remove().with_context(|| format!("removing the files of sandbox {}", sandbox.id))
     }

@@ -1,7 +1,8 @@
 //! One sandbox as the daemon lives with it: record, keeper, logs.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use apex_core::control::State;
@@ -16,6 +17,7 @@ use crate::log::Log;
 use crate::options;
 use crate::place::Dir;
 use crate::record::Record;
+use crate::registry::Daemon;
 use crate::store::Store;
 use crate::streams;
 
@@ -42,6 +44,9 @@ pub struct Sandbox {
     pub turn: tokio::sync::Mutex<()>,
     /// Exit code of its keeper.
     code: watch::Sender<Option<i32>>,
+    /// Whether it is in the store: those of a pool are not, until they are used.
+    is_kept: AtomicBool,
+    standing: OnceLock<Standing>,
 }
 
 impl Sandbox {
@@ -58,7 +63,38 @@ impl Sandbox {
             stdin: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             code: watch::Sender::new(None),
+            is_kept: AtomicBool::new(true),
+            standing: OnceLock::new(),
         })
+    }
+
+    /// One of a pool, of which the store knows nothing yet.
+    pub fn unkept(record: Record, daemon: &Daemon) -> Arc<Sandbox> {
+        let dir = daemon.place.sandbox(&record.id);
+        let sandbox = Sandbox::new(record, dir);
+        sandbox.is_kept.store(false, Ordering::Relaxed);
+        sandbox
+    }
+
+    /// Gives it the record that it has from now on.
+    pub fn adopt(&self, record: Record) {
+        *self.locked() = record;
+    }
+
+    /// Stores it, from now on.
+    pub fn keep(&self, store: &Store) -> anyhow::Result<()> {
+        self.is_kept.store(true, Ordering::Relaxed);
+        self.update(store, |_| ())
+    }
+
+    /// Whether the store knows it.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Relaxed)
+    }
+
+    /// What its keeper said of it when it stood.
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing.get().cloned()
     }
 
     fn locked(&self) -> MutexGuard<'_, Record> {
@@ -75,7 +111,7 @@ impl Sandbox {
         let stored = {
             let mut record = self.locked();
             change(&mut record);
-            store.put(&record)
+            if self.is_kept() { store.put(&record) } else { Ok(()) }
         };
         self.changed.send_modify(|count| *count += 1);
         stored
@@ -165,7 +201,10 @@ impl Sandbox {
         let mut lost = 0;
         loop {
             match told.recv().await {
-                Some(Told::Standing(standing)) => self.note(&store, |record| stands(record, &standing)),
+                Some(Told::Standing(standing)) => {
+                    let _ = self.standing.set(standing.clone());
+                    self.note(&store, |record| stands(record, &standing));
+                }
                 Some(Told::Ended(ended)) => return self.ended(&store, ended),
                 Some(Told::Gone) | None => match self.found_again(&mut lost) {
                     Some(again) => told = again,
@@ -237,7 +276,7 @@ impl Sandbox {
 }
 
 /// What a keeper tells of a sandbox is taken once: later the record knows what was changed since.
-fn stands(record: &mut Record, standing: &Standing) {
+pub fn stands(record: &mut Record, standing: &Standing) {
     record.pid = standing.init;
     if record.facts.state != State::Creating {
         return;

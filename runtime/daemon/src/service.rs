@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use apex_api::v1::{
-    self, AuditRequest, AuditVerdict, CreateRequest, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
-    RemoveRequest, RunInput, RunOutput, SandboxRef, SandboxStats, SetLimitsRequest, SetModeRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    self, AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, JsonLine, ListRequest, ListResponse, LogChunk,
+    LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, SandboxRef, SandboxStats, SetLimitsRequest,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse,
 };
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
@@ -23,7 +23,7 @@ use crate::record::Record;
 use crate::registry::{Daemon, nobody};
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, options, run};
+use crate::{dial, options, pool, run};
 
 /// Answers of a stream that wait for a slow reader.
 pub const WAITING_MAX: usize = 16;
@@ -248,6 +248,36 @@ impl Service for Face {
         Ok(StatsResponse { sandboxes: rows })
     }
 
+    async fn pools(&self, peer: Peer) -> Result<PoolsResponse, Error> {
+        Ok(PoolsResponse { pools: pool::list(&self.0, |record| self.0.may(peer, Operation::List, record)) })
+    }
+
+    async fn set_pool(&self, peer: Peer, request: SetPoolRequest) -> Result<Pool, Error> {
+        let like = request.like.ok_or_else(|| Error::new(Kind::Invalid, "there is nothing to build; give `like`"))?;
+        let record = start::record_of(&self.0, peer, &like)?;
+        let asked = self.0.judge(peer, Operation::Create, About { record: Some(&record), mode: None })?;
+        let program = like.command.first().cloned().unwrap_or_default();
+        let after = json!({"pool": program, "mode": record.facts.born.name(), "size": request.size});
+        self.0.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after)?;
+        pool::set(&self.0, peer, &like, request.size)
+    }
+
+    async fn drain_pools(&self, peer: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error> {
+        let may = |record: &Record| self.0.may(peer, Operation::Remove, record);
+        if !request.id.is_empty() && !pool::list(&self.0, may).iter().any(|pool| pool.id == request.id) {
+            let words = format!("there is no pool {:?} that you may drain; `apex pool ls` lists them", request.id);
+            return Err(Error::new(Kind::NotFound, words));
+        }
+        let pools = pool::drain(&self.0, &request.id, may);
+        for pool in &pools {
+            let of = Record::new(String::new(), pool.uid, options::mode(&pool.mode).unwrap_or(Mode::Isolation), 0);
+            let asked = self.0.judge(peer, Operation::Remove, About { record: Some(&of), mode: None })?;
+            let before = json!({"pool": pool.program, "mode": pool.mode, "ready": pool.ready});
+            self.0.write_down(&asked, &of, Outcome::Allowed, "", before, json!(null))?;
+        }
+        Ok(PoolsResponse { pools })
+    }
+
     async fn metrics(&self, peer: Peer) -> Result<String, Error> {
         self.0.judge(peer, Operation::Metrics, About::default())?;
         Ok(metrics(&self.0))
@@ -325,6 +355,15 @@ fn metrics(daemon: &Daemon) -> String {
         text,
         "# HELP apex_findings Findings about the sandboxes that there are.\n# TYPE apex_findings gauge\napex_findings {findings}"
     );
+    let (ready, hits, misses) = daemon.pool.counts();
+    let pool = [
+        ("apex_pool_ready", "gauge", "Sandboxes that were built ahead and wait.", ready),
+        ("apex_pool_hits_total", "counter", "Requests that got one of them.", hits),
+        ("apex_pool_misses_total", "counter", "Requests for one that had to wait for a new one.", misses),
+    ];
+    for (name, kind, help, value) in pool {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
     let tightened = held.get(&true).copied().unwrap_or_default();
     let _ = writeln!(
         text,

@@ -23,6 +23,7 @@ use crate::ask::About;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
 use crate::options;
+use crate::pool::{self, Taken};
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
@@ -30,7 +31,7 @@ use crate::warden::ToWarden;
 use crate::who;
 
 /// How long building a sandbox may take.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+pub const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Bytes of a name.
 const NAME_BYTES_MAX: usize = 64;
 /// Labels of one sandbox, and bytes of each half.
@@ -58,10 +59,19 @@ pub async fn start(
 ) -> Result<Arc<Sandbox>, Error> {
     let record = record_of(daemon, peer, request)?;
     let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
+    let admit = |sandbox: &Arc<Sandbox>| {
+        daemon.add(sandbox)?;
+        let record = sandbox.record();
+        let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
+        daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after)
+    };
+    if request.pool
+        && let Taken::Started(sandbox) = pool::take(daemon, peer, request, &record, input, admit).await?
+    {
+        return Ok(sandbox);
+    }
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
-    daemon.add(&sandbox)?;
-    let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
-    let begun = match daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after) {
+    let begun = match admit(&sandbox) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
         Err(error) => Err(error),
     };
@@ -83,7 +93,7 @@ fn invalid(words: impl Into<String>) -> Error {
     Error::new(Kind::Invalid, words)
 }
 
-fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
+pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
     if request.command.is_empty() {
         return Err(invalid("there is no command; give one"));
     }
@@ -118,7 +128,7 @@ fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Rec
 
 /// The mode: the one that is asked for, or that the policy names, or the daemon's default. The keeper is told it, and what a policy says by itself or through
 /// what it extends counts no more: nobody gets another mode than the one that was judged.
-fn mode_of(daemon: &Daemon, request: &CreateRequest) -> Result<Mode, Error> {
+pub fn mode_of(daemon: &Daemon, request: &CreateRequest) -> Result<Mode, Error> {
     if !request.mode.is_empty() {
         return options::mode(&request.mode).map_err(|error| invalid(error.to_string()));
     }
@@ -147,7 +157,7 @@ fn reactions(word: &str) -> Result<Reactions, Error> {
 }
 
 /// From the kernel's random numbers, through the standard library's hasher keys.
-fn fresh_id() -> String {
+pub fn fresh_id() -> String {
     use std::hash::{BuildHasher, Hasher};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     format!("{:012x}", random >> 16)
@@ -160,10 +170,58 @@ async fn begin(
     sandbox: &Arc<Sandbox>,
     input: Input,
 ) -> Result<(), Error> {
-    let failed = |error: anyhow::Error| Error::new(Kind::Internal, format!("starting a sandbox: {error:#}"));
+    let (to_warden, pipes) = prepare(daemon, peer, request, sandbox, input, false).map_err(failed)?;
+    sandbox.update(&daemon.store, |_| ()).map_err(failed)?;
+    let (started, ends) = send(daemon, &to_warden, pipes).await;
+    // A warden that died may have started it and told nobody: then somebody else holds the socket.
+    if let Err(words) = started
+        && sandbox.dir.connect().is_err()
+    {
+        return Err(Error::new(Kind::Internal, format!("starting a sandbox: {words}")));
+    }
+    let taken = take(daemon, sandbox, ends).await.map_err(failed);
+    let keeper = sandbox.live(&daemon.store);
+    match (&taken, keeper) {
+        (Ok(()), Ok(_)) => {}
+        // A keeper that nobody knows must not run on.
+        (Err(_), Ok(keeper)) => drop(keeper.ask(&ToKeeper::Kill).await),
+        // Quicker gone than connected to: it left word of why.
+        (_, Err(_)) => sandbox.vanished(&daemon.store).await,
+    }
+    taken
+}
+
+/// Has a sandbox built whose command waits for its arguments. It belongs to this process: nothing of it is stored, and the keeper ends it when the connection, which is
+/// made before the keeper is, is gone.
+pub async fn begin_deferred(
+    daemon: &Arc<Daemon>,
+    peer: Peer,
+    request: &CreateRequest,
+    sandbox: &Arc<Sandbox>,
+) -> Result<(), Error> {
+    let (to_warden, pipes) = prepare(daemon, peer, request, sandbox, Input::Client, true).map_err(failed)?;
+    sandbox.live(&daemon.store).map_err(failed)?;
+    let (started, ends) = send(daemon, &to_warden, pipes).await;
+    started.map_err(|words| Error::new(Kind::Internal, format!("starting a sandbox: {words}")))?;
+    take(daemon, sandbox, ends).await.map_err(failed)
+}
+
+fn failed(error: anyhow::Error) -> Error {
+    Error::new(Kind::Internal, format!("starting a sandbox: {error:#}"))
+}
+
+/// Its directory, its keeper's command line, and its pipes.
+fn prepare(
+    daemon: &Daemon,
+    peer: Peer,
+    request: &CreateRequest,
+    sandbox: &Sandbox,
+    input: Input,
+    defer: bool,
+) -> anyhow::Result<(ToWarden, Pipes)> {
     let record = sandbox.record();
-    sandbox.dir.make().map_err(failed)?;
-    let args = arguments(daemon, sandbox, request, &record).map_err(failed)?;
+    sandbox.dir.make()?;
+    let args = arguments(daemon, sandbox, request, &record, defer)?;
     let user = who::look_up(peer.uid, peer.gid);
     let home = user.home.unwrap_or_else(|| "/".to_owned());
     let to_warden = ToWarden {
@@ -174,28 +232,15 @@ async fn begin(
         env: vec![format!("PATH={PATH}"), format!("HOME={home}"), "LANG=C.UTF-8".to_owned()],
         cwd: if request.cwd.is_empty() { "/".to_owned() } else { request.cwd.clone() },
     };
-    let pipes = Pipes::make(sandbox, input).map_err(failed)?;
-    sandbox.update(&daemon.store, |_| ()).map_err(failed)?;
-    let handed: Vec<_> = pipes.handed.iter().map(AsFd::as_fd).collect();
-    let started = daemon.errands.start(&to_warden, &handed).await;
-    drop(handed);
+    Ok((to_warden, Pipes::make(sandbox, input)?))
+}
+
+/// Has the warden start the keeper.
+async fn send(daemon: &Daemon, to_warden: &ToWarden, pipes: Pipes) -> (Result<i32, String>, Ends) {
     let Pipes { handed, ends } = pipes;
-    // The keeper has its own by now, and a pipe that we held open would never end.
-    drop(handed);
-    // A warden that died may have started it and told nobody: then somebody else holds the socket.
-    if let Err(words) = started
-        && sandbox.dir.connect().is_err()
-    {
-        return Err(Error::new(Kind::Internal, format!("starting a sandbox: {words}")));
-    }
-    let taken = take(daemon, sandbox, ends).await.map_err(failed);
-    if taken.is_err() {
-        // A keeper that nobody knows must not run on.
-        if let Ok(keeper) = sandbox.live(&daemon.store) {
-            let _ = keeper.ask(&ToKeeper::Kill).await;
-        }
-    }
-    taken
+    let lent: Vec<_> = handed.iter().map(AsFd::as_fd).collect();
+    // The keeper has its own when this returns, and a pipe that we held open would never end.
+    (daemon.errands.start(to_warden, &lent).await, ends)
 }
 
 /// What the daemon has of a sandbox whose keeper runs.
@@ -206,10 +251,6 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyho
     sandbox.pump(err, &sandbox.err, "standard error")?;
     if sandbox.record().watch != "off" {
         daemon.bell.watch(sandbox)?;
-    }
-    if sandbox.live(&daemon.store).is_err() {
-        // Quicker gone than connected to: it left word of why.
-        sandbox.vanished(&daemon.store).await;
     }
     Ok(())
 }
@@ -260,8 +301,12 @@ fn arguments(
     sandbox: &Sandbox,
     request: &CreateRequest,
     record: &Record,
+    defer: bool,
 ) -> anyhow::Result<Vec<String>> {
     let mut args = Vec::new();
+    if defer {
+        args.push("--defer".to_owned());
+    }
     let mut give = |name: &str, value: &str| {
         if !value.is_empty() {
             args.push(format!("--{name}={value}"));

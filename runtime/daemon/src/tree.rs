@@ -23,7 +23,7 @@ use crate::options::Options;
 use crate::place::Place;
 use crate::registry::Daemon;
 use crate::service::Face;
-use crate::warden;
+use crate::{pool, warden};
 
 /// Restarts of one service that are borne.
 const RESTARTS_MAX: usize = 5;
@@ -76,12 +76,17 @@ pub async fn live(options: &Options, place: Place, child: warden::Child) -> Resu
             async move { daemon.bell.ring(&daemon).await }
         }
     });
+    let pool = supervise(Arc::clone(&daemon), "pool", {
+        let daemon = Arc::clone(&daemon);
+        move || pool::fill(Arc::clone(&daemon))
+    });
     daemon.services.note("warden", "running", 0, format!("pid {}", child.pid));
     let api = tokio::spawn(api);
     let outcome = tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
         outcome = bell => outcome,
+        outcome = pool => outcome,
         outcome = hear(&daemon, news) => outcome,
         outcome = wait_for(api) => outcome,
     };

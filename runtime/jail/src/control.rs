@@ -7,13 +7,17 @@ use std::os::fd::BorrowedFd;
 
 use apex_core::control::Limits;
 use apex_core::keep::{Standing, Usage};
+use apex_sys::Errno;
 
+use crate::seal::{ARGUMENT_BYTES_MAX, ARGUMENTS_MAX};
 use crate::supervise::Running;
-use crate::watch;
+use crate::{watch, wire};
 
 /// What can be asked of a sandbox that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
+    /// Start the command that was put off, with these arguments, its name the first.
+    Start(Vec<Vec<u8>>),
     /// Pass a signal to the command.
     Signal(i32),
     /// Stop every process, or let them go on.
@@ -41,7 +45,9 @@ pub enum Answer {
 pub trait Control {
     /// Descriptors that are readable when [`Control::next`] should be asked.
     fn fds(&self) -> Vec<BorrowedFd<'_>>;
-    /// Every layer is in force; the command starts when this returns.
+    /// Whether the command is put off until [`Order::Start`] brings its arguments.
+    fn defers(&self) -> bool;
+    /// Every layer is in force; the command starts when this returns, unless it is put off.
     fn standing(&mut self, standing: &Standing);
     /// The next order.
     fn next(&mut self) -> Option<Order>;
@@ -80,11 +86,12 @@ pub(crate) fn tell_standing(running: &mut Running<'_>) {
 /// Follows the orders that are there.
 pub(crate) fn serve(running: &mut Running<'_>) -> After {
     while let Some(order) = running.control.as_mut().and_then(|control| control.next()) {
+        let is_last = order == Order::Kill;
         let outcome = follow(running, order);
         if let Some(control) = &mut running.control {
             control.done(outcome);
         }
-        if order == Order::Kill {
+        if is_last {
             return After::Kill;
         }
     }
@@ -94,6 +101,8 @@ pub(crate) fn serve(running: &mut Running<'_>) -> After {
 fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
     let done = |words: &str| Ok(Answer::Done(words.to_owned()));
     match order {
+        Order::Start(arguments) => start(running, &arguments),
+        Order::Signal(_) if running.waits => Err("its command has not started".to_owned()),
         Order::Signal(number) => {
             running.signal(number).map_err(|errno| format!("passing signal {number} on: {}", errno.desc()))?;
             done("passed on")
@@ -115,6 +124,29 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
             usage.map(|usage| Answer::Used(usage.unwrap_or_default())).map_err(|error| chain(&error))
         }
     }
+}
+
+fn start(running: &mut Running<'_>, arguments: &[Vec<u8>]) -> Result<Answer, String> {
+    if !running.waits {
+        return Err("its command was started before, or is not sealed yet".to_owned());
+    }
+    let is_whole = |word: &Vec<u8>| !word.contains(&0);
+    if arguments.is_empty() || !arguments.iter().all(is_whole) {
+        return Err("there is no argument, or one holds a NUL byte".to_owned());
+    }
+    let words: Vec<u8> = arguments.iter().flat_map(|word| word.iter().copied().chain([0])).collect();
+    if words.len() > ARGUMENT_BYTES_MAX || arguments.len() > ARGUMENTS_MAX {
+        return Err(format!(
+            "its arguments come to {} bytes in {} words; at most {ARGUMENT_BYTES_MAX} in {ARGUMENTS_MAX} go",
+            words.len(),
+            arguments.len()
+        ));
+    }
+    let failed = |errno: Errno| format!("telling the sandbox to start: {}", errno.desc());
+    running.socket.order(wire::Order::GoWith).map_err(failed)?;
+    running.socket.words(&words).map_err(failed)?;
+    running.begin();
+    Ok(Answer::Done("started".to_owned()))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

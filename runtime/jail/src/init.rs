@@ -35,6 +35,8 @@ pub struct Init<'a, 'p> {
     pub has_network: bool,
     pub program: Option<&'a Program>,
     pub pause: bool,
+    /// Whether the command's arguments come when it is to start.
+    pub defer: bool,
     pub streams: &'a Streams,
     pub streams_on_terminal: [bool; 3],
     /// The signal mask that the command gets.
@@ -221,6 +223,9 @@ impl Init<'_, '_> {
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
+        if self.defer {
+            seal.defer();
+        }
         seal.tracing = trace.map(|scope| seccomp::tracing(self.plan.seccomp.as_ref(), scope));
         seal.terminal = terminal;
         seal.streams_on_terminal = self.streams_on_terminal;
@@ -238,7 +243,7 @@ impl Init<'_, '_> {
                 let payload = &mut self.payload;
                 process::vfork(&mut stack, &mut || seal.run(payload)).map_err(failed)
             }
-            Payload::Function { .. } => spawn_function(&seal, &mut self.payload),
+            Payload::Function { .. } => spawn_function(&mut seal, &mut self.payload),
         }
     }
 
@@ -271,7 +276,7 @@ impl Init<'_, '_> {
             if interests[1].ready {
                 match self.socket.next_order().map_err(&failed)? {
                     Some(Order::Signal(number)) => pass_on(child, number),
-                    Some(Order::Mapped | Order::Attached { .. } | Order::Go) => {}
+                    Some(Order::Mapped | Order::Attached { .. } | Order::Go | Order::GoWith) => {}
                     // The launcher is gone.
                     None => return Ok(()),
                 }
@@ -289,7 +294,7 @@ impl Init<'_, '_> {
 
 /// The function runs on beside the init, so it needs memory of its own. Until it begins, the launcher's orders are for its process,
 /// which shares the socket: the init must not take one away.
-fn spawn_function(seal: &Seal<'_>, payload: &mut Payload<'_>) -> Result<Pid, Failure> {
+fn spawn_function(seal: &mut Seal<'_>, payload: &mut Payload<'_>) -> Result<Pid, Failure> {
     let failed = Failure::at(Step::Spawn, 0);
     let pipe = std::io::pipe().map_err(|error| failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)));
     let (begun, beginning) = pipe?;

@@ -155,6 +155,7 @@ pub fn run_recording(
         Some(watcher) => Some(Watch::begin(watcher)?),
         None => None,
     };
+    let defer = options.control.as_ref().is_some_and(|control| control.defers());
     let is_attended = watch.is_some() || options.control.is_some();
     let beside = if is_attended { make_beside(site.as_deref(), cgroup.as_ref())? } else { None };
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
@@ -180,6 +181,7 @@ pub fn run_recording(
                 has_network,
                 program: program.as_ref(),
                 pause,
+                defer,
                 streams: options.streams,
                 streams_on_terminal: streams_on_terminal(plan),
                 mask,

@@ -19,6 +19,10 @@ use crate::seccomp::{self, Program};
 use crate::step::{Failure, Step};
 use crate::wire::{Domain, End, Order, Report};
 
+/// Bytes of the arguments that come when the command is to start, and their number.
+pub const ARGUMENT_BYTES_MAX: usize = 128 << 10;
+pub const ARGUMENTS_MAX: usize = 4096;
+
 /// What runs once everything is sealed.
 pub enum Payload<'a> {
     /// The command of the plan.
@@ -41,6 +45,8 @@ pub struct Seal<'a> {
     pub listen: bool,
     /// Whether the launcher reads the receipt, or has the sandbox watched, before the command starts.
     pub pause: bool,
+    /// Whether the command's arguments come when it is to start.
+    defer: bool,
     /// The filter that stops at the calls of interest, when a tracer watches.
     pub tracing: Option<Program>,
     /// The sandbox's end of the terminal.
@@ -106,6 +112,7 @@ impl<'a> Seal<'a> {
             program: None,
             listen: plan.seccomp.as_ref().is_some_and(Table::needs_listener),
             pause: false,
+            defer: false,
             tracing: None,
             terminal: None,
             streams_on_terminal: [false; 3],
@@ -120,13 +127,19 @@ impl<'a> Seal<'a> {
         })
     }
 
+    /// Has the arguments come when the command is to start.
+    pub fn defer(&mut self) {
+        self.defer = true;
+        self.argv = CStrings::with_room(ARGUMENT_BYTES_MAX, ARGUMENTS_MAX);
+    }
+
     /// Whether the launcher has something to do between the sealing and the command.
     pub fn waits(&self) -> bool {
         self.pause || self.tracing.is_some() || (self.listen && self.program.is_some())
     }
 
     /// Runs in the command's process. Returns the exit code of a process that did not become the command.
-    pub fn run(&self, payload: &mut Payload<'_>) -> i32 {
+    pub fn run(&mut self, payload: &mut Payload<'_>) -> i32 {
         let failure = match self.seal() {
             Ok(()) => match payload {
                 Payload::Command => self.exec(),
@@ -141,7 +154,7 @@ impl<'a> Seal<'a> {
 
     /// The order matters: the session before the filter may refuse setsid, Landlock before seccomp since the filter need not allow
     /// it, the descriptors last but one because reports still need the socket.
-    fn seal(&self) -> Result<(), Failure> {
+    fn seal(&mut self) -> Result<(), Failure> {
         process::new_session().map_err(Failure::at(Step::NewSession, 0))?;
         self.take_terminal()?;
         self.enter_workdir()?;
@@ -200,7 +213,7 @@ impl<'a> Seal<'a> {
 
     /// The tracer's filter first: the policy's may refuse seccomp(2). Until the tracer is there, what it stops at answers ENOSYS; nothing
     /// below is among it.
-    fn seal_seccomp(&self, domain: Domain) -> Result<(), Failure> {
+    fn seal_seccomp(&mut self, domain: Domain) -> Result<(), Failure> {
         if let Some(tracing) = &self.tracing {
             seccomp::load(tracing, false).map_err(Failure::at(Step::SealSeccomp, 0))?;
         }
@@ -212,13 +225,20 @@ impl<'a> Seal<'a> {
     }
 
     /// Lets the launcher read the receipt and take the listener. Uses only calls that every filter allows (read, write: see `base`).
-    fn wait(&self, listener: i32, domain: Domain) -> Result<(), Failure> {
+    fn wait(&mut self, listener: i32, domain: Domain) -> Result<(), Failure> {
         if !self.waits() {
             return Ok(());
         }
         let pid = std::process::id() as i32;
-        self.socket.write_report(Report::Sealed { pid, listener, domain }).map_err(Failure::at(Step::Handshake, 0))?;
-        self.socket.read_expect(Order::Go).map_err(Failure::at(Step::Handshake, 0))?;
+        let failed = Failure::at(Step::Handshake, 0);
+        self.socket.write_report(Report::Sealed { pid, listener, domain }).map_err(&failed)?;
+        if self.defer {
+            self.socket.read_expect(Order::GoWith).map_err(&failed)?;
+            let socket = self.socket;
+            self.argv.fill(|room| socket.read_words(room)).map_err(&failed)?;
+        } else {
+            self.socket.read_expect(Order::Go).map_err(&failed)?;
+        }
         prctl::set_dumpable(false).map_err(Failure::at(Step::BindLife, 0))
     }
 

@@ -68,6 +68,8 @@ pub struct Running<'a> {
     pub control: Option<&'a mut dyn Control>,
     /// Whether every process is stopped.
     pub frozen: bool,
+    /// Whether the command's process waits, sealed, for its arguments. Its time has not begun.
+    pub waits: bool,
     mask: Set,
     has_given_back: bool,
     guard: Option<Guard>,
@@ -98,6 +100,7 @@ impl<'a> Running<'a> {
             watch: None,
             control: None,
             frozen: false,
+            waits: false,
             mask,
             has_given_back: false,
             guard: held.1,
@@ -167,7 +170,16 @@ impl<'a> Running<'a> {
         process::wait(self.init, 0).map(|ended| ended.map(|(_, ended)| ended))
     }
 
+    /// The command that was put off starts: its time begins.
+    pub fn begin(&mut self) {
+        self.waits = false;
+        self.started = Instant::now();
+    }
+
     fn remaining_ms(&self) -> Option<u64> {
+        if self.waits {
+            return None;
+        }
         let limit = Duration::from_millis(self.plan.wall_time_ms?);
         // Rounded up: a wait must not end before the time is over.
         let left = limit.saturating_sub(self.started.elapsed());
@@ -237,7 +249,11 @@ pub fn to_the_end(
                 running.listener =
                     Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
                 watch::attach(running, pid)?;
+                running.waits = running.control.as_ref().is_some_and(|control| control.defers());
                 control::tell_standing(running);
+                if running.waits {
+                    continue;
+                }
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
             }
             Event::Report(Report::Ended(ended), _) => break Ok(ended),
@@ -290,6 +306,13 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Jai
     }
     if ready.signals {
         while let Some(number) = signal::next(signals.as_fd()).map_err(&failed)? {
+            if running.waits {
+                // Nobody is there yet who could get it.
+                match number {
+                    SIGHUP | SIGINT | SIGQUIT | SIGTERM => return Ok(Event::Ended(number)),
+                    _ => continue,
+                }
+            }
             if running.frozen {
                 match number {
                     SIGCONT => watch::thaw(running)?,

@@ -23,6 +23,8 @@ pub enum Order {
     },
     /// The receipt is read: go on.
     Go,
+    /// The same, with the arguments that the command gets, in the next message: a NUL behind each.
+    GoWith,
     /// Pass this signal to the command.
     Signal(i32),
 }
@@ -119,6 +121,7 @@ fn encode_order(order: Order) -> [u8; SIZE] {
         Order::Attached { trace, doors } => pack(2, 0, [encode_scope(trace), doors.into(), 0]),
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
+        Order::GoWith => pack(5, 0, [0; 3]),
     }
 }
 
@@ -172,6 +175,7 @@ impl End {
             }
             (3, ..) => Order::Go,
             (4, _, [signal, ..]) => Order::Signal(signal),
+            (5, ..) => Order::GoWith,
             _ => return Err(Errno::EBADMSG),
         };
         Ok(Some((order, fds)))
@@ -198,6 +202,19 @@ impl End {
             0 => Err(Errno::EPIPE),
             _ if bytes == encode_order(order) => Ok(()),
             _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    /// Sends the command's arguments behind [`Order::GoWith`].
+    pub fn words(&self, words: &[u8]) -> Result<(), Errno> {
+        net::send(self.0.as_fd(), words, &[])
+    }
+
+    /// Waits for them with read(2), which every system call filter allows.
+    pub fn read_words(&self, room: &mut [u8]) -> Result<usize, Errno> {
+        match fs::read(self.0.as_fd(), room)? {
+            0 => Err(Errno::EPIPE),
+            count => Ok(count),
         }
     }
 

@@ -12,6 +12,8 @@ use apex_jail::control::{Answer, Control, Order};
 use apex_jail::launch::Ending;
 use apex_sys::{Errno, clock, fs, net, process};
 
+use crate::fresh::Fresh;
+
 /// The keeper's side.
 pub struct Keeper {
     listener: BorrowedFd<'static>,
@@ -20,6 +22,11 @@ pub struct Keeper {
     held: Vec<Option<i32>>,
     connection: Option<OwnedFd>,
     standing: Option<Standing>,
+    /// Whether the command is put off, and whether it still is.
+    defers: bool,
+    waits: bool,
+    /// What a sandbox was made from whose command is put off.
+    fresh: Fresh,
     /// Orders that arrived and are not yet given: connections that broke may have left some.
     orders: VecDeque<Order>,
     /// How the sandbox ended, in a word.
@@ -28,7 +35,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Takes the descriptors of `--keep`.
-    pub fn take(fds: &[i32]) -> Result<Keeper, Errno> {
+    pub fn take(fds: &[i32], defers: bool) -> Result<Keeper, Errno> {
         let [listener, result, held @ ..] = fds else { return Err(Errno::EBADF) };
         for number in fds {
             fs::borrow(*number)?;
@@ -40,9 +47,17 @@ impl Keeper {
             held: held.iter().copied().map(Some).collect(),
             connection: None,
             standing: None,
+            defers,
+            waits: defers,
+            fresh: Fresh::default(),
             orders: VecDeque::new(),
             how: None,
         })
+    }
+
+    /// Notes what the sandbox is made from.
+    pub fn made_from(&mut self, fresh: Fresh) {
+        self.fresh = fresh;
     }
 
     /// Notes how it ended.
@@ -70,7 +85,10 @@ impl Keeper {
     /// A new connection takes the place of the old: the daemon has one, and a second comes from its successor.
     fn connect(&mut self) {
         while let Ok(connection) = net::accept(self.listener) {
-            self.connection = Some(connection);
+            if self.connection.replace(connection).is_some() && self.waits {
+                // Somebody else than who had it made.
+                self.orders.push_back(Order::Kill);
+            }
             if let Some(standing) = self.standing.clone() {
                 self.say(&FromKeeper::Standing(standing), &[]);
             }
@@ -85,6 +103,18 @@ impl Keeper {
         }
     }
 
+    /// A sandbox that was made under other circumstances than there are now starts nothing.
+    fn start(&mut self, arguments: Vec<String>) {
+        if let Some(path) = self.fresh.changed() {
+            let words = format!("{} has changed since the sandbox was made", path.display());
+            self.say(&FromKeeper::Refused { words }, &[]);
+            self.orders.push_back(Order::Kill);
+            return;
+        }
+        self.waits = false;
+        self.orders.push_back(Order::Start(arguments.into_iter().map(String::into_bytes).collect()));
+    }
+
     fn let_go(&mut self, index: usize) -> Result<(), Errno> {
         let number = self.held.get_mut(index).and_then(Option::take).ok_or(Errno::EBADF)?;
         let number = u32::try_from(number).map_err(|_| Errno::EBADF)?;
@@ -92,13 +122,17 @@ impl Keeper {
     }
 
     fn hear(&mut self) {
-        let mut bytes = [0; PACKET_BYTES_MAX];
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
         while let Some(connection) = &self.connection {
             let count = match net::receive(connection.as_fd(), &mut bytes) {
                 Ok((count @ 1.., _)) => count,
                 Err(Errno::EAGAIN) => return,
                 Ok(_) | Err(_) => {
                     self.connection = None;
+                    if self.waits {
+                        // Nobody knows of it but who had it made.
+                        self.orders.push_back(Order::Kill);
+                    }
                     return;
                 }
             };
@@ -115,6 +149,7 @@ impl Keeper {
                     };
                     self.say(&said, &[]);
                 }
+                Ok(ToKeeper::Start { arguments }) => self.start(arguments),
                 Ok(said) => self.orders.extend(order_of(&said)),
                 Err(error) => {
                     let words = format!("not understood ({error}); are apexd and apex-run of one version?");
@@ -127,7 +162,7 @@ impl Keeper {
 
 const fn order_of(said: &ToKeeper) -> Option<Order> {
     Some(match said {
-        ToKeeper::Streams | ToKeeper::LetGo { .. } => return None,
+        ToKeeper::Streams | ToKeeper::LetGo { .. } | ToKeeper::Start { .. } => return None,
         ToKeeper::Signal { number } => Order::Signal(*number),
         ToKeeper::Freeze { frozen } => Order::Freeze(*frozen),
         ToKeeper::Limit { limits } => Order::Limit(*limits),
@@ -141,6 +176,10 @@ impl Control for Keeper {
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let connection = self.connection.as_ref().map(AsFd::as_fd);
         [Some(self.listener), connection].into_iter().flatten().collect()
+    }
+
+    fn defers(&self) -> bool {
+        self.defers
     }
 
     fn standing(&mut self, standing: &Standing) {

@@ -1,6 +1,7 @@
 //! `apex-run`: wires the command line to the planner and the jail. See the library for its words.
 #![no_main]
 
+mod fresh;
 mod keeper;
 mod session;
 mod verbs;

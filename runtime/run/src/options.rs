@@ -91,6 +91,8 @@ pub struct Options {
     pub time: Option<String>,
     /// `--keep`.
     pub keep: Vec<i32>,
+    /// `--defer`.
+    pub defer: bool,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
@@ -218,6 +220,8 @@ pub enum OptionError {
     Conflict { first: &'static str, second: &'static str },
     #[error("--{option} reports on a command that runs, and --{action} runs none; leave one of them out")]
     NothingToReport { option: &'static str, action: &'static str },
+    #[error("--defer is for sandboxes that apexd keeps; leave it out")]
+    Unkept,
     #[error("--{option} needs watching, and --watch=off turns it off; leave one of them out")]
     Unwatched { option: &'static str },
     #[error(
@@ -333,6 +337,7 @@ fn set_switch(options: &mut Options, switch: Switch) -> Result<(), OptionError> 
         Switch::Why => options.why = true,
         Switch::Json => options.json = true,
         Switch::Summary => options.summary = true,
+        Switch::Defer => options.defer = true,
         Switch::Plan => set_action(options, Action::Plan)?,
         Switch::Prove => set_action(options, Action::Prove)?,
         Switch::Doctor => set_action(options, Action::Doctor)?,
@@ -442,6 +447,9 @@ fn check_whole(options: &Options) -> Result<(), OptionError> {
         && let Some(option) = options.needs_watch()
     {
         return Err(OptionError::Unwatched { option });
+    }
+    if options.defer && options.keep.is_empty() {
+        return Err(OptionError::Unkept);
     }
     match (options.action, options.command.first()) {
         (Action::Run | Action::Plan, None) => Err(OptionError::MissingCommand),

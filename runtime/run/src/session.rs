@@ -27,6 +27,7 @@ use apex_run::options::{self, Action, Options, Sink};
 use apex_run::print::{self, Report, Style};
 use apex_sys::Errno;
 
+use crate::fresh::Fresh;
 use crate::keeper::Keeper;
 use crate::verbs::able::Able;
 use crate::verbs::{self, Verb};
@@ -108,7 +109,7 @@ fn doctor(options: &Options) -> Result<u8> {
 
 /// For the daemon, which hears how it ended even when it did not begin.
 fn run_kept(options: &Options, streams: &Streams) -> Result<u8> {
-    let mut keeper = Keeper::take(&options.keep)
+    let mut keeper = Keeper::take(&options.keep, options.defer)
         .map_err(|errno| anyhow::anyhow!("taking the descriptors of --keep: {}", errno.desc()))?;
     let outcome = run_command(options, streams, Some(&mut keeper));
     let (code, words) = match &outcome {
@@ -122,8 +123,13 @@ fn run_kept(options: &Options, streams: &Streams) -> Result<u8> {
 fn run_command(options: &Options, streams: &Streams, mut keeper: Option<&mut Keeper>) -> Result<u8> {
     // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
     let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
+    let mut fresh = Fresh::default();
     // Freeing touches pages that the init shares: each would be copied.
-    let planned = plan(options, &host).map_err(|error| verbs::meant(error, &options.command))?;
+    let planned = plan_noting(options, &host, options.defer.then_some(&mut fresh))
+        .map_err(|error| verbs::meant(error, &options.command))?;
+    if let Some(keeper) = keeper.as_deref_mut() {
+        keeper.made_from(fresh);
+    }
     let planned = ManuallyDrop::new(planned);
     let Planned { policy, plan, learn } = &*planned;
     let kept = verbs::overlay::begin(plan, policy, &host)?;
@@ -211,8 +217,19 @@ pub(crate) struct Planned {
 
 /// Policy and plan of the options.
 pub(crate) fn plan(options: &Options, host: &LiveHost) -> Result<Planned> {
+    plan_noting(options, host, None)
+}
+
+/// The same; `fresh` gets what they come from.
+fn plan_noting(options: &Options, host: &LiveHost, mut fresh: Option<&mut Fresh>) -> Result<Planned> {
     let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
     let inputs = inputs(options, host, &groups);
+    let mut load = |path: &Path| {
+        if let Some(fresh) = fresh.as_deref_mut() {
+            fresh.note(path);
+        }
+        load(path)
+    };
     let (policy, learn) = match &options.learn {
         None => (policy::resolve(&inputs, &mut load)?, None),
         Some(file) => verbs::learn::resolve(&inputs, file, &mut load)?,
@@ -227,6 +244,10 @@ pub(crate) fn plan(options: &Options, host: &LiveHost) -> Result<Planned> {
         false => planner::build(&policy, &request, host),
     };
     let plan = plan.inspect_err(|_| host.forgo_ahead())?;
+    if let Some(fresh) = fresh {
+        rule_directories().iter().for_each(|dir| fresh.note(dir));
+        fresh.note_plan(&plan);
+    }
     Ok(Planned { policy, plan, learn })
 }
 

@@ -117,6 +117,7 @@ pub enum Switch {
     Doctor,
     Json,
     Summary,
+    Defer,
     Help,
     Version,
 }
@@ -399,6 +400,12 @@ pub static TABLE: &[Row] = &[
         "keep",
         takes(Value::Keep, "FD,FD,...", Hint::Nothing),
         "hold the sandbox for apexd: a listening socket, a file for how it ended, and descriptors to be handed out",
+    ),
+    row(
+        Section::General,
+        "defer",
+        Kind::Switch(Switch::Defer),
+        "with --keep: build the sandbox and start the command when its arguments come",
     ),
     row(
         Section::General,

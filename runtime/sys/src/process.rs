@@ -203,6 +203,8 @@ pub fn wait(pid: Pid, flags: i32) -> Result<Option<(Pid, Ended)>, Errno> {
 pub struct CStrings {
     pointers: Vec<*const libc::c_char>,
     _strings: Vec<std::ffi::CString>,
+    /// For words that come later.
+    bytes: Vec<u8>,
 }
 
 impl CStrings {
@@ -210,7 +212,39 @@ impl CStrings {
     pub fn new(strings: Vec<std::ffi::CString>) -> Self {
         let mut pointers: Vec<_> = strings.iter().map(|string| string.as_ptr()).collect();
         pointers.push(std::ptr::null());
-        CStrings { pointers, _strings: strings }
+        CStrings { pointers, _strings: strings, bytes: Vec::new() }
+    }
+
+    /// With room for words that [`CStrings::fill`] brings. Memory that is not filled is not touched.
+    pub fn with_room(bytes: usize, words: usize) -> Self {
+        let mut pointers = Vec::with_capacity(words + 1);
+        pointers.push(std::ptr::null());
+        // One more, by which words that fill the room are told from those that do not fit.
+        CStrings { pointers, _strings: Vec::new(), bytes: vec![0; bytes + 1] }
+    }
+
+    /// Takes words that end with a NUL each, which `read` writes into the room, and tells how many bytes they are. Allocates nothing.
+    ///
+    /// # Errors
+    /// What `read` says; `E2BIG` for what is larger than the room, `EINVAL` for what does not end with a NUL.
+    pub fn fill(&mut self, read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> Result<(), Errno> {
+        let count = read(&mut self.bytes)?;
+        let words = self.bytes.get(..count).ok_or(Errno::E2BIG)?;
+        if count == self.bytes.len() {
+            return Err(Errno::E2BIG);
+        }
+        if words.last() != Some(&0) {
+            return Err(Errno::EINVAL);
+        }
+        self.pointers.clear();
+        for word in words.split_inclusive(|byte| *byte == 0) {
+            if self.pointers.len() + 1 == self.pointers.capacity() {
+                return Err(Errno::E2BIG);
+            }
+            self.pointers.push(word.as_ptr().cast());
+        }
+        self.pointers.push(std::ptr::null());
+        Ok(())
     }
 }
 

@@ -1,0 +1,432 @@
+//! Sandboxes that are built ahead, up to the point of exec, and used once each.
+//!
+//! A shelf holds those that differ in nothing but the arguments of their program: same user, same options, same program, same working directory. The first
+//! request for one makes it and gets a sandbox of its own, as without a pool; later ones take from it. It grows with what is asked of it, within bounds for
+//! one shelf and for all, and is given up when nobody asks any more. A sandbox on a shelf has no record: it belongs to this process and ends with it.
+//! One that would be made otherwise now (another policy file, another file bound) says so when it is to start, and its whole shelf is drained.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use apex_api::v1::{self, CreateRequest};
+use apex_api::{Error, Kind, Peer};
+use apex_core::control::State;
+use apex_core::keep::{Standing, ToKeeper};
+use apex_core::policy::Mode;
+use tokio::sync::Notify;
+
+use crate::clock::now_ms;
+use crate::record::Record;
+use crate::registry::Daemon;
+use crate::sandbox::{self, Sandbox};
+use crate::start::{self, Input};
+
+/// What a shelf begins with, and what one may come to by demand.
+const WANTED_FIRST: usize = 2;
+const WANTED_MAX: usize = 32;
+/// Shelves.
+const SHELVES_MAX: usize = 64;
+/// Sandboxes that are built at once.
+const BUILDERS: usize = 2;
+/// A shelf from which nothing was taken for so long wants half as many; one that wants none is given up.
+const IDLE: Duration = Duration::from_secs(60);
+/// Between two looks for idle shelves.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// After a sandbox could not be built.
+const BACK_OFF: Duration = Duration::from_secs(5);
+
+/// What sandboxes on one shelf have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    uid: u32,
+    gid: u32,
+    mode: &'static str,
+    request: Vec<u8>,
+}
+
+/// One sandbox on a shelf.
+struct Ready {
+    sandbox: Arc<Sandbox>,
+    standing: Standing,
+}
+
+struct Shelf {
+    number: u64,
+    peer: Peer,
+    mode: Mode,
+    /// Without what differs from use to use.
+    request: CreateRequest,
+    ready: VecDeque<Ready>,
+    building: usize,
+    wanted: usize,
+    /// What an operator asked for: fewer are not kept.
+    floor: usize,
+    used: Instant,
+    hits: u64,
+    misses: u64,
+    /// Why the last one was not built, and when.
+    failed: Option<(String, Instant)>,
+}
+
+/// All shelves.
+pub struct Pool {
+    max: usize,
+    shelves: Mutex<HashMap<Key, Shelf>>,
+    /// Rung when a shelf may lack some.
+    lack: Notify,
+    numbers: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// How a taken sandbox came to its command.
+pub enum Taken {
+    /// It runs.
+    Started(Arc<Sandbox>),
+    /// There was none; one is made for the next time.
+    Missed,
+}
+
+impl Pool {
+    /// Of at most so many sandboxes.
+    pub fn new(max: usize) -> Pool {
+        Pool {
+            max,
+            shelves: Mutex::default(),
+            lack: Notify::new(),
+            numbers: 1.into(),
+            hits: 0.into(),
+            misses: 0.into(),
+        }
+    }
+
+    fn shelves(&self) -> MutexGuard<'_, HashMap<Key, Shelf>> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first that still stands. Makes the shelf when there is none.
+    fn take(&self, key: &Key, peer: Peer, mode: Mode, request: &CreateRequest) -> Option<Ready> {
+        let mut shelves = self.shelves();
+        if !shelves.contains_key(key) {
+            if shelves.len() >= SHELVES_MAX && !make_room(&mut shelves) {
+                return None;
+            }
+            shelves.insert(key.clone(), self.shelf(peer, mode, request.clone(), 0));
+        }
+        let shelf = shelves.get_mut(key)?;
+        shelf.used = Instant::now();
+        let ready = std::iter::from_fn(|| shelf.ready.pop_front()).find(|ready| !ready.sandbox.record().is_over());
+        match ready {
+            Some(_) => {
+                shelf.hits += 1;
+                self.hits.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {
+                shelf.misses += 1;
+                self.misses.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if shelf.ready.is_empty() {
+            // It was asked for more than it held.
+            shelf.wanted = (shelf.wanted * 2).clamp(WANTED_FIRST, WANTED_MAX);
+        }
+        self.lack.notify_one();
+        ready
+    }
+
+    fn shelf(&self, peer: Peer, mode: Mode, request: CreateRequest, floor: usize) -> Shelf {
+        Shelf {
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            peer,
+            mode,
+            request,
+            ready: VecDeque::new(),
+            building: 0,
+            wanted: floor,
+            floor,
+            used: Instant::now(),
+            hits: 0,
+            misses: 0,
+            failed: None,
+        }
+    }
+
+    /// The next that is to be built, counted as under way.
+    fn next(&self) -> Option<(Key, Peer, Mode, CreateRequest)> {
+        let mut shelves = self.shelves();
+        let all: usize = shelves.values().map(|shelf| shelf.ready.len() + shelf.building).sum();
+        if all >= self.max {
+            return None;
+        }
+        let lacks = |shelf: &&mut Shelf| {
+            let waits = shelf.failed.as_ref().is_some_and(|(_, when)| when.elapsed() < BACK_OFF);
+            shelf.ready.len() + shelf.building < shelf.wanted && !waits
+        };
+        let (key, shelf) = shelves
+            .iter_mut()
+            .map(|(key, shelf)| (key.clone(), shelf))
+            .filter(|(_, shelf)| lacks(&shelf))
+            .min_by_key(|(_, shelf)| shelf.ready.len() + shelf.building)?;
+        shelf.building += 1;
+        Some((key, shelf.peer, shelf.mode, shelf.request.clone()))
+    }
+
+    /// Puts one on its shelf, or says why there is none. What nobody wants any more comes back.
+    fn built(&self, key: &Key, outcome: Result<Ready, String>) -> Option<Ready> {
+        let mut shelves = self.shelves();
+        let Some(shelf) = shelves.get_mut(key) else { return outcome.ok() };
+        // Drained and made anew meanwhile, it counts from zero.
+        shelf.building = shelf.building.saturating_sub(1);
+        match outcome {
+            Ok(ready) => {
+                shelf.failed = None;
+                if shelf.ready.len() >= shelf.wanted {
+                    return Some(ready);
+                }
+                shelf.ready.push_back(ready);
+            }
+            Err(words) => shelf.failed = Some((words, Instant::now())),
+        }
+        None
+    }
+
+    /// Takes everything off one shelf, which is then filled anew.
+    fn clear(&self, key: &Key) -> Vec<Ready> {
+        let mut shelves = self.shelves();
+        shelves.get_mut(key).map(|shelf| shelf.ready.drain(..).collect()).unwrap_or_default()
+    }
+
+    /// What is to be ended since nobody asks for it.
+    fn idle(&self) -> Vec<Ready> {
+        let mut shelves = self.shelves();
+        let mut over = Vec::new();
+        for shelf in shelves.values_mut().filter(|shelf| shelf.used.elapsed() >= IDLE) {
+            shelf.used = Instant::now();
+            shelf.wanted = (shelf.wanted / 2).max(shelf.floor);
+            while shelf.ready.len() > shelf.wanted {
+                over.extend(shelf.ready.pop_back());
+            }
+        }
+        shelves.retain(|_, shelf| shelf.wanted > 0 || shelf.building > 0 || shelf.used.elapsed() < IDLE / 2);
+        over
+    }
+
+    /// How many are ready; hits and misses since the start.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let ready = self.shelves().values().map(|shelf| shelf.ready.len() as u64).sum();
+        (ready, self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+}
+
+/// Gives up the shelf that was used least recently and holds nothing.
+fn make_room(shelves: &mut HashMap<Key, Shelf>) -> bool {
+    let empty = shelves.iter().filter(|(_, shelf)| shelf.ready.is_empty() && shelf.building == 0);
+    let Some(key) = empty.min_by_key(|(_, shelf)| shelf.used).map(|(key, _)| key.clone()) else { return false };
+    shelves.remove(&key).is_some()
+}
+
+impl Shelf {
+    fn wire(&self) -> v1::Pool {
+        v1::Pool {
+            id: self.number.to_string(),
+            uid: self.peer.uid,
+            mode: self.mode.name().to_owned(),
+            profile: self.request.profile.clone(),
+            program: self.request.command.first().cloned().unwrap_or_default(),
+            ready: self.ready.len() as u64,
+            building: self.building as u64,
+            wanted: self.wanted as u64,
+            hits: self.hits,
+            misses: self.misses,
+            error: self.failed.as_ref().map(|(words, _)| words.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// For questions of who may do what: nobody's sandbox yet, but somebody's shelf.
+    fn record(&self) -> Record {
+        Record::new(String::new(), self.peer.uid, self.mode, 0)
+    }
+}
+
+/// What requests for the same shelf have in common.
+fn common(request: &CreateRequest) -> CreateRequest {
+    let mut common = request.clone();
+    common.name.clear();
+    common.labels.clear();
+    common.on_finding.clear();
+    common.command.truncate(1);
+    // As `start` reads them.
+    if common.watch.is_empty() {
+        common.watch = if request.on_finding.is_empty() { "off" } else { "default" }.to_owned();
+    }
+    common
+}
+
+fn key(peer: Peer, mode: Mode, common: &CreateRequest) -> Key {
+    Key { uid: peer.uid, gid: peer.gid, mode: mode.name(), request: serde_json::to_vec(common).unwrap_or_default() }
+}
+
+/// Starts the request's command in a sandbox that stands ready, whose record becomes `record`. `admit` is asked before anything is started.
+pub async fn take(
+    daemon: &Arc<Daemon>,
+    peer: Peer,
+    request: &CreateRequest,
+    record: &Record,
+    input: Input,
+    admit: impl Fn(&Arc<Sandbox>) -> Result<(), Error>,
+) -> Result<Taken, Error> {
+    let mode = record.facts.born;
+    let common = common(request);
+    let key = key(peer, mode, &common);
+    while let Some(ready) = daemon.pool.take(&key, peer, mode, &common) {
+        let Ready { sandbox, standing } = ready;
+        let mut own = record.clone();
+        own.id = sandbox.id.clone();
+        own.created_ms = now_ms();
+        sandbox::stands(&mut own, &standing);
+        sandbox.adopt(own);
+        if let Err(error) = admit(&sandbox) {
+            discard(daemon, vec![Ready { sandbox, standing }]);
+            return Err(error);
+        }
+        // Stored before it starts: whoever finds the record without a keeper knows that the command may have run.
+        let begun = match sandbox.keep(&daemon.store) {
+            Ok(()) => sandbox.ask(&ToKeeper::Start { arguments: request.command.clone() }).await,
+            Err(error) => Err(format!("{error:#}")),
+        };
+        match begun {
+            Ok(_) => {
+                if input == Input::None {
+                    sandbox.close_stdin().await;
+                }
+                return Ok(Taken::Started(sandbox));
+            }
+            // It ended, or is not what would be made now; neither are its neighbours.
+            Err(_) => {
+                let _ = daemon.forget(&sandbox);
+                discard(daemon, daemon.pool.clear(&key));
+            }
+        }
+    }
+    Ok(Taken::Missed)
+}
+
+/// Ends sandboxes that were never used.
+fn discard(daemon: &Arc<Daemon>, unused: Vec<Ready>) {
+    for Ready { sandbox, .. } in unused {
+        let daemon = Arc::clone(daemon);
+        tokio::spawn(async move {
+            let _ = sandbox.ask(&ToKeeper::Kill).await;
+            sandbox.until(Record::is_over).await;
+            if let Err(error) = daemon.forget(&sandbox) {
+                eprintln!("apexd: a sandbox of a pool: {error:#}");
+            }
+        });
+    }
+}
+
+/// Keeps the shelves filled for ever.
+pub async fn fill(daemon: Arc<Daemon>) -> Result<()> {
+    let builders = Arc::new(tokio::sync::Semaphore::new(BUILDERS));
+    loop {
+        let Ok(permit) = Arc::clone(&builders).acquire_owned().await else { return Ok(()) };
+        match daemon.pool.next() {
+            Some((key, peer, mode, request)) => {
+                let daemon = Arc::clone(&daemon);
+                tokio::spawn(async move {
+                    let outcome = build(&daemon, peer, mode, &request).await;
+                    let over = daemon.pool.built(&key, outcome);
+                    discard(&daemon, over.into_iter().collect());
+                    drop(permit);
+                    daemon.pool.lack.notify_one();
+                });
+            }
+            None => {
+                drop(permit);
+                let _ = tokio::time::timeout(LOOK_EVERY, daemon.pool.lack.notified()).await;
+                discard(&daemon, daemon.pool.idle());
+            }
+        }
+    }
+}
+
+async fn build(daemon: &Arc<Daemon>, peer: Peer, mode: Mode, request: &CreateRequest) -> Result<Ready, String> {
+    let mut record = Record::new(start::fresh_id(), peer.uid, mode, now_ms());
+    record.command = request.command.clone();
+    record.watch = request.watch.clone();
+    let sandbox = Sandbox::unkept(record, daemon);
+    let stands = match start::begin_deferred(daemon, peer, request, &sandbox).await {
+        Ok(()) => sandbox.stands_within(start::READY_WITHIN).await,
+        Err(error) => Err(error.words),
+    };
+    match stands {
+        Ok(standing) => Ok(Ready { sandbox, standing }),
+        Err(words) => {
+            let _ = daemon.forget(&sandbox);
+            Err(words)
+        }
+    }
+}
+
+/// The shelves that the peer may see.
+pub fn list(daemon: &Daemon, may: impl Fn(&Record) -> bool) -> Vec<v1::Pool> {
+    let shelves = daemon.pool.shelves();
+    let mut pools: Vec<_> = shelves.values().filter(|shelf| may(&shelf.record())).map(Shelf::wire).collect();
+    drop(shelves);
+    pools.sort_by_key(|pool| pool.id.parse::<u64>().unwrap_or_default());
+    pools
+}
+
+/// Has a shelf hold so many from now on.
+pub fn set(daemon: &Daemon, peer: Peer, request: &CreateRequest, size: u64) -> Result<v1::Pool, Error> {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if size > daemon.pool.max {
+        let words = format!(
+            "{size} sandboxes are more than the {} that all pools together may hold (apexd --pool-max)",
+            daemon.pool.max
+        );
+        return Err(Error::new(Kind::Exhausted, words));
+    }
+    let mode = start::mode_of(daemon, request)?;
+    let common = common(request);
+    let key = key(peer, mode, &common);
+    let mut shelves = daemon.pool.shelves();
+    if !shelves.contains_key(&key) && shelves.len() >= SHELVES_MAX && !make_room(&mut shelves) {
+        return Err(Error::new(Kind::Exhausted, format!("there are {SHELVES_MAX} pools already; drain one")));
+    }
+    let shelf = shelves.entry(key).or_insert_with(|| daemon.pool.shelf(peer, mode, common, size));
+    (shelf.floor, shelf.wanted, shelf.used) = (size, size, Instant::now());
+    let wire = shelf.wire();
+    drop(shelves);
+    daemon.pool.lack.notify_one();
+    Ok(wire)
+}
+
+/// Gives up those shelves that are named and may be given up, all for no name.
+pub fn drain(daemon: &Arc<Daemon>, id: &str, may: impl Fn(&Record) -> bool) -> Vec<v1::Pool> {
+    let mut shelves = daemon.pool.shelves();
+    let is_meant = |shelf: &Shelf| (id.is_empty() || shelf.number.to_string() == id) && may(&shelf.record());
+    let keys: Vec<Key> = shelves.iter().filter(|(_, shelf)| is_meant(shelf)).map(|(key, _)| key.clone()).collect();
+    let drained: Vec<Shelf> = keys.iter().filter_map(|key| shelves.remove(key)).collect();
+    drop(shelves);
+    let pools = drained.iter().map(Shelf::wire).collect();
+    discard(daemon, drained.into_iter().flat_map(|shelf| shelf.ready).collect());
+    pools
+}
+
+impl Sandbox {
+    /// Waits until it stands, and says why it does not.
+    async fn stands_within(&self, within: Duration) -> Result<Standing, String> {
+        let is_decided = |record: &Record| record.facts.state != State::Creating;
+        let Ok(record) = tokio::time::timeout(within, self.until(is_decided)).await else {
+            return Err(format!("it did not stand within {} s", within.as_secs()));
+        };
+        match self.standing() {
+            Some(standing) if !record.is_over() => Ok(standing),
+            _ => Err(if record.error.is_empty() { format!("it ended: {}", record.ending) } else { record.error }),
+        }
+    }
+}

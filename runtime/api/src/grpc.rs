@@ -53,6 +53,7 @@ impl Grpc {
 #[tonic::async_trait]
 impl Apex for Grpc {
     type RunStream = Answers<RunOutput>;
+    type ExecStream = Answers<RunOutput>;
     type AttachStream = Answers<RunOutput>;
     type LogsStream = Answers<LogChunk>;
     type EventsStream = Answers<JsonLine>;
@@ -65,6 +66,10 @@ impl Apex for Grpc {
     }
 
     async fn run(&self, request: Request<Streaming<RunInput>>) -> Answer<Self::RunStream> {
+        self.streams(request).await
+    }
+
+    async fn exec(&self, request: Request<Streaming<RunInput>>) -> Answer<Self::ExecStream> {
         self.streams(request).await
     }
 

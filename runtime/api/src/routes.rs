@@ -122,6 +122,9 @@ struct LimitsBody {
 struct SignalBody {
     /// Its number, such as 15.
     signal: i32,
+    /// The number of a command that was started later; 0 for the sandbox's own.
+    #[serde(default)]
+    exec: i32,
 }
 
 const fn of<T: JsonSchema>() -> SchemaOf {
@@ -395,8 +398,8 @@ async fn wait(call: Call) -> Result<Response, Error> {
 }
 
 async fn signal(call: Call) -> Result<Response, Error> {
-    let SignalBody { signal } = call.message()?;
-    let request = SignalRequest { id: call.id.clone(), signal };
+    let SignalBody { signal, exec } = call.message()?;
+    let request = SignalRequest { id: call.id.clone(), signal, exec };
     json(StatusCode::OK, &call.service.signal(call.peer, request).await?)
 }
 

@@ -30,7 +30,7 @@ pub type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
 #[expect(missing_docs, reason = "the proto file says what each call does")]
 pub trait Service: Send + Sync + 'static {
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<Sandbox, Error>;
-    /// `Run` and `Attach`: the first message tells which.
+    /// `Run`, `Exec` and `Attach`: the first message tells which.
     async fn run(&self, peer: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error>;
     async fn wait(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
     async fn list(&self, peer: Peer, request: ListRequest) -> Result<ListResponse, Error>;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand};
 
+const TTYS: [&str; 3] = ["auto", "yes", "no"];
 const MODES: [&str; 3] = ["isolation", "development", "hybrid"];
 
 /// Sandboxes that a daemon keeps.
@@ -40,6 +41,22 @@ pub enum Verb {
     Create {
         #[command(flatten)]
         options: Box<Options>,
+    },
+    /// Run one more command in a sandbox that runs, with these streams and these signals
+    Exec {
+        /// Set a variable for it
+        #[arg(long, value_name = "K=V")]
+        env: Vec<String>,
+        /// Where it starts, inside (default: where the command of the sandbox did)
+        #[arg(long, value_name = "DIR")]
+        workdir: Option<String>,
+        /// A terminal of its own: when standard input and output are one, always, or never
+        #[arg(long, value_parser = TTYS, default_value = "auto", hide_default_value = true)]
+        tty: String,
+        id: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+        command: Vec<String>,
     },
     /// Connect to the streams of a sandbox that runs
     Attach { id: String },
@@ -278,6 +295,9 @@ pub struct Options {
     /// Take a sandbox that was built ahead, where there is one, and have more of its kind built
     #[arg(long)]
     pub pool: bool,
+    /// A terminal of its own: when standard input and output are one (for run), always, or never
+    #[arg(long, value_parser = TTYS, default_value = "auto", hide_default_value = true)]
+    pub tty: String,
     /// Watch what the command does: default has no hook on every system call, full has all
     #[arg(
         long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "default",

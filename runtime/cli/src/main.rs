@@ -10,6 +10,7 @@ mod run;
 mod show;
 mod signals;
 mod table;
+mod terminal;
 mod verbs;
 
 use std::io::Write;

@@ -48,6 +48,8 @@ pub fn create(options: Options) -> Result<CreateRequest> {
         labels: options.labels.iter().map(label).collect::<Result<_>>()?,
         workdir: options.workdir.unwrap_or_default(),
         pool: options.pool,
+        tty: options.tty == "yes",
+        size: None,
     })
 }
 

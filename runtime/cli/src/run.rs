@@ -5,10 +5,12 @@
 
 use std::io::ErrorKind;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use apex_api::v1::run_input::Input;
 use apex_api::v1::run_output::Output;
-use apex_api::v1::{CreateRequest, Empty, RunInput, RunOutput, Sandbox, SandboxRef, SignalRequest};
+use apex_api::v1::{
+    CreateRequest, Empty, ExecEnded, ExecRequest, RunInput, RunOutput, Sandbox, SandboxRef, SignalRequest,
+};
 use apex_api::{Error, Kind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use crate::terminal;
 use crate::verbs::Client;
 
 /// Bytes of standard input that travel together.
@@ -42,48 +45,101 @@ pub struct Lines {
 }
 
 /// Runs a command; returns its sandbox as it ended.
-pub async fn run(lines: &Lines, request: CreateRequest) -> Result<Sandbox> {
-    carry(lines, Input::Create(request)).await
+pub async fn run(lines: &Lines, mut request: CreateRequest) -> Result<Sandbox> {
+    request.size = request.tty.then(terminal::size).flatten();
+    let tty = request.tty;
+    sandbox(carry(lines, Input::Create(request), tty).await?)
 }
 
 /// Connects to a sandbox that runs; returns it as it ended.
 pub async fn attach(lines: &Lines, id: String) -> Result<Sandbox> {
-    carry(lines, Input::Attach(SandboxRef { id })).await
+    sandbox(carry(lines, Input::Attach(SandboxRef { id }), false).await?)
 }
 
-async fn carry(lines: &Lines, first: Input) -> Result<Sandbox> {
+/// Runs one more command in a sandbox; returns how it ended.
+pub async fn exec(lines: &Lines, mut request: ExecRequest) -> Result<ExecEnded> {
+    request.size = request.tty.then(terminal::size).flatten();
+    let tty = request.tty;
+    match carry(lines, Input::Exec(request), tty).await? {
+        Last::Exec(ended) => Ok(ended),
+        Last::Sandbox(_) => bail!("apexd told of a sandbox's end instead of the command's"),
+    }
+}
+
+fn sandbox(last: Last) -> Result<Sandbox> {
+    match last {
+        Last::Sandbox(sandbox) => Ok(*sandbox),
+        Last::Exec(_) => bail!("apexd told of another command's end"),
+    }
+}
+
+/// How it ended.
+enum Last {
+    Sandbox(Box<Sandbox>),
+    Exec(ExecEnded),
+}
+
+/// Whom signals are for.
+#[derive(Clone, Debug, Default)]
+struct Target {
+    id: String,
+    exec: i32,
+}
+
+async fn carry(lines: &Lines, first: Input, tty: bool) -> Result<Last> {
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
-    let (known, id) = watch::channel(String::new());
+    let (known, id) = watch::channel(Target::default());
     // Before the command runs: a signal that comes in between waits until there is somebody to give it to.
     forward_signals(&lines.aside, &id)?;
     let attaching = matches!(first, Input::Attach(_));
     if let Input::Attach(sandbox) = &first {
-        known.send_replace(sandbox.id.clone());
+        known.send_replace(Target { id: sandbox.id.clone(), exec: 0 });
     }
+    let executing = matches!(first, Input::Exec(_));
     sender.try_send(RunInput { input: Some(first) }).context("asking apexd")?;
     let input = ReceiverStream::new(receiver);
     let mut asked = lines.streams.clone();
-    let output = if attaching { asked.attach(input).await } else { asked.run(input).await };
+    let output = match (attaching, executing) {
+        (true, _) => asked.attach(input).await,
+        (_, true) => asked.exec(input).await,
+        _ => asked.run(input).await,
+    };
     let output = output.map_err(Error::from)?.into_inner();
+    // Restored when this returns, however it does.
+    let _raw = if tty { terminal::Raw::enter()? } else { None };
+    let resizing = if tty { Some(tokio::spawn(follow_size(sender.clone()))) } else { None };
     // The sender stays until the end: a stream that ends is a client that went away.
     let reading = tokio::spawn(read_in(tokio::io::stdin(), sender.clone()));
     let ended = write_out(&lines.aside, output, &known, attaching).await;
     reading.abort();
+    resizing.inspect(tokio::task::JoinHandle::abort);
     drop(sender);
-    ended.map_err(|error| match id.borrow().as_str() {
+    ended.map_err(|error| match id.borrow().id.as_str() {
         "" => error,
         id => error.context(format!("following sandbox {id}, which `apex inspect {id}` shows")),
     })
 }
 
-fn forward_signals(client: &Client, id: &watch::Receiver<String>) -> Result<()> {
+/// Tells of each new size of the terminal.
+async fn follow_size(sender: mpsc::Sender<RunInput>) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+    while changes.recv().await.is_some() {
+        if let Some(size) = terminal::size()
+            && sender.send(RunInput { input: Some(Input::Resize(size)) }).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn forward_signals(client: &Client, id: &watch::Receiver<Target>) -> Result<()> {
     for kind in FORWARDED {
         let mut stream = signal(kind).context("listening for signals")?;
         let (client, mut id) = (client.clone(), id.clone());
         tokio::spawn(async move {
             while stream.recv().await.is_some() {
                 let id = tokio::select! {
-                    known = id.wait_for(|id| !id.is_empty()) => known.map(|id| id.clone()),
+                    known = id.wait_for(|target| !target.id.is_empty()) => known.map(|target| target.clone()),
                     // A second one while there is nobody to give the first to: somebody is tired of waiting.
                     _ = stream.recv() => {
                         crate::tell("interrupted before the command had begun; `apex ls` tells whether it does");
@@ -99,8 +155,8 @@ fn forward_signals(client: &Client, id: &watch::Receiver<String>) -> Result<()> 
 }
 
 /// By a call of its own, on the connection aside: between the bytes of standard input it would wait until the command reads them.
-async fn send_signal(mut client: Client, id: String, signal: i32) {
-    let outcome = client.signal(SignalRequest { id, signal }).await.map_err(Error::from);
+async fn send_signal(mut client: Client, Target { id, exec }: Target, signal: i32) {
+    let outcome = client.signal(SignalRequest { id, signal, exec }).await.map_err(Error::from);
     if let Err(error) = outcome {
         // One that has just ended needs no signal any more.
         if !matches!(error.kind, Kind::NotFound | Kind::Conflict) {
@@ -128,15 +184,15 @@ async fn read_in(mut input: impl AsyncRead + Unpin, sender: mpsc::Sender<RunInpu
 async fn write_out(
     client: &Client,
     mut output: Streaming<RunOutput>,
-    id: &watch::Sender<String>,
+    id: &watch::Sender<Target>,
     attaching: bool,
-) -> Result<Sandbox> {
+) -> Result<Last> {
     let mut stdout = Outlet::new("standard output", tokio::io::stdout());
     let mut stderr = Outlet::new("standard error", tokio::io::stderr());
     while let Some(message) = output.message().await.map_err(Error::from)? {
         let broke = match message.output {
             Some(Output::Started(sandbox)) => {
-                id.send_replace(sandbox.id);
+                id.send_replace(Target { id: sandbox.id, exec: 0 });
                 false
             }
             Some(Output::Stdout(bytes)) => stdout.write(&bytes).await,
@@ -144,7 +200,17 @@ async fn write_out(
             Some(Output::Ended(sandbox)) => {
                 stdout.close()?;
                 stderr.close()?;
-                return Ok(sandbox);
+                return Ok(Last::Sandbox(Box::new(sandbox)));
+            }
+            Some(Output::ExecStarted(started)) => {
+                let id_of = started.sandbox.map(|sandbox| sandbox.id).unwrap_or_default();
+                id.send_replace(Target { id: id_of, exec: started.number });
+                false
+            }
+            Some(Output::ExecEnded(ended)) => {
+                stdout.close()?;
+                stderr.close()?;
+                return Ok(Last::Exec(ended));
             }
             None => false,
         };

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use apex_api::v1::apex_client::ApexClient;
 use apex_api::v1::{
-    AuditRequest, DrainPoolsRequest, Empty, JsonLine, Limits, ListRequest, LogsRequest, RemoveRequest, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StreamRequest, Transition,
+    AuditRequest, CreateRequest, DrainPoolsRequest, Empty, ExecRequest, JsonLine, Limits, ListRequest, LogsRequest,
+    RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StreamRequest,
+    Transition,
 };
 use apex_api::{Error, client};
 use clap::CommandFactory;
@@ -19,7 +20,7 @@ use tonic::{Response, Status, Streaming};
 use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, PoolVerb, Verb};
 use crate::log::Log;
 use crate::run::Lines;
-use crate::{FAILED, policy, request, run, show, signals};
+use crate::{FAILED, policy, request, run, show, signals, terminal};
 
 /// Between two looks of `stats --watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -63,6 +64,15 @@ pub async fn perform(args: Args) -> Result<u8> {
             // It is kept, with its log, and nobody should take it for one that runs.
             if has_failed { ending(&sandbox) } else { shown }
         }
+        Verb::Exec { env, workdir, tty, id, command } => {
+            let tty = terminal::is_wanted(&tty);
+            let request = ExecRequest { id, command, env, workdir: workdir.unwrap_or_default(), tty, size: None };
+            let ended = run::exec(&Lines { streams: client, aside: client::connect(&path).await? }, request).await?;
+            if !ended.error.is_empty() {
+                crate::tell(&apex_core::escape::text(&ended.error));
+            }
+            Ok(u8::try_from(ended.exit_code).unwrap_or(FAILED))
+        }
         Verb::Attach { id } => {
             ending(&run::attach(&Lines { streams: client, aside: client::connect(&path).await? }, id).await?)
         }
@@ -77,7 +87,7 @@ pub async fn perform(args: Args) -> Result<u8> {
         }
         Verb::Signal { id, signal } => {
             let signal = signals::number(&signal)?;
-            changed(got(client.signal(SignalRequest { id, signal }).await)?, json)
+            changed(got(client.signal(SignalRequest { id, signal, exec: 0 }).await)?, json)
         }
         Verb::Pause { id } => changed(got(client.pause(SandboxRef { id }).await)?, json),
         Verb::Resume { id } => changed(got(client.resume(SandboxRef { id }).await)?, json),
@@ -191,7 +201,9 @@ async fn each(ids: Vec<String>, mut ask: impl AsyncFnMut(String) -> Result<()>) 
 }
 
 async fn run_command(mut lines: Lines, options: Options, rm: bool) -> Result<u8> {
-    let sandbox = run::run(&lines, request::create(options)?).await?;
+    let tty = terminal::is_wanted(&options.tty);
+    let request = CreateRequest { tty, ..request::create(options)? };
+    let sandbox = run::run(&lines, request).await?;
     if rm && !sandbox.id.is_empty() {
         let request = RemoveRequest { id: sandbox.id.clone(), force: false };
         // How the command ended counts for more than what is left of it.

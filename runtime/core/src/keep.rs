@@ -3,7 +3,8 @@
 //! A keeper is an `apex-run` with `--keep`: the process that holds one sandbox, for as long as that lives, whatever becomes of the daemon. It
 //! gets a listening `SOCK_SEQPACKET` socket and serves one connection at a time, a new one in place of the old. Each packet is one JSON value,
 //! [`ToKeeper`] one way and [`FromKeeper`] the other, of at most [`PACKET_BYTES_MAX`] bytes. Every request gets exactly one answer, in order: [`FromKeeper::Done`],
-//! [`FromKeeper::Refused`], [`FromKeeper::Used`] or [`FromKeeper::Streams`]. [`FromKeeper::Standing`] comes unasked, at the start of a connection or as soon as it
+//! [`FromKeeper::Refused`], [`FromKeeper::Used`] or [`FromKeeper::Streams`]. [`FromKeeper::Terminal`] and [`FromKeeper::SpawnedEnded`] come unasked; so does
+//! [`FromKeeper::Standing`], at the start of a connection or as soon as it
 //! is so, and [`FromKeeper::Ended`] as the last word, which is written to the keeper's result file as well: a daemon that was away reads it there.
 //!
 //! With `--defer` the command's process waits, sealed, until [`ToKeeper::Start`] brings its arguments. Until then the sandbox belongs to whoever had it
@@ -52,6 +53,26 @@ pub enum ToKeeper {
         /// Its place in the order in which they were handed over, from 0.
         index: usize,
     },
+    /// Start one more command. Its three standard streams come along.
+    Spawn {
+        /// What it is called from now on.
+        number: i32,
+        /// Its arguments, its name the first.
+        arguments: Vec<String>,
+        /// Variables, `K=V`, beside and instead of those that the sandbox's command got.
+        environment: Vec<String>,
+        /// Where it starts, instead of where the command did.
+        workdir: Option<String>,
+        /// Whether it gets a terminal instead of the streams.
+        terminal: bool,
+    },
+    /// Pass a signal to one of those.
+    SignalSpawned {
+        /// Which.
+        number: i32,
+        /// The signal.
+        signal: i32,
+    },
     /// End the sandbox.
     Kill,
     /// Tell what it uses.
@@ -80,6 +101,22 @@ pub enum FromKeeper {
     Streams {
         /// Of each that was handed over, whether it is held.
         open: Vec<bool>,
+    },
+    /// A terminal: its other end comes along.
+    Terminal {
+        /// Of which command that was started later; `None` for the sandbox's own.
+        spawned: Option<i32>,
+    },
+    /// A command that was started later has ended.
+    SpawnedEnded {
+        /// Which.
+        number: i32,
+        /// Its exit code, 128 + n for signal n.
+        code: u8,
+        /// In words: `exited`, `signal 9`, `failed`.
+        how: String,
+        /// Why it was never executed.
+        words: Option<String>,
     },
     /// The sandbox is gone, or never came to be.
     Ended(Ended),

@@ -4,7 +4,7 @@
 //! an error of the request, never a wait without end.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +26,25 @@ const TOLD_MAX: usize = 8;
 pub enum Told {
     Standing(Standing),
     Ended(Ended),
+    Terminal {
+        spawned: Option<i32>,
+        master: OwnedFd,
+    },
+    SpawnedEnded {
+        number: i32,
+        ended: SpawnedEnd,
+    },
     /// The connection is gone.
     Gone,
+}
+
+/// How a command that was started later ended.
+#[derive(Debug)]
+pub struct SpawnedEnd {
+    pub code: u8,
+    pub how: String,
+    /// Why it was never executed.
+    pub words: Option<String>,
 }
 
 /// An answer, and what came along.
@@ -59,6 +76,13 @@ impl Keeper {
             let told = match said {
                 FromKeeper::Standing(standing) => Told::Standing(standing),
                 FromKeeper::Ended(ended) => Told::Ended(ended),
+                FromKeeper::SpawnedEnded { number, code, how, words } => {
+                    Told::SpawnedEnded { number, ended: SpawnedEnd { code, how, words } }
+                }
+                FromKeeper::Terminal { spawned } => match fds.into_iter().next() {
+                    Some(master) => Told::Terminal { spawned, master },
+                    None => continue,
+                },
                 said => {
                     let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     // Whoever asked may have given up.
@@ -98,12 +122,17 @@ impl Keeper {
 
     /// Asks, and waits for the answer.
     pub async fn ask(&self, said: &ToKeeper) -> Result<Answer, String> {
+        self.ask_with(said, &[]).await
+    }
+
+    /// The same with descriptors.
+    pub async fn ask_with(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<Answer, String> {
         let bytes = serde_json::to_vec(said).expect("plain values are representable");
         let (to, answer) = oneshot::channel();
         {
             let _turn = self.turn.lock().await;
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(to);
-            let sent = tokio::time::timeout(ANSWER_WITHIN, self.send(&bytes)).await;
+            let sent = tokio::time::timeout(ANSWER_WITHIN, self.send(&bytes, fds)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_back();
                 return Err("its keeper takes no requests; it may be stopped or gone".to_owned());
@@ -117,10 +146,10 @@ impl Keeper {
         }
     }
 
-    async fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
+    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
         loop {
             let mut ready = self.socket.writable().await?;
-            match net::try_send(self.socket.as_fd(), bytes, &[]) {
+            match net::try_send(self.socket.as_fd(), bytes, fds) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(errno) => return Err(errno.into()),

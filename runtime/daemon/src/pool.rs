@@ -257,6 +257,7 @@ fn common(request: &CreateRequest) -> CreateRequest {
     common.name.clear();
     common.labels.clear();
     common.on_finding.clear();
+    common.size = None;
     common.command.truncate(1);
     // As `start` reads them.
     if common.watch.is_empty() {
@@ -299,6 +300,9 @@ pub async fn take(
         };
         match begun {
             Ok(_) => {
+                if let (Some(size), Some(stdin)) = (request.size, sandbox.stdin.lock().await.as_ref()) {
+                    stdin.resize(size);
+                }
                 if input == Input::None {
                     sandbox.close_stdin().await;
                 }

@@ -11,12 +11,13 @@ use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncSeekExt, BufReader};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::ask::About;
+use crate::exec;
 use crate::log::{Follower, Log};
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -42,8 +43,12 @@ pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>)
             let ends = (sandbox.out.extent().borrow().end, sandbox.err.extent().borrow().end);
             (sandbox, ends)
         }
+        Some(Asked::Exec(request)) => return exec::exec(daemon, peer, request, input).await,
         Some(_) | None => {
-            return Err(Error::new(Kind::Invalid, "the first message says what is to be run, or attached to"));
+            return Err(Error::new(
+                Kind::Invalid,
+                "the first message says what is to be run, or attached to, or executed",
+            ));
         }
     };
     let (to, from) = mpsc::channel(WAITING_MAX);
@@ -77,8 +82,11 @@ async fn feed(sandbox: Arc<Sandbox>, mut input: Streamed<RunInput>, may_signal: 
             Some(Asked::Signal(number)) if may_signal && (1..=64).contains(&number) => {
                 let _ = sandbox.ask(&ToKeeper::Signal { number }).await;
             }
+            Some(Asked::Resize(size)) => {
+                sandbox.stdin.lock().await.as_ref().inspect(|stdin| stdin.resize(size));
+            }
             Some(Asked::Signal(_)) => {}
-            Some(Asked::Create(_) | Asked::Attach(_)) | None => {}
+            Some(Asked::Create(_) | Asked::Attach(_) | Asked::Exec(_)) | None => {}
         }
     }
     sandbox.close_stdin().await;

@@ -1,18 +1,20 @@
 //! One sandbox as the daemon lives with it: record, keeper, logs.
 
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use apex_api::v1::TerminalSize;
+use apex_api::{Error, Kind};
 use apex_core::control::State;
 use apex_core::keep::{Ended, FromKeeper, Standing, ToKeeper};
 use apex_core::policy::Network;
-use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::now_ms;
-use crate::keeper::{Keeper, Told};
+use crate::keeper::{Keeper, SpawnedEnd, Told};
 use crate::log::Log;
 use crate::options;
 use crate::place::Dir;
@@ -20,6 +22,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::store::Store;
 use crate::streams;
+use crate::terminal::{Sink, Source, Terminal};
 
 /// How long the warden's word about a keeper's end is waited for.
 const CODE_WITHIN: Duration = Duration::from_secs(2);
@@ -27,6 +30,22 @@ const CODE_WITHIN: Duration = Duration::from_secs(2);
 const CONNECTIONS_MAX: u32 = 16;
 /// What a keeper holds for the daemon, in this order.
 pub const STDIN: usize = 0;
+
+/// Commands that run in a sandbox beside its own.
+const SPAWNED_MAX: usize = 16;
+
+/// Whom to tell of one more command.
+struct Slot {
+    ended: oneshot::Sender<SpawnedEnd>,
+    terminal: Option<oneshot::Sender<OwnedFd>>,
+}
+
+/// One more command, for whoever asked for it.
+pub struct Spawned {
+    pub number: i32,
+    pub ended: oneshot::Receiver<SpawnedEnd>,
+    pub terminal: oneshot::Receiver<OwnedFd>,
+}
 
 /// One sandbox.
 pub struct Sandbox {
@@ -39,13 +58,17 @@ pub struct Sandbox {
     pub out: Arc<Log>,
     pub err: Arc<Log>,
     /// Where its standard input is written to, until that is closed.
-    pub stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    pub stdin: tokio::sync::Mutex<Option<Sink>>,
     /// Held by whoever changes it: one transition at a time.
     pub turn: tokio::sync::Mutex<()>,
     /// Exit code of its keeper.
     code: watch::Sender<Option<i32>>,
     /// Whether it is in the store: those of a pool are not, until they are used.
     is_kept: AtomicBool,
+    /// What its terminal is to have when it comes.
+    pub size: Mutex<Option<TerminalSize>>,
+    spawned: Mutex<HashMap<i32, Slot>>,
+    numbers: AtomicI32,
     standing: OnceLock<Standing>,
 }
 
@@ -64,6 +87,9 @@ impl Sandbox {
             turn: tokio::sync::Mutex::default(),
             code: watch::Sender::new(None),
             is_kept: AtomicBool::new(true),
+            size: Mutex::default(),
+            spawned: Mutex::default(),
+            numbers: AtomicI32::new(1),
             standing: OnceLock::new(),
         })
     }
@@ -149,9 +175,37 @@ impl Sandbox {
 
     /// Asks the keeper.
     pub async fn ask(&self, said: &ToKeeper) -> Result<FromKeeper, String> {
+        self.ask_with(said, &[]).await
+    }
+
+    /// The same with descriptors.
+    pub async fn ask_with(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<FromKeeper, String> {
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keeper = keeper.ok_or("its keeper is not connected")?;
-        keeper.ask(said).await.map(|answer| answer.said)
+        keeper.ask_with(said, fds).await.map(|answer| answer.said)
+    }
+
+    /// It was not started.
+    pub fn not_spawned(&self, number: i32) {
+        self.slots().remove(&number);
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<i32, Slot>> {
+        self.spawned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number for one more command, and what will be told of it.
+    pub fn spawned(&self) -> Result<Spawned, Error> {
+        let mut slots = self.slots();
+        if slots.len() >= SPAWNED_MAX {
+            let words =
+                format!("{SPAWNED_MAX} commands run in {} beside its own already; wait for one to end", self.id);
+            return Err(Error::new(Kind::Exhausted, words));
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let ((ended, its_end), (terminal, its_terminal)) = (oneshot::channel(), oneshot::channel());
+        slots.insert(number, Slot { ended, terminal: Some(terminal) });
+        Ok(Spawned { number, ended: its_end, terminal: its_terminal })
     }
 
     /// Connects to the keeper, and lives with it from now on.
@@ -171,6 +225,9 @@ impl Sandbox {
             open.into_iter().map(|is_open| if is_open { fds.next() } else { None }).collect();
         let mut ends = ends.into_iter();
         let (stdin, out, err) = (ends.next().flatten(), ends.next().flatten(), ends.next().flatten());
+        if let Some(master) = ends.next().flatten() {
+            return self.take_terminal(master).await.map_err(|error| error.to_string());
+        }
         if stdin.is_some() {
             drop(stdin);
             keeper.ask(&ToKeeper::LetGo { index: STDIN }).await?;
@@ -184,14 +241,28 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The command's terminal takes the place of its streams.
+    async fn take_terminal(&self, master: OwnedFd) -> std::io::Result<()> {
+        let terminal = Terminal::new(master)?;
+        if let Some(size) = self.size.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            terminal.resize(size);
+        }
+        *self.stdin.lock().await = Some(Sink::Terminal(Arc::clone(&terminal)));
+        let what = format!("the terminal of sandbox {}", self.id);
+        streams::pump(Source::Terminal(terminal), Arc::clone(&self.out), what);
+        Ok(())
+    }
+
     /// Keeps what comes out of a pipe.
     pub fn pump(&self, end: OwnedFd, log: &Arc<Log>, what: &str) -> std::io::Result<()> {
-        streams::pump(end, Arc::clone(log), format!("the {what} of sandbox {}", self.id))
+        streams::pump(Source::pipe(end)?, Arc::clone(log), format!("the {what} of sandbox {}", self.id));
+        Ok(())
     }
 
     /// Closes standard input.
     pub async fn close_stdin(&self) {
-        if self.stdin.lock().await.take().is_some() {
+        if let Some(sink) = self.stdin.lock().await.take() {
+            sink.end().await;
             // A keeper that is gone holds nothing.
             let _ = self.ask(&ToKeeper::LetGo { index: STDIN }).await;
         }
@@ -204,6 +275,19 @@ impl Sandbox {
                 Some(Told::Standing(standing)) => {
                     let _ = self.standing.set(standing.clone());
                     self.note(&store, |record| stands(record, &standing));
+                }
+                Some(Told::Terminal { spawned: None, master }) => {
+                    if let Err(error) = self.take_terminal(master).await {
+                        eprintln!("apexd: the terminal of sandbox {}: {error}", self.id);
+                    }
+                }
+                Some(Told::Terminal { spawned: Some(number), master }) => {
+                    let to = self.slots().get_mut(&number).and_then(|slot| slot.terminal.take());
+                    let _ = to.map(|to| to.send(master));
+                }
+                Some(Told::SpawnedEnded { number, ended }) => {
+                    let slot = self.slots().remove(&number);
+                    let _ = slot.map(|slot| slot.ended.send(ended));
                 }
                 Some(Told::Ended(ended)) => return self.ended(&store, ended),
                 Some(Told::Gone) | None => match self.found_again(&mut lost) {
@@ -235,6 +319,7 @@ impl Sandbox {
             record.error = ended.words.unwrap_or_default();
             record.ended_ms = ended.time_ns / 1_000_000;
         });
+        self.slots().clear();
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -266,6 +351,7 @@ impl Sandbox {
         });
         self.out.close();
         self.err.close();
+        self.slots().clear();
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

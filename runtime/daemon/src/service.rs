@@ -156,9 +156,20 @@ impl Service for Face {
         if !(1..=64).contains(&request.signal) {
             return Err(Error::new(Kind::Invalid, format!("{} is no signal", request.signal)));
         }
-        let said = sandbox.ask(&ToKeeper::Signal { number: request.signal }).await;
+        let order = match request.exec {
+            0 => ToKeeper::Signal { number: request.signal },
+            number => ToKeeper::SignalSpawned { number, signal: request.signal },
+        };
+        let said = sandbox.ask(&order).await;
         let outcome = if said.is_ok() { Outcome::Allowed } else { Outcome::Failed };
-        self.0.write_down(&asked, &sandbox.record(), outcome, "", json!(null), json!({"signal": request.signal}))?;
+        self.0.write_down(
+            &asked,
+            &sandbox.record(),
+            outcome,
+            "",
+            json!(null),
+            json!({"signal": request.signal, "exec": request.exec}),
+        )?;
         said.map_err(|words| {
             Error::new(Kind::Conflict, format!("signal {} for {}: {words}", request.signal, sandbox.id))
         })?;

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,7 +17,6 @@ use apex_core::control::{Reaction, Reactions, State};
 use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
-use tokio::net::unix::pipe;
 
 use crate::ask::About;
 use crate::bell::{EVENTS, FINDINGS};
@@ -27,6 +26,7 @@ use crate::pool::{self, Taken};
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::terminal::Sink;
 use crate::warden::ToWarden;
 use crate::who;
 
@@ -71,6 +71,7 @@ pub async fn start(
         return Ok(sandbox);
     }
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
+    *sandbox.size.lock().unwrap_or_else(PoisonError::into_inner) = request.size;
     let begun = match admit(&sandbox) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
         Err(error) => Err(error),
@@ -246,7 +247,7 @@ async fn send(daemon: &Daemon, to_warden: &ToWarden, pipes: Pipes) -> (Result<i3
 /// What the daemon has of a sandbox whose keeper runs.
 async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyhow::Result<()> {
     let Ends { stdin, out, err } = ends;
-    *sandbox.stdin.lock().await = stdin.map(pipe::Sender::from_owned_fd).transpose()?;
+    *sandbox.stdin.lock().await = stdin.map(Sink::pipe).transpose()?;
     sandbox.pump(out, &sandbox.out, "standard output")?;
     sandbox.pump(err, &sandbox.err, "standard error")?;
     if sandbox.record().watch != "off" {
@@ -353,6 +354,7 @@ fn arguments(
             }
         }
     }
+    give("tty", if request.tty { "yes" } else { "no" });
     if record.watch != "off" {
         give("watch", &record.watch);
         // Appended to by the prober, which is the caller's process.

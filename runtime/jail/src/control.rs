@@ -3,21 +3,40 @@
 //! Input: orders of a [`Control`], already judged. Output: what was done, in words. The jail acts and never decides; nothing here goes beyond what was
 //! sealed. Without a control nothing here costs a system call.
 
-use std::os::fd::BorrowedFd;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use apex_core::control::Limits;
 use apex_core::keep::{Standing, Usage};
+use apex_core::planner::command;
+use apex_core::seccomp::Table;
 use apex_sys::Errno;
+use apex_sys::process::Ended;
 
 use crate::seal::{ARGUMENT_BYTES_MAX, ARGUMENTS_MAX};
+use crate::step::{Failure, Step};
 use crate::supervise::Running;
-use crate::{watch, wire};
+use crate::{spawn, watch, wire};
+
+/// As a shell has them.
+const CODE_NOT_EXECUTABLE: i32 = 126;
+const CODE_NOT_FOUND: i32 = 127;
 
 /// What can be asked of a sandbox that runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Order {
     /// Start the command that was put off, with these arguments, its name the first.
     Start(Vec<Vec<u8>>),
+    /// Start one more command.
+    Spawn(Spawn),
+    /// Pass a signal to one of those.
+    SignalSpawned {
+        /// Which.
+        number: i32,
+        /// The signal.
+        signal: i32,
+    },
     /// Pass a signal to the command.
     Signal(i32),
     /// Stop every process, or let them go on.
@@ -30,6 +49,23 @@ pub enum Order {
     Kill,
     /// Tell what it uses.
     Use,
+}
+
+/// One more command in a sandbox.
+#[derive(Debug)]
+pub struct Spawn {
+    /// What it is called from now on.
+    pub number: i32,
+    /// Its arguments, its name the first.
+    pub arguments: Vec<OsString>,
+    /// Variables beside and instead of those that the sandbox's command got, `K=V`.
+    pub environment: Vec<OsString>,
+    /// Where it starts, instead of where the command did.
+    pub workdir: Option<PathBuf>,
+    /// Its standard streams.
+    pub streams: Vec<OwnedFd>,
+    /// Whether it gets a terminal instead.
+    pub terminal: bool,
 }
 
 /// What became of an order.
@@ -51,6 +87,10 @@ pub trait Control {
     fn standing(&mut self, standing: &Standing);
     /// The next order.
     fn next(&mut self) -> Option<Order>;
+    /// The sandbox's end of a terminal: the command's, or that of one of those that were started later.
+    fn terminal(&mut self, spawned: Option<i32>, master: OwnedFd);
+    /// One of those has ended; with words when it was never executed.
+    fn spawned_ended(&mut self, number: i32, ended: Ended, words: Option<String>);
     /// What became of the last one.
     fn done(&mut self, outcome: Result<Answer, String>);
 }
@@ -85,9 +125,16 @@ pub(crate) fn tell_standing(running: &mut Running<'_>) {
 
 /// Follows the orders that are there.
 pub(crate) fn serve(running: &mut Running<'_>) -> After {
-    while let Some(order) = running.control.as_mut().and_then(|control| control.next()) {
-        let is_last = order == Order::Kill;
-        let outcome = follow(running, order);
+    while let Some(order) = next(running) {
+        let is_last = matches!(order, Order::Kill);
+        let outcome = match order {
+            // Answered when it is over.
+            Order::Spawn(spawn) => match begin_spawn(running, &spawn) {
+                Ok(()) => continue,
+                Err(words) => Err(words),
+            },
+            order => follow(running, order),
+        };
         if let Some(control) = &mut running.control {
             control.done(outcome);
         }
@@ -98,9 +145,36 @@ pub(crate) fn serve(running: &mut Running<'_>) -> After {
     After::Alive
 }
 
+/// Answers come in the order of the questions. So while a command is being started, of which the answer is not known, orders wait; an end waits for nothing.
+fn next(running: &mut Running<'_>) -> Option<Order> {
+    let control = running.control.as_mut()?;
+    if running.spawning.is_none() && !running.late.is_empty() {
+        return Some(running.late.remove(0));
+    }
+    loop {
+        let order = control.next()?;
+        if running.spawning.is_none() {
+            return Some(order);
+        }
+        if matches!(order, Order::Kill) {
+            for _ in 0..=running.late.len() {
+                control.done(Err("it is ended".to_owned()));
+            }
+            return Some(order);
+        }
+        running.late.push(order);
+    }
+}
+
 fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
     let done = |words: &str| Ok(Answer::Done(words.to_owned()));
     match order {
+        Order::Spawn(_) => Err("it is answered when it is over".to_owned()),
+        Order::SignalSpawned { number, signal } => {
+            let sent = running.socket.order(wire::Order::SignalSpawned { number, signal });
+            sent.map_err(|errno| format!("passing signal {signal} on: {}", errno.desc()))?;
+            done("passed on")
+        }
         Order::Start(arguments) => start(running, &arguments),
         Order::Signal(_) if running.waits => Err("its command has not started".to_owned()),
         Order::Signal(number) => {
@@ -147,6 +221,88 @@ fn start(running: &mut Running<'_>, arguments: &[Vec<u8>]) -> Result<Answer, Str
     running.socket.words(&words).map_err(failed)?;
     running.begin();
     Ok(Answer::Done("started".to_owned()))
+}
+
+/// One at a time: until the init says that it is over, whatever else was sent to it could be read by the new command's process.
+fn begin_spawn(running: &mut Running<'_>, spawn: &Spawn) -> Result<(), String> {
+    if running.waits {
+        return Err("its command has not started".to_owned());
+    }
+    if running.frozen {
+        return Err("it is frozen; let it go on first".to_owned());
+    }
+    if running.watch.as_ref().is_some_and(watch::Watch::is_traced) {
+        return Err(
+            "a tracer watches it, which follows its first command only; kernel probes, which root can load, follow all"
+                .to_owned(),
+        );
+    }
+    let has_listener = running.plan.seccomp.as_ref().is_some_and(Table::needs_listener);
+    if has_listener && !nix::unistd::geteuid().is_root() {
+        return Err(
+            "its filter reports calls, and only root's keeper can take the listener of a second command".to_owned()
+        );
+    }
+    if spawn.streams.len() != 3 {
+        return Err(format!("{} streams came along instead of 3", spawn.streams.len()));
+    }
+    let first = &running.plan.command;
+    let command = command::another(first, &spawn.arguments, &spawn.environment, spawn.workdir.as_deref());
+    let words = spawn::encode(&command.ok_or("there is no command")?)?;
+    let failed = |errno: Errno| format!("asking the sandbox's init: {}", errno.desc());
+    let streams: Vec<BorrowedFd<'_>> = spawn.streams.iter().map(AsFd::as_fd).collect();
+    let order = wire::Order::Spawn { number: spawn.number, terminal: spawn.terminal };
+    running.socket.order_with(order, &streams).map_err(failed)?;
+    running.socket.words(&words).map_err(failed)?;
+    let name = spawn.arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    running.spawning = Some(Spawning { number: spawn.number, name, failure: None });
+    Ok(())
+}
+
+/// One of the commands that were started later has ended.
+pub(crate) fn spawned_ended(running: &mut Running<'_>, number: i32, ended: Ended) {
+    let at = running.not_executed.iter().position(|(one, ..)| *one == number);
+    let failed = at.map(|at| running.not_executed.swap_remove(at));
+    let (ended, words) = match failed {
+        Some((_, Errno::ENOENT, words)) => (Ended::Code(CODE_NOT_FOUND), Some(words)),
+        Some((_, _, words)) => (Ended::Code(CODE_NOT_EXECUTABLE), Some(words)),
+        None => (ended, None),
+    };
+    if let Some(control) = &mut running.control {
+        control.spawned_ended(number, ended, words);
+    }
+}
+
+/// A command that is being started.
+pub(crate) struct Spawning {
+    pub number: i32,
+    name: String,
+    pub failure: Option<Failure>,
+}
+
+/// The init says that it is over.
+pub(crate) fn spawned(running: &mut Running<'_>, number: i32) -> After {
+    let Some(spawning) = running.spawning.take().filter(|spawning| spawning.number == number) else {
+        return After::Alive;
+    };
+    let outcome = match spawning.failure {
+        None => Ok(Answer::Done("started".to_owned())),
+        // As with the sandbox's own command, it is the command that failed: its end comes next.
+        Some(failure) if failure.step == Step::Exec => {
+            let words = format!("executing `{}` in the sandbox: {}", spawning.name, failure.errno.desc());
+            running.not_executed.push((number, failure.errno, words));
+            Ok(Answer::Done("not executed".to_owned()))
+        }
+        Some(failure) => Err(failure.explain(running.plan)),
+    };
+    if let Some(control) = &mut running.control {
+        control.done(outcome);
+    }
+    for number in std::mem::take(&mut running.late_signals) {
+        // One whose command has just ended needs it no more.
+        let _ = running.signal(number);
+    }
+    serve(running)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -7,7 +7,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use apex_core::layer::Layer;
-use apex_core::plan::Plan;
+use apex_core::plan::{CommandPlan, Plan};
 use apex_core::policy::Network;
 use apex_core::seccomp::trace::Scope;
 use apex_sys::process::{self, ChildStack, Ended, Pid};
@@ -22,7 +22,7 @@ use crate::step::{Failure, Step};
 use crate::streams::Streams;
 use crate::trees::Trees;
 use crate::wire::{End, Order, Report};
-use crate::{landlock, root, streams, supervise};
+use crate::{landlock, root, spawn, streams, supervise};
 
 /// What the init is born with.
 pub struct Init<'a, 'p> {
@@ -37,6 +37,10 @@ pub struct Init<'a, 'p> {
     pub pause: bool,
     /// Whether the command's arguments come when it is to start.
     pub defer: bool,
+    /// Whether more commands may be asked for.
+    pub may_spawn: bool,
+    /// The Landlock rules, for those.
+    pub ruleset: Option<OwnedFd>,
     pub streams: &'a Streams,
     pub streams_on_terminal: [bool; 3],
     /// The signal mask that the command gets.
@@ -68,7 +72,7 @@ impl Init<'_, '_> {
         root::enter(self.plan, &mut trees)?;
         std::mem::forget(trees);
         self.let_go_of_host()?;
-        let terminal = self.open_terminal()?;
+        let terminal = if self.plan.tty { Some(self.open_terminal()?) } else { None };
         let ruleset = self.make_ruleset()?;
         let (trace, doors) = self.await_attached()?;
         self.enter_cgroup(doors)?;
@@ -144,10 +148,7 @@ impl Init<'_, '_> {
     }
 
     /// A terminal of the sandbox's own devpts; its master goes to the launcher.
-    fn open_terminal(&self) -> Result<Option<OwnedFd>, Failure> {
-        if !self.plan.tty {
-            return Ok(None);
-        }
+    fn open_terminal(&self) -> Result<OwnedFd, Failure> {
         let failed = Failure::at(Step::OpenTerminal, 0);
         let flags = nix::libc::O_RDWR | nix::libc::O_NOCTTY;
         let master = fs::open(fs::cwd(), c"/dev/pts/ptmx", flags, 0).map_err(&failed)?;
@@ -155,11 +156,14 @@ impl Init<'_, '_> {
         let name = std::ffi::CString::new(format!("/dev/pts/{number}")).expect("digits hold no NUL");
         let end = fs::open(fs::cwd(), &name, flags, 0).map_err(&failed)?;
         // Before the command can ask for it.
-        if self.streams_on_terminal[0] && terminal::is_terminal(fs::borrow(0).map_err(&failed)?) {
-            terminal::copy_size(fs::borrow(0).map_err(&failed)?, master.as_fd()).map_err(&failed)?;
+        if let Ok(stdin) = fs::borrow(0)
+            && self.streams_on_terminal[0]
+            && terminal::is_terminal(stdin)
+        {
+            terminal::copy_size(stdin, master.as_fd()).map_err(&failed)?;
         }
         self.socket.report(Report::Terminal, Some(&master)).map_err(&failed)?;
-        Ok(Some(end))
+        Ok(end)
     }
 
     fn make_ruleset(&self) -> Result<Option<OwnedFd>, Failure> {
@@ -219,7 +223,12 @@ impl Init<'_, '_> {
     ) -> Result<Pid, Failure> {
         let failed = Failure::at(Step::Spawn, 0);
         // Its descriptors are closed with all others when the command runs, and its memory lives as long as the init.
-        let mut seal = ManuallyDrop::new(Seal::prepare(self.plan, &self.socket, self.mask)?);
+        let command = &self.plan.command;
+        let mut seal = ManuallyDrop::new(Seal::prepare(self.plan, command, &self.socket, self.mask)?);
+        if self.may_spawn {
+            let copy = |ruleset: &OwnedFd| fs::copy_from(ruleset.as_fd(), 3).map_err(&failed);
+            self.ruleset = ruleset.as_ref().map(copy).transpose()?;
+        }
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
@@ -248,12 +257,13 @@ impl Init<'_, '_> {
     }
 
     /// Until the command has ended. Whoever is left then is killed by the kernel when this process exits.
-    fn watch(&self, child: Pid) -> Result<(), Failure> {
+    fn watch(&mut self, child: Pid) -> Result<(), Failure> {
         let failed = Failure::at(Step::Supervise, 0);
         self.let_go_of_streams();
         // Closed by the end of the process, which comes with the end of this function.
         let signals = ManuallyDrop::new(signal::descriptor(&Set::of(&[nix::libc::SIGCHLD])).map_err(&failed)?);
         let mut patience_ms = Some(supervise::GIVE_BACK_MS);
+        let mut spawned: Vec<(Pid, i32)> = Vec::new();
         loop {
             let mut interests = [
                 Interest { fd: signals.as_fd(), write: false, ready: false },
@@ -271,24 +281,85 @@ impl Init<'_, '_> {
                     if pid == child {
                         return self.socket.report(Report::Ended(ended), None).map_err(&failed);
                     }
+                    if let Some(at) = spawned.iter().position(|(one, _)| *one == pid) {
+                        let (_, number) = spawned.swap_remove(at);
+                        self.socket.report(Report::SpawnedEnded { number, ended }, None).map_err(&failed)?;
+                    }
                 }
             }
             if interests[1].ready {
-                match self.socket.next_order().map_err(&failed)? {
-                    Some(Order::Signal(number)) => pass_on(child, number),
-                    Some(Order::Mapped | Order::Attached { .. } | Order::Go | Order::GoWith) => {}
+                let Some((order, fds)) = self.socket.next_order_with().map_err(&failed)? else {
                     // The launcher is gone.
-                    None => return Ok(()),
+                    return Ok(());
+                };
+                match order {
+                    Order::Signal(number) => pass_on(child, number),
+                    Order::Spawn { number, terminal } => {
+                        let pid = self.spawn_another(fds, terminal)?;
+                        spawned.extend(pid.map(|pid| (pid, number)));
+                        self.socket.report(Report::Spawned { number }, None).map_err(&failed)?;
+                    }
+                    Order::SignalSpawned { number, signal } => {
+                        let called = spawned.iter().find(|(_, one)| *one == number);
+                        called.inspect(|(pid, _)| pass_on(*pid, signal));
+                    }
+                    Order::Mapped | Order::Attached { .. } | Order::Go | Order::GoWith => {}
                 }
             }
         }
     }
 
-    /// A pipe that the command closes must be closed: the init keeps no copy of its streams, nor of anything else but the socket.
+    /// Starts what the next message says. A failure is told and is not the sandbox's: `None`.
+    fn spawn_another(&mut self, streams: Vec<OwnedFd>, terminal: bool) -> Result<Option<Pid>, Failure> {
+        let mut bytes = vec![0; spawn::BYTES_MAX];
+        let count = self.socket.read_words(&mut bytes).map_err(Failure::at(Step::Handshake, 0))?;
+        let started = spawn::decode(&bytes[..count])
+            .map_err(Failure::at(Step::Handshake, 0))
+            .and_then(|command| self.seal_another(&command, streams, terminal));
+        match started {
+            Ok(pid) => Ok(Some(pid)),
+            Err(failure) => {
+                self.socket.report(Report::SpawnFailed(failure), None).map_err(Failure::at(Step::Handshake, 0))?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn seal_another(&mut self, command: &CommandPlan, streams: Vec<OwnedFd>, terminal: bool) -> Result<Pid, Failure> {
+        // The numbers below are its own standard streams, which the init has closed.
+        let aside =
+            |stream: &OwnedFd| fs::copy_from(stream.as_fd(), 3).map_err(Failure::at(Step::ArrangeDescriptors, 0));
+        let moved = streams.iter().map(aside).collect::<Result<Vec<OwnedFd>, _>>()?;
+        drop(streams);
+        let spawned = moved.try_into().map_err(|_| Failure::at(Step::ArrangeDescriptors, 0)(Errno::EBADF))?;
+        // Likewise: what is opened here takes the lowest numbers.
+        let terminal = if terminal { Some(self.open_terminal()?) } else { None };
+        let terminal = terminal.as_ref().map(aside).transpose()?;
+        let mut seal = Seal::prepare(self.plan, command, &self.socket, self.mask)?;
+        seal.streams_on_terminal = [terminal.is_some(); 3];
+        (seal.terminal, seal.spawned) = (terminal, Some(spawned));
+        let copy = |ruleset: &OwnedFd| fs::copy_from(ruleset.as_fd(), 3).map_err(Failure::at(Step::Spawn, 0));
+        seal.ruleset = self.ruleset.as_ref().map(copy).transpose()?;
+        seal.program = self.program;
+        let mut stack = ChildStack::new();
+        let mut payload = Payload::Command;
+        process::vfork(&mut stack, &mut || seal.run(&mut payload)).map_err(Failure::at(Step::Spawn, 0))
+    }
+
+    /// A pipe that the command closes must be closed: the init keeps no copy of its streams, nor of anything else but the socket and what more commands need.
     fn let_go_of_streams(&self) {
-        let socket = self.socket.0.as_raw_fd() as u32;
-        let _ = process::close_from(0, socket.saturating_sub(1), false);
-        let _ = process::close_from(socket + 1, u32::MAX, false);
+        let ruleset = self.ruleset.as_ref().map(AsRawFd::as_raw_fd);
+        let mut kept: Vec<u32> =
+            ruleset.into_iter().chain([self.socket.0.as_raw_fd()]).map(i32::cast_unsigned).collect();
+        kept.sort_unstable();
+        let mut first = 0;
+        for number in kept {
+            if number > first {
+                let _ = process::close_from(first, number - 1, false);
+            }
+            first = number + 1;
+        }
+        let _ = process::close_from(first, u32::MAX, false);
     }
 }
 

@@ -156,6 +156,7 @@ pub fn run_recording(
         None => None,
     };
     let defer = options.control.as_ref().is_some_and(|control| control.defers());
+    let may_spawn = options.control.is_some();
     let is_attended = watch.is_some() || options.control.is_some();
     let beside = if is_attended { make_beside(site.as_deref(), cgroup.as_ref())? } else { None };
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
@@ -182,8 +183,10 @@ pub fn run_recording(
                 program: program.as_ref(),
                 pause,
                 defer,
+                may_spawn,
+                ruleset: None,
                 streams: options.streams,
-                streams_on_terminal: streams_on_terminal(plan),
+                streams_on_terminal: if may_spawn { [plan.tty; 3] } else { streams_on_terminal(plan) },
                 mask,
                 payload: options.payload,
             };

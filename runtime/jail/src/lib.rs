@@ -19,6 +19,7 @@ mod relay;
 mod root;
 mod seal;
 pub mod seccomp;
+pub mod spawn;
 pub mod step;
 pub mod streams;
 mod supervise;

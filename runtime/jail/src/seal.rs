@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use apex_core::plan::{LandlockPlan, Plan};
+use apex_core::plan::{CommandPlan, LandlockPlan, Plan};
 use apex_core::seccomp::Table;
 use apex_sys::limits::{self, Resource};
 use apex_sys::process::CStrings;
@@ -49,6 +49,8 @@ pub struct Seal<'a> {
     defer: bool,
     /// The filter that stops at the calls of interest, when a tracer watches.
     pub tracing: Option<Program>,
+    /// Whether it is one more command: its failure is not the sandbox's, and it gets these streams instead of the init's.
+    pub spawned: Option<[OwnedFd; 3]>,
     /// The sandbox's end of the terminal.
     pub terminal: Option<OwnedFd>,
     /// Which of the three streams become the terminal.
@@ -91,7 +93,7 @@ impl DomainProbe {
 
 impl<'a> Seal<'a> {
     /// Turns the plan's words into what the kernel takes.
-    pub fn prepare(plan: &'a Plan, socket: &'a End, mask: Set) -> Result<Seal<'a>, Failure> {
+    pub fn prepare(plan: &'a Plan, command: &CommandPlan, socket: &'a End, mask: Set) -> Result<Seal<'a>, Failure> {
         let words = |list: &[std::ffi::OsString]| {
             list.iter()
                 .map(|word| CString::new(word.as_bytes()))
@@ -99,7 +101,6 @@ impl<'a> Seal<'a> {
                 .map_err(|_| Errno::EINVAL)
         };
         let paths = |list: &[std::path::PathBuf]| list.iter().map(|path| c_path(path)).collect::<Result<Vec<_>, _>>();
-        let command = &plan.command;
         let exec = Failure::at(Step::Exec, 0);
         let rlimits = plan.rlimits.iter().enumerate().map(|(index, limit)| {
             resource(limit.name)
@@ -114,6 +115,7 @@ impl<'a> Seal<'a> {
             pause: false,
             defer: false,
             tracing: None,
+            spawned: None,
             terminal: None,
             streams_on_terminal: [false; 3],
             mask,
@@ -147,8 +149,9 @@ impl<'a> Seal<'a> {
             },
             Err(failure) => failure,
         };
+        let report = if self.spawned.is_some() { Report::SpawnFailed(failure) } else { Report::Failed(failure) };
         // The launcher turns the report into words and the exit code; without it the code below is the best left.
-        let _ = self.socket.write_report(Report::Failed(failure));
+        let _ = self.socket.write_report(report);
         if failure.step == Step::Exec && failure.errno == Errno::ENOENT { 127 } else { 125 }
     }
 
@@ -156,6 +159,9 @@ impl<'a> Seal<'a> {
     /// it, the descriptors last but one because reports still need the socket.
     fn seal(&mut self) -> Result<(), Failure> {
         process::new_session().map_err(Failure::at(Step::NewSession, 0))?;
+        for (number, stream) in self.spawned.iter().flatten().enumerate() {
+            fs::place(stream.as_fd(), number as i32).map_err(Failure::at(Step::ArrangeDescriptors, 0))?;
+        }
         self.take_terminal()?;
         self.enter_workdir()?;
         self.set_rlimits()?;

@@ -15,7 +15,7 @@ use apex_sys::signal::{self, Interest, Set};
 use nix::libc::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGWINCH};
 
 use crate::cgroup::{self, Beside, Cgroup};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Spawning};
 use crate::guard::Guard;
 use crate::launch::{Ending, JailError, Outcome};
 use crate::listen::Listener;
@@ -60,7 +60,15 @@ pub struct Running<'a> {
     reaped: bool,
     started: Instant,
     relay: Option<Relay>,
-    listener: Option<Listener>,
+    /// Of the command, and of those that were started later.
+    listeners: Vec<Listener>,
+    /// One more command that is being started.
+    pub spawning: Option<Spawning>,
+    /// What waits until it is: orders, and signals from outside.
+    pub late: Vec<control::Order>,
+    /// Commands that were started later and not executed, whose end is still to come.
+    pub not_executed: Vec<(i32, Errno, String)>,
+    pub late_signals: Vec<i32>,
     pub watch: Option<Watch<'a>>,
     /// The v2 directory beside the limits, where those are not on v2 and somebody watches or keeps the sandbox: it is recognised and frozen by it.
     pub beside: Option<Beside>,
@@ -96,7 +104,11 @@ impl<'a> Running<'a> {
             reaped: false,
             started: Instant::now(),
             relay: None,
-            listener: None,
+            listeners: Vec::new(),
+            spawning: None,
+            late: Vec::new(),
+            not_executed: Vec::new(),
+            late_signals: Vec::new(),
             watch: None,
             control: None,
             frozen: false,
@@ -130,11 +142,15 @@ impl<'a> Running<'a> {
 
     /// What was refused up to now; the end of the record.
     pub fn take_refusals(&mut self) -> Vec<Refusal> {
-        self.listener.take().map(Listener::into_refusals).unwrap_or_default()
+        std::mem::take(&mut self.listeners).into_iter().flat_map(Listener::into_refusals).collect()
     }
 
     /// Passes a signal to the command.
-    pub fn signal(&self, number: i32) -> Result<(), Errno> {
+    pub fn signal(&mut self, number: i32) -> Result<(), Errno> {
+        if self.spawning.is_some() {
+            self.late_signals.push(number);
+            return Ok(());
+        }
         match self.socket.order(Order::Signal(number)) {
             // It is ending by itself; its report is next.
             Err(Errno::EPIPE) => Ok(()),
@@ -238,16 +254,23 @@ pub fn to_the_end(
             Event::Unmasked(path) => return Err(JailError::Unmasked(path)),
             Event::Gone => break Err(vanished(running)?),
             Event::Report(Report::Failed(failure), _) => return Err(JailError::from_failure(failure, running.plan)),
+            Event::Report(Report::Terminal, Some(master)) if running.control.is_some() => {
+                let spawned = running.spawning.as_ref().map(|spawning| spawning.number);
+                running.control.as_mut().map(|control| control.terminal(spawned, master));
+            }
             Event::Report(Report::Terminal, master) => {
                 running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;
             }
             Event::Report(Report::Sealed { pid, listener, domain }, _) => {
                 let pid = outside_pid(running.init, pid).map_err(running.failed(Step::Handshake))?;
-                if let Some(sealed) = sealed.take() {
-                    sealed(running, pid, domain)?;
-                }
-                running.listener =
-                    Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
+                let taken = Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
+                running.listeners.extend(taken);
+                let Some(sealed) = sealed.take() else {
+                    // One more command: probes see it where it is, in the sandbox's cgroup.
+                    running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
+                    continue;
+                };
+                sealed(running, pid, domain)?;
                 watch::attach(running, pid)?;
                 running.waits = running.control.as_ref().is_some_and(|control| control.defers());
                 control::tell_standing(running);
@@ -257,6 +280,19 @@ pub fn to_the_end(
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
             }
             Event::Report(Report::Ended(ended), _) => break Ok(ended),
+            Event::Report(Report::SpawnFailed(failure), _) => {
+                if let Some(spawning) = &mut running.spawning {
+                    spawning.failure = Some(failure);
+                }
+            }
+            Event::Report(Report::Spawned { number }, _) => {
+                if control::spawned(running, number) == control::After::Kill {
+                    break Err(Ending::Signal(nix::libc::SIGKILL));
+                }
+            }
+            Event::Report(Report::SpawnedEnded { number, ended }, _) => {
+                control::spawned_ended(running, number, ended);
+            }
         }
     };
     finish(running, ended)
@@ -284,9 +320,7 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Jai
         running.kill();
         return Ok(Event::Unmasked(path));
     }
-    if ready.listener
-        && let Some(listener) = &mut running.listener
-    {
+    for (listener, _) in running.listeners.iter_mut().zip(&ready.listeners).filter(|(_, is_ready)| **is_ready) {
         listener.serve(running.watch.as_mut().map(|watch| &mut *watch.watcher));
     }
     if ready.watcher && watch::serve(running)? == After::Kill {
@@ -339,7 +373,8 @@ struct Ready {
     socket: bool,
     signals: bool,
     guard: bool,
-    listener: bool,
+    /// One for each.
+    listeners: Vec<bool>,
     watcher: bool,
     control: bool,
     /// As [`Relay::serve`] takes it.
@@ -349,13 +384,13 @@ struct Ready {
 fn wait(running: &Running<'_>, signals: &OwnedFd, timeout: Option<u64>) -> Result<Ready, Errno> {
     let interest = |fd| Interest { fd, write: false, ready: false };
     let guard = running.guard.as_ref().map(Guard::fd);
-    let listener = running.listener.as_ref().and_then(Listener::fd);
     let watcher = running.watch.as_ref().and_then(|watch| watch.watcher.fd());
     let control = running.control.as_ref().map(|control| control.fds()).unwrap_or_default();
     let mut interests = vec![interest(running.socket.0.as_fd()), interest(signals.as_fd())];
-    interests.extend([guard, listener, watcher].into_iter().flatten().map(interest));
+    interests.extend([guard, watcher].into_iter().flatten().map(interest));
     let controls = control.len();
     interests.extend(control.into_iter().map(interest));
+    interests.extend(running.listeners.iter().filter_map(Listener::fd).map(interest));
     interests.extend(running.relay.iter().flat_map(Relay::interests));
     let any = signal::poll(&mut interests, timeout)?;
     let mut ready = interests.iter().map(|interest| interest.ready);
@@ -365,9 +400,9 @@ fn wait(running: &Running<'_>, signals: &OwnedFd, timeout: Option<u64>) -> Resul
         socket: next(true),
         signals: next(true),
         guard: next(guard.is_some()),
-        listener: next(listener.is_some()),
         watcher: next(watcher.is_some()),
         control: (0..controls).fold(false, |any, _| next(true) || any),
+        listeners: running.listeners.iter().map(|listener| next(listener.fd().is_some())).collect(),
         relay: ready.collect(),
     })
 }

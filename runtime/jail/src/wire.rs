@@ -27,6 +27,20 @@ pub enum Order {
     GoWith,
     /// Pass this signal to the command.
     Signal(i32),
+    /// Start one more command, with the three streams that come with this; how is in the next message ([`crate::spawn`]).
+    Spawn {
+        /// By which it is called from now on.
+        number: i32,
+        /// Whether it gets a terminal instead of its streams.
+        terminal: bool,
+    },
+    /// Pass a signal to one of those.
+    SignalSpawned {
+        /// Which.
+        number: i32,
+        /// The signal.
+        signal: i32,
+    },
 }
 
 /// From the init, or from the command's process before exec, to the launcher.
@@ -48,6 +62,20 @@ pub enum Report {
     },
     /// The command ended.
     Ended(Ended),
+    /// A step of starting one more command failed. [`Report::Spawned`] comes all the same.
+    SpawnFailed(Failure),
+    /// The start of one more command is over.
+    Spawned {
+        /// Which.
+        number: i32,
+    },
+    /// One of those ended.
+    SpawnedEnded {
+        /// Which.
+        number: i32,
+        /// How.
+        ended: Ended,
+    },
 }
 
 /// The answer to an attempt that only a Landlock domain refuses.
@@ -122,6 +150,8 @@ fn encode_order(order: Order) -> [u8; SIZE] {
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
         Order::GoWith => pack(5, 0, [0; 3]),
+        Order::Spawn { number, terminal } => pack(6, 0, [number, terminal.into(), 0]),
+        Order::SignalSpawned { number, signal } => pack(7, 0, [number, signal, 0]),
     }
 }
 
@@ -132,7 +162,19 @@ fn encode(report: Report) -> [u8; SIZE] {
         Report::Sealed { pid, listener, domain } => pack(3, 0, [pid, listener, domain.encode()]),
         Report::Ended(Ended::Code(code)) => pack(4, 0, [code, 0, 0]),
         Report::Ended(Ended::Signal(signal)) => pack(5, 0, [signal, 0, 0]),
+        Report::SpawnFailed(Failure { step, index, errno }) => pack(6, step as u8, [index as i32, errno as i32, 0]),
+        Report::Spawned { number } => pack(7, 0, [number, 0, 0]),
+        Report::SpawnedEnded { number, ended: Ended::Code(code) } => pack(8, 0, [number, code, 0]),
+        Report::SpawnedEnded { number, ended: Ended::Signal(signal) } => pack(9, 0, [number, signal, 0]),
     }
+}
+
+fn failure(step: u8, index: i32, errno: i32) -> Result<Failure, Errno> {
+    Ok(Failure {
+        step: Step::from_number(step).ok_or(Errno::EBADMSG)?,
+        index: usize::try_from(index).map_err(|_| Errno::EBADMSG)?,
+        errno: Errno::from_raw(errno),
+    })
 }
 
 /// One end of the socket.
@@ -176,6 +218,8 @@ impl End {
             (3, ..) => Order::Go,
             (4, _, [signal, ..]) => Order::Signal(signal),
             (5, ..) => Order::GoWith,
+            (6, _, [number, terminal @ (0 | 1), _]) => Order::Spawn { number, terminal: terminal == 1 },
+            (7, _, [number, signal, _]) => Order::SignalSpawned { number, signal },
             _ => return Err(Errno::EBADMSG),
         };
         Ok(Some((order, fds)))
@@ -205,7 +249,7 @@ impl End {
         }
     }
 
-    /// Sends the command's arguments behind [`Order::GoWith`].
+    /// Sends what [`Order::GoWith`] or [`Order::Spawn`] announced.
     pub fn words(&self, words: &[u8]) -> Result<(), Errno> {
         net::send(self.0.as_fd(), words, &[])
     }
@@ -236,15 +280,15 @@ impl End {
             return Ok(None);
         }
         let report = match unpack(&bytes) {
-            (1, step, [index, errno, _]) => Report::Failed(Failure {
-                step: Step::from_number(step).ok_or(Errno::EBADMSG)?,
-                index: usize::try_from(index).map_err(|_| Errno::EBADMSG)?,
-                errno: Errno::from_raw(errno),
-            }),
+            (1, step, [index, errno, _]) => Report::Failed(failure(step, index, errno)?),
             (2, ..) => Report::Terminal,
             (3, _, [pid, listener, domain]) => Report::Sealed { pid, listener, domain: Domain::decode(domain) },
             (4, _, [code, ..]) => Report::Ended(Ended::Code(code)),
             (5, _, [signal, ..]) => Report::Ended(Ended::Signal(signal)),
+            (6, step, [index, errno, _]) => Report::SpawnFailed(failure(step, index, errno)?),
+            (7, _, [number, ..]) => Report::Spawned { number },
+            (8, _, [number, code, _]) => Report::SpawnedEnded { number, ended: Ended::Code(code) },
+            (9, _, [number, signal, _]) => Report::SpawnedEnded { number, ended: Ended::Signal(signal) },
             _ => return Err(Errno::EBADMSG),
         };
         let fd = fds.into_iter().next();

@@ -5,10 +5,12 @@
 //! may make another. Whoever reaches the socket may order, so it lies where only the daemon can.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
-use apex_jail::control::{Answer, Control, Order};
+use apex_jail::control::{Answer, Control, Order, Spawn};
 use apex_jail::launch::Ending;
 use apex_sys::{Errno, clock, fs, net, process};
 
@@ -20,6 +22,8 @@ pub struct Keeper {
     result: BorrowedFd<'static>,
     /// By number, each until it is let go.
     held: Vec<Option<i32>>,
+    /// The other end of the command's terminal, for as long as this process lives.
+    terminal: Option<i32>,
     connection: Option<OwnedFd>,
     standing: Option<Standing>,
     /// Whether the command is put off, and whether it still is.
@@ -45,6 +49,7 @@ impl Keeper {
             listener: fs::borrow(*listener)?,
             result: fs::borrow(*result)?,
             held: held.iter().copied().map(Some).collect(),
+            terminal: None,
             connection: None,
             standing: None,
             defers,
@@ -124,8 +129,8 @@ impl Keeper {
     fn hear(&mut self) {
         let mut bytes = vec![0; PACKET_BYTES_MAX];
         while let Some(connection) = &self.connection {
-            let count = match net::receive(connection.as_fd(), &mut bytes) {
-                Ok((count @ 1.., _)) => count,
+            let (count, fds) = match net::receive(connection.as_fd(), &mut bytes) {
+                Ok((count @ 1.., fds)) => (count, fds),
                 Err(Errno::EAGAIN) => return,
                 Ok(_) | Err(_) => {
                     self.connection = None;
@@ -139,8 +144,10 @@ impl Keeper {
             match serde_json::from_slice(&bytes[..count]) {
                 Ok(ToKeeper::Streams) => {
                     let held: Vec<_> = self.held.iter().flatten().copied().map(fs::borrow_known).collect();
-                    let open = self.held.iter().map(Option::is_some).collect();
-                    self.say(&FromKeeper::Streams { open }, &held);
+                    let terminal = self.terminal.map(fs::borrow_known);
+                    let open = self.held.iter().map(Option::is_some).chain([terminal.is_some()]).collect();
+                    let all: Vec<_> = held.into_iter().chain(terminal).collect();
+                    self.say(&FromKeeper::Streams { open }, &all);
                 }
                 Ok(ToKeeper::LetGo { index }) => {
                     let said = match self.let_go(index) {
@@ -150,6 +157,17 @@ impl Keeper {
                     self.say(&said, &[]);
                 }
                 Ok(ToKeeper::Start { arguments }) => self.start(arguments),
+                Ok(ToKeeper::Spawn { number, arguments, environment, workdir, terminal }) => {
+                    let words = |words: Vec<String>| words.into_iter().map(OsString::from).collect();
+                    self.orders.push_back(Order::Spawn(Spawn {
+                        number,
+                        arguments: words(arguments),
+                        environment: words(environment),
+                        workdir: workdir.map(PathBuf::from),
+                        streams: fds,
+                        terminal,
+                    }));
+                }
                 Ok(said) => self.orders.extend(order_of(&said)),
                 Err(error) => {
                     let words = format!("not understood ({error}); are apexd and apex-run of one version?");
@@ -162,7 +180,8 @@ impl Keeper {
 
 const fn order_of(said: &ToKeeper) -> Option<Order> {
     Some(match said {
-        ToKeeper::Streams | ToKeeper::LetGo { .. } | ToKeeper::Start { .. } => return None,
+        ToKeeper::Streams | ToKeeper::LetGo { .. } | ToKeeper::Start { .. } | ToKeeper::Spawn { .. } => return None,
+        ToKeeper::SignalSpawned { number, signal } => Order::SignalSpawned { number: *number, signal: *signal },
         ToKeeper::Signal { number } => Order::Signal(*number),
         ToKeeper::Freeze { frozen } => Order::Freeze(*frozen),
         ToKeeper::Limit { limits } => Order::Limit(*limits),
@@ -195,6 +214,25 @@ impl Control for Keeper {
             self.hear();
         }
         self.orders.pop_front()
+    }
+
+    fn terminal(&mut self, spawned: Option<i32>, master: OwnedFd) {
+        self.connect();
+        self.say(&FromKeeper::Terminal { spawned }, &[master.as_fd()]);
+        // The daemon's successor gets the sandbox's own; with the other of a later command its session gets a hang-up.
+        if spawned.is_none() {
+            self.terminal = Some(master.into_raw_fd());
+        }
+    }
+
+    fn spawned_ended(&mut self, number: i32, ended: process::Ended, words: Option<String>) {
+        let (code, how) = match ended {
+            process::Ended::Code(code) if words.is_some() => (code, "failed".to_owned()),
+            process::Ended::Code(code) => (code & 0xff, "exited".to_owned()),
+            process::Ended::Signal(signal) => (128 + signal, format!("signal {signal}")),
+        };
+        let code = u8::try_from(code).unwrap_or(u8::MAX);
+        self.say(&FromKeeper::SpawnedEnded { number, code, how, words }, &[]);
     }
 
     fn done(&mut self, outcome: Result<Answer, String>) {

@@ -75,9 +75,9 @@ pub struct Interest<'a> {
     pub ready: bool,
 }
 
-/// Waits until one of them is ready or `timeout_ms` has passed (poll(2)); `None` waits for ever. At most 16 are looked at.
+/// Waits until one of them is ready or `timeout_ms` has passed (poll(2)); `None` waits for ever. At most 64 are looked at.
 pub fn poll(interests: &mut [Interest<'_>], timeout_ms: Option<u64>) -> Result<bool, Errno> {
-    let mut list = [libc::pollfd { fd: -1, events: 0, revents: 0 }; 16];
+    let mut list = [libc::pollfd { fd: -1, events: 0, revents: 0 }; 64];
     for (slot, interest) in list.iter_mut().zip(interests.iter()) {
         slot.fd = interest.fd.as_raw_fd();
         slot.events = if interest.write { libc::POLLOUT } else { libc::POLLIN };

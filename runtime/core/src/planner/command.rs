@@ -84,6 +84,30 @@ pub(super) fn finish(
     Ok(CommandPlan { candidates, argv: request.argv.clone(), env, workdir })
 }
 
+/// One more command in the sandbox of `first`: its words, its variables over those of the first, where it starts. `None` without a word.
+pub fn another(
+    first: &CommandPlan,
+    argv: &[OsString],
+    environment: &[OsString],
+    workdir: Option<&Path>,
+) -> Option<CommandPlan> {
+    let name_of = |pair: &OsString| pair.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default().to_vec();
+    let is_replaced = |pair: &&OsString| environment.iter().any(|other| name_of(other) == name_of(pair));
+    let mut env: Vec<OsString> = first.env.iter().filter(|pair| !is_replaced(pair)).cloned().collect();
+    env.extend(environment.iter().cloned());
+    let start = first.workdir.first().map_or(Path::new("/"), PathBuf::as_path);
+    let start = workdir.map_or(start.to_owned(), |dir| normalise(&start.join(dir)));
+    let name = argv.first()?;
+    let candidates = if name.as_bytes().contains(&b'/') {
+        vec![normalise(&start.join(name))]
+    } else {
+        let search = variable(&env, "PATH").unwrap_or_else(|| DEFAULT_PATH.to_owned());
+        beneath(&search, name).collect()
+    };
+    let workdir = if workdir.is_some() { vec![start] } else { first.workdir.clone() };
+    Some(CommandPlan { candidates, argv: argv.to_vec(), env, workdir })
+}
+
 fn beneath<'a>(search: &'a str, name: &'a OsStr) -> impl Iterator<Item = PathBuf> + 'a {
     search.split(':').filter(|dir| dir.starts_with('/')).map(move |dir| Path::new(dir).join(name))
 }

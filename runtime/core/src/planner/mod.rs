@@ -2,7 +2,7 @@
 //!
 //! Input: a [`Policy`], a [`Request`], a [`Host`]. Output: a [`Plan`], or a [`PlanError`] that names the rule which cannot be met.
 
-mod command;
+pub mod command;
 mod mounts;
 mod rules;
 

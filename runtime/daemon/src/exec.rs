@@ -24,6 +24,8 @@ use crate::terminal::{Sink, Source, Terminal};
 
 /// Bytes that are taken from a stream at once.
 const READ_BYTES: usize = 64 << 10;
+/// How long the terminal of a command that was started may take.
+const TERMINAL_WITHIN: Duration = Duration::from_secs(5);
 /// How long the output of a command that has ended may still come: a process that it left behind can hold the stream open for ever.
 const DRAIN_WITHIN: Duration = Duration::from_millis(100);
 
@@ -96,9 +98,11 @@ async fn start(sandbox: &Arc<Sandbox>, request: &ExecRequest) -> Result<Running,
             err: Some(err.map_err(internal)?),
         });
     }
-    // It came before the answer.
-    let master = spawned.terminal.try_recv();
-    let master = master.map_err(|_| Error::new(Kind::Internal, "its keeper gave no terminal for the command"))?;
+    // It came before the answer, by another way.
+    let master = tokio::time::timeout(TERMINAL_WITHIN, &mut spawned.terminal).await;
+    let Ok(Ok(master)) = master else {
+        return Err(Error::new(Kind::Internal, "its keeper gave no terminal for the command"));
+    };
     let terminal = Terminal::new(master).map_err(internal)?;
     request.size.inspect(|size| terminal.resize(*size));
     Ok(Running { spawned, sink: Sink::Terminal(Arc::clone(&terminal)), out: Source::Terminal(terminal), err: None })

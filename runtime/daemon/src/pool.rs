@@ -361,6 +361,7 @@ async fn build(daemon: &Arc<Daemon>, peer: Peer, mode: Mode, request: &CreateReq
     let mut record = Record::new(start::fresh_id(), peer.uid, mode, now_ms());
     record.command = request.command.clone();
     record.watch = request.watch.clone();
+    record.tty = request.tty;
     let sandbox = Sandbox::unkept(record, daemon);
     let stands = match start::begin_deferred(daemon, peer, request, &sandbox).await {
         Ok(()) => sandbox.stands_within(start::READY_WITHIN).await,

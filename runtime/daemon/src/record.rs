@@ -17,6 +17,9 @@ pub struct Record {
     pub uid: u32,
     pub command: Vec<String>,
     pub labels: BTreeMap<String, String>,
+    /// Whether its command has a terminal.
+    #[serde(default)]
+    pub tty: bool,
     /// Level of watching.
     pub watch: String,
     /// What is done on findings.
@@ -59,6 +62,7 @@ impl Record {
             uid,
             command: Vec::new(),
             labels: BTreeMap::new(),
+            tty: false,
             watch: "off".to_owned(),
             reactions: Reactions::default(),
             facts,

@@ -65,6 +65,7 @@ pub struct Sandbox {
     code: watch::Sender<Option<i32>>,
     /// Whether it is in the store: those of a pool are not, until they are used.
     is_kept: AtomicBool,
+    has_terminal: AtomicBool,
     /// What its terminal is to have when it comes.
     pub size: Mutex<Option<TerminalSize>>,
     spawned: Mutex<HashMap<i32, Slot>>,
@@ -87,6 +88,7 @@ impl Sandbox {
             turn: tokio::sync::Mutex::default(),
             code: watch::Sender::new(None),
             is_kept: AtomicBool::new(true),
+            has_terminal: AtomicBool::new(false),
             size: Mutex::default(),
             spawned: Mutex::default(),
             numbers: AtomicI32::new(1),
@@ -226,7 +228,11 @@ impl Sandbox {
         let mut ends = ends.into_iter();
         let (stdin, out, err) = (ends.next().flatten(), ends.next().flatten(), ends.next().flatten());
         if let Some(master) = ends.next().flatten() {
-            return self.take_terminal(master).await.map_err(|error| error.to_string());
+            self.take_terminal(master).await.map_err(|error| error.to_string())?;
+            return match err {
+                Some(err) => self.pump(err, &self.err, "standard error").map_err(|error| error.to_string()),
+                None => Ok(self.err.close()),
+            };
         }
         if stdin.is_some() {
             drop(stdin);
@@ -244,6 +250,7 @@ impl Sandbox {
     /// The command's terminal takes the place of its streams.
     async fn take_terminal(&self, master: OwnedFd) -> std::io::Result<()> {
         let terminal = Terminal::new(master)?;
+        self.has_terminal.store(true, Ordering::Relaxed);
         if let Some(size) = self.size.lock().unwrap_or_else(PoisonError::into_inner).take() {
             terminal.resize(size);
         }
@@ -320,6 +327,9 @@ impl Sandbox {
             record.ended_ms = ended.time_ns / 1_000_000;
         });
         self.slots().clear();
+        if self.record().tty && !self.has_terminal.load(Ordering::Relaxed) {
+            self.out.close();
+        }
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

@@ -112,6 +112,7 @@ pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
+    record.tty = request.tty;
     record.labels = request.labels.clone().into_iter().collect();
     record.reactions = reactions(&request.on_finding)?;
     record.watch = match request.watch.as_str() {
@@ -248,7 +249,10 @@ async fn send(daemon: &Daemon, to_warden: &ToWarden, pipes: Pipes) -> (Result<i3
 async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyhow::Result<()> {
     let Ends { stdin, out, err } = ends;
     *sandbox.stdin.lock().await = stdin.map(Sink::pipe).transpose()?;
-    sandbox.pump(out, &sandbox.out, "standard output")?;
+    // A terminal takes the place of standard output when it comes.
+    if !sandbox.record().tty {
+        sandbox.pump(out, &sandbox.out, "standard output")?;
+    }
     sandbox.pump(err, &sandbox.err, "standard error")?;
     if sandbox.record().watch != "off" {
         daemon.bell.watch(sandbox)?;

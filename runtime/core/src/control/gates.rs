@@ -3,8 +3,8 @@
 //!
 //! | feature | development | hybrid | isolation | why |
 //! | --- | --- | --- | --- | --- |
-//! | attach | open | by policy | closed | whoever is at its terminal types into the sandbox |
-//! | exec | open | by policy | closed | a second command was not in the plan that was judged |
+//! | attach | open | by policy | by policy | whoever is at its terminal types into the sandbox |
+//! | exec | open | by policy | by policy | a second command was not in the plan that was judged, and is confined as the first is |
 //! | debug | open | by policy | closed | a debugger reads and writes all memory |
 //! | trace | open | open | open | looking from outside changes nothing inside |
 //! | network-host | open | by policy | closed | the ceiling of isolation is no network |
@@ -80,7 +80,8 @@ pub const fn gate(mode: Mode, feature: Feature) -> Gate {
         (Feature::WriteHost, Mode::Hybrid | Mode::Isolation) => Gate::ByPolicy,
         (Feature::Unlimited, Mode::Hybrid | Mode::Isolation) => Gate::Closed,
         (Feature::Attach | Feature::Exec | Feature::Debug | Feature::NetworkHost, Mode::Hybrid) => Gate::ByPolicy,
-        (Feature::Attach | Feature::Exec | Feature::Debug | Feature::NetworkHost, Mode::Isolation) => Gate::Closed,
+        (Feature::Attach | Feature::Exec, Mode::Isolation) => Gate::ByPolicy,
+        (Feature::Debug | Feature::NetworkHost, Mode::Isolation) => Gate::Closed,
         (
             Feature::Attach
             | Feature::Exec

@@ -1,6 +1,6 @@
 //! More commands in a sandbox of the daemon, and terminals.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -103,18 +103,16 @@ fn a_frozen_sandbox_starts_nothing_and_a_bound_holds() {
         assert!(output.code == 125 && output.err().contains("frozen"), "{output:?}");
         daemon.apex(&["resume", &id]).expect_code(0);
     }
-    // More than go, since the ones below take places as well for a moment.
-    let children: Vec<_> = (0..20)
-        .map(|_| daemon.command(&["exec", &id, "--", "/bin/sleep", "300"]).spawn().expect("apex starts"))
-        .collect();
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let output = exec(&daemon, &id, &["/bin/true"]);
-        if output.code == 125 && output.err().contains("16 commands") {
-            break;
-        }
-        assert!(Instant::now() < end, "{output:?}");
+    let mut children = Vec::new();
+    for _ in 0..16 {
+        let command = ["exec", &id, "--", "/bin/sh", "-c", "echo begun; exec sleep 300"];
+        let mut child = daemon.command(&command).spawn().expect("apex starts");
+        let mut word = [0; 6];
+        child.stdout.as_mut().expect("piped").read_exact(&mut word).expect("it begins");
+        children.push(child);
     }
+    let output = exec(&daemon, &id, &["/bin/true"]);
+    assert!(output.code == 125 && output.err().contains("16 commands"), "{output:?}");
     daemon.apex(&["kill", &id]).expect_code(0);
     for child in children {
         sandbox::collect(child);

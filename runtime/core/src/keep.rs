@@ -27,6 +27,8 @@ pub enum ToKeeper {
     Start {
         /// Its arguments, its name the first.
         arguments: Vec<String>,
+        /// Rows and columns of its terminal, where it has one.
+        size: Option<(u16, u16)>,
     },
     /// Pass a signal to the command.
     Signal {
@@ -65,6 +67,8 @@ pub enum ToKeeper {
         workdir: Option<String>,
         /// Whether it gets a terminal instead of the streams.
         terminal: bool,
+        /// Its rows and columns.
+        size: Option<(u16, u16)>,
     },
     /// Pass a signal to one of those.
     SignalSpawned {

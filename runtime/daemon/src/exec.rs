@@ -20,7 +20,7 @@ use crate::ask::About;
 use crate::registry::{Daemon, nobody};
 use crate::sandbox::{Sandbox, Spawned};
 use crate::service::WAITING_MAX;
-use crate::terminal::{Sink, Source, Terminal};
+use crate::terminal::{self, Sink, Source, Terminal};
 
 /// Bytes that are taken from a stream at once.
 const READ_BYTES: usize = 64 << 10;
@@ -83,6 +83,7 @@ async fn start(sandbox: &Arc<Sandbox>, request: &ExecRequest) -> Result<Running,
         environment: request.env.clone(),
         workdir: Some(request.workdir.clone()).filter(|dir| !dir.is_empty()),
         terminal: request.tty,
+        size: request.size.as_ref().and_then(terminal::size),
     };
     let answer = sandbox.ask_with(&said, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]).await;
     answer.map_err(|words| {
@@ -104,7 +105,6 @@ async fn start(sandbox: &Arc<Sandbox>, request: &ExecRequest) -> Result<Running,
         return Err(Error::new(Kind::Internal, "its keeper gave no terminal for the command"));
     };
     let terminal = Terminal::new(master).map_err(internal)?;
-    request.size.inspect(|size| terminal.resize(*size));
     Ok(Running { spawned, sink: Sink::Terminal(Arc::clone(&terminal)), out: Source::Terminal(terminal), err: None })
 }
 

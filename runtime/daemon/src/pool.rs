@@ -23,6 +23,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::{self, Sandbox};
 use crate::start::{self, Input};
+use crate::terminal;
 
 /// What a shelf begins with, and what one may come to by demand.
 const WANTED_FIRST: usize = 2;
@@ -295,14 +296,14 @@ pub async fn take(
         }
         // Stored before it starts: whoever finds the record without a keeper knows that the command may have run.
         let begun = match sandbox.keep(&daemon.store) {
-            Ok(()) => sandbox.ask(&ToKeeper::Start { arguments: request.command.clone() }).await,
+            Ok(()) => {
+                let size = request.size.as_ref().and_then(terminal::size);
+                sandbox.ask(&ToKeeper::Start { arguments: request.command.clone(), size }).await
+            }
             Err(error) => Err(format!("{error:#}")),
         };
         match begun {
             Ok(_) => {
-                if let (Some(size), Some(stdin)) = (request.size, sandbox.stdin.lock().await.as_ref()) {
-                    stdin.resize(size);
-                }
                 if input == Input::None {
                     sandbox.close_stdin().await;
                 }

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use apex_api::v1::TerminalSize;
 use apex_api::{Error, Kind};
 use apex_core::control::State;
 use apex_core::keep::{Ended, FromKeeper, Standing, ToKeeper};
@@ -66,8 +65,6 @@ pub struct Sandbox {
     /// Whether it is in the store: those of a pool are not, until they are used.
     is_kept: AtomicBool,
     has_terminal: AtomicBool,
-    /// What its terminal is to have when it comes.
-    pub size: Mutex<Option<TerminalSize>>,
     spawned: Mutex<HashMap<i32, Slot>>,
     numbers: AtomicI32,
     standing: OnceLock<Standing>,
@@ -89,7 +86,6 @@ impl Sandbox {
             code: watch::Sender::new(None),
             is_kept: AtomicBool::new(true),
             has_terminal: AtomicBool::new(false),
-            size: Mutex::default(),
             spawned: Mutex::default(),
             numbers: AtomicI32::new(1),
             standing: OnceLock::new(),
@@ -251,9 +247,6 @@ impl Sandbox {
     async fn take_terminal(&self, master: OwnedFd) -> std::io::Result<()> {
         let terminal = Terminal::new(master)?;
         self.has_terminal.store(true, Ordering::Relaxed);
-        if let Some(size) = self.size.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            terminal.resize(size);
-        }
         *self.stdin.lock().await = Some(Sink::Terminal(Arc::clone(&terminal)));
         let what = format!("the terminal of sandbox {}", self.id);
         streams::pump(Source::Terminal(terminal), Arc::clone(&self.out), what);

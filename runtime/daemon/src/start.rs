@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,7 +26,7 @@ use crate::pool::{self, Taken};
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
-use crate::terminal::Sink;
+use crate::terminal::{self, Sink};
 use crate::warden::ToWarden;
 use crate::who;
 
@@ -71,7 +71,6 @@ pub async fn start(
         return Ok(sandbox);
     }
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
-    *sandbox.size.lock().unwrap_or_else(PoisonError::into_inner) = request.size;
     let begun = match admit(&sandbox) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
         Err(error) => Err(error),
@@ -357,6 +356,9 @@ fn arguments(
                 give(name, &value);
             }
         }
+    }
+    if let Some((rows, columns)) = request.size.as_ref().and_then(terminal::size) {
+        give("tty-size", &format!("{rows}x{columns}"));
     }
     give("tty", if request.tty { "yes" } else { "no" });
     if record.watch != "off" {

@@ -16,6 +16,12 @@ use crate::ready;
 /// What ends the input of a program that reads lines (termios(3), VEOF).
 const END_OF_INPUT: &[u8] = &[4];
 
+/// Rows and columns; `None` for what is no size.
+pub fn size(size: &TerminalSize) -> Option<(u16, u16)> {
+    let number = |value: u32| u16::try_from(value).ok().filter(|value| *value > 0);
+    Some((number(size.rows)?, number(size.columns)?))
+}
+
 /// The master of a terminal.
 pub struct Terminal(AsyncFd<OwnedFd>);
 
@@ -28,10 +34,9 @@ impl Terminal {
 
     /// Gives it a size; one that is not told stays as it is.
     pub fn resize(&self, size: TerminalSize) {
-        let number = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-        if size.rows > 0 && size.columns > 0 {
+        if let Some((rows, columns)) = self::size(&size) {
             // A terminal that is gone has no size.
-            let _ = terminal::set_size(self.0.as_fd(), number(size.rows), number(size.columns));
+            let _ = terminal::set_size(self.0.as_fd(), rows, columns);
         }
     }
 

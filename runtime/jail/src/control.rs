@@ -64,8 +64,8 @@ pub struct Spawn {
     pub workdir: Option<PathBuf>,
     /// Its standard streams.
     pub streams: Vec<OwnedFd>,
-    /// Whether it gets a terminal instead.
-    pub terminal: bool,
+    /// Rows and columns of the terminal that it gets instead, if it does; none of them is no size.
+    pub terminal: Option<(u16, u16)>,
 }
 
 /// What became of an order.

@@ -310,7 +310,7 @@ impl Init<'_, '_> {
     }
 
     /// Starts what the next message says. A failure is told and is not the sandbox's: `None`.
-    fn spawn_another(&mut self, streams: Vec<OwnedFd>, terminal: bool) -> Result<Option<Pid>, Failure> {
+    fn spawn_another(&mut self, streams: Vec<OwnedFd>, terminal: Option<(u16, u16)>) -> Result<Option<Pid>, Failure> {
         let mut bytes = vec![0; spawn::BYTES_MAX];
         let count = self.socket.read_words(&mut bytes).map_err(Failure::at(Step::Handshake, 0))?;
         let started = spawn::decode(&bytes[..count])
@@ -325,7 +325,12 @@ impl Init<'_, '_> {
         }
     }
 
-    fn seal_another(&mut self, command: &CommandPlan, streams: Vec<OwnedFd>, terminal: bool) -> Result<Pid, Failure> {
+    fn seal_another(
+        &mut self,
+        command: &CommandPlan,
+        streams: Vec<OwnedFd>,
+        terminal: Option<(u16, u16)>,
+    ) -> Result<Pid, Failure> {
         // The numbers below are its own standard streams, which the init has closed.
         let aside =
             |stream: &OwnedFd| fs::copy_from(stream.as_fd(), 3).map_err(Failure::at(Step::ArrangeDescriptors, 0));
@@ -333,7 +338,11 @@ impl Init<'_, '_> {
         drop(streams);
         let spawned = moved.try_into().map_err(|_| Failure::at(Step::ArrangeDescriptors, 0)(Errno::EBADF))?;
         // Likewise: what is opened here takes the lowest numbers.
-        let terminal = if terminal { Some(self.open_terminal()?) } else { None };
+        let size = terminal;
+        let terminal = size.map(|_| self.open_terminal()).transpose()?;
+        if let (Some(end), Some((rows, columns))) = (&terminal, size) {
+            terminal::set_size(end.as_fd(), rows, columns).map_err(Failure::at(Step::OpenTerminal, 0))?;
+        }
         let terminal = terminal.as_ref().map(aside).transpose()?;
         let mut seal = Seal::prepare(self.plan, command, &self.socket, self.mask)?;
         seal.streams_on_terminal = [terminal.is_some(); 3];

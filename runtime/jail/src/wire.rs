@@ -31,8 +31,8 @@ pub enum Order {
     Spawn {
         /// By which it is called from now on.
         number: i32,
-        /// Whether it gets a terminal instead of its streams.
-        terminal: bool,
+        /// Rows and columns of the terminal that it gets instead of its streams, if it does.
+        terminal: Option<(u16, u16)>,
     },
     /// Pass a signal to one of those.
     SignalSpawned {
@@ -143,6 +143,16 @@ fn decode_scope(word: i32) -> Result<Option<Scope>, Errno> {
     })
 }
 
+fn encode_size(size: Option<(u16, u16)>) -> i32 {
+    let (rows, columns) = size.unwrap_or_default();
+    (u32::from(rows) << 16 | u32::from(columns)).cast_signed()
+}
+
+fn decode_size(word: i32) -> (u16, u16) {
+    let word = word.cast_unsigned();
+    ((word >> 16) as u16, word as u16)
+}
+
 fn encode_order(order: Order) -> [u8; SIZE] {
     match order {
         Order::Mapped => pack(1, 0, [0; 3]),
@@ -150,7 +160,7 @@ fn encode_order(order: Order) -> [u8; SIZE] {
         Order::Go => pack(3, 0, [0; 3]),
         Order::Signal(signal) => pack(4, 0, [signal, 0, 0]),
         Order::GoWith => pack(5, 0, [0; 3]),
-        Order::Spawn { number, terminal } => pack(6, 0, [number, terminal.into(), 0]),
+        Order::Spawn { number, terminal } => pack(6, 0, [number, terminal.is_some().into(), encode_size(terminal)]),
         Order::SignalSpawned { number, signal } => pack(7, 0, [number, signal, 0]),
     }
 }
@@ -218,7 +228,8 @@ impl End {
             (3, ..) => Order::Go,
             (4, _, [signal, ..]) => Order::Signal(signal),
             (5, ..) => Order::GoWith,
-            (6, _, [number, terminal @ (0 | 1), _]) => Order::Spawn { number, terminal: terminal == 1 },
+            (6, _, [number, 0, _]) => Order::Spawn { number, terminal: None },
+            (6, _, [number, 1, size]) => Order::Spawn { number, terminal: Some(decode_size(size)) },
             (7, _, [number, signal, _]) => Order::SignalSpawned { number, signal },
             _ => return Err(Errno::EBADMSG),
         };

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
 use apex_jail::control::{Answer, Control, Order, Spawn};
 use apex_jail::launch::Ending;
-use apex_sys::{Errno, clock, fs, net, process};
+use apex_sys::{Errno, clock, fs, net, process, terminal};
 
 use crate::fresh::Fresh;
 
@@ -24,6 +24,8 @@ pub struct Keeper {
     held: Vec<Option<i32>>,
     /// The other end of the command's terminal, for as long as this process lives.
     terminal: Option<i32>,
+    /// What it is to have.
+    size: Option<(u16, u16)>,
     connection: Option<OwnedFd>,
     standing: Option<Standing>,
     /// Whether the command is put off, and whether it still is.
@@ -39,7 +41,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Takes the descriptors of `--keep`.
-    pub fn take(fds: &[i32], defers: bool) -> Result<Keeper, Errno> {
+    pub fn take(fds: &[i32], defers: bool, size: Option<(u16, u16)>) -> Result<Keeper, Errno> {
         let [listener, result, held @ ..] = fds else { return Err(Errno::EBADF) };
         for number in fds {
             fs::borrow(*number)?;
@@ -50,6 +52,7 @@ impl Keeper {
             result: fs::borrow(*result)?,
             held: held.iter().copied().map(Some).collect(),
             terminal: None,
+            size,
             connection: None,
             standing: None,
             defers,
@@ -109,12 +112,15 @@ impl Keeper {
     }
 
     /// A sandbox that was made under other circumstances than there are now starts nothing.
-    fn start(&mut self, arguments: Vec<String>) {
+    fn start(&mut self, arguments: Vec<String>, size: Option<(u16, u16)>) {
         if let Some(path) = self.fresh.changed() {
             let words = format!("{} has changed since the sandbox was made", path.display());
             self.say(&FromKeeper::Refused { words }, &[]);
             self.orders.push_back(Order::Kill);
             return;
+        }
+        if let (Some(number), Some((rows, columns))) = (self.terminal, size) {
+            let _ = terminal::set_size(fs::borrow_known(number), rows, columns);
         }
         self.waits = false;
         self.orders.push_back(Order::Start(arguments.into_iter().map(String::into_bytes).collect()));
@@ -156,8 +162,8 @@ impl Keeper {
                     };
                     self.say(&said, &[]);
                 }
-                Ok(ToKeeper::Start { arguments }) => self.start(arguments),
-                Ok(ToKeeper::Spawn { number, arguments, environment, workdir, terminal }) => {
+                Ok(ToKeeper::Start { arguments, size }) => self.start(arguments, size),
+                Ok(ToKeeper::Spawn { number, arguments, environment, workdir, terminal, size }) => {
                     let words = |words: Vec<String>| words.into_iter().map(OsString::from).collect();
                     self.orders.push_back(Order::Spawn(Spawn {
                         number,
@@ -165,7 +171,7 @@ impl Keeper {
                         environment: words(environment),
                         workdir: workdir.map(PathBuf::from),
                         streams: fds,
-                        terminal,
+                        terminal: terminal.then(|| size.unwrap_or_default()),
                     }));
                 }
                 Ok(said) => self.orders.extend(order_of(&said)),
@@ -218,6 +224,10 @@ impl Control for Keeper {
 
     fn terminal(&mut self, spawned: Option<i32>, master: OwnedFd) {
         self.connect();
+        if let Some((rows, columns)) = self.size.filter(|_| spawned.is_none()) {
+            // A terminal without a size is one all the same.
+            let _ = terminal::set_size(master.as_fd(), rows, columns);
+        }
         self.say(&FromKeeper::Terminal { spawned }, &[master.as_fd()]);
         // The daemon's successor gets the sandbox's own; with the other of a later command its session gets a hang-up.
         if spawned.is_none() {

@@ -91,6 +91,8 @@ pub struct Options {
     pub time: Option<String>,
     /// `--keep`.
     pub keep: Vec<i32>,
+    /// `--tty-size`, rows and columns.
+    pub tty_size: Option<(u16, u16)>,
     /// `--defer`.
     pub defer: bool,
     /// The command and its arguments.
@@ -388,6 +390,7 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         Value::Learn => options.learn = Some(path(row, value)?),
         Value::Overlay => options.overlay = Some(path(row, value)?),
         Value::Keep => options.keep = kept(row, &value)?,
+        Value::TtySize => options.tty_size = Some(tty_size(row, &value)?),
         Value::Completions => {
             let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];
             set_action(options, Action::Completions(word(row, &value, &shells)?))?;
@@ -560,6 +563,12 @@ fn kept(row: &'static Row, value: &OsStr) -> Result<Vec<i32>, OptionError> {
         return Err(bad(row, value, "is too short", "apexd gives a socket and a file; nobody else needs this option"));
     }
     Ok(fds)
+}
+
+fn tty_size(row: &'static Row, value: &OsStr) -> Result<(u16, u16), OptionError> {
+    let halves = value.to_str().and_then(|text| text.split_once('x'));
+    let size = halves.and_then(|(rows, columns)| Some((rows.parse().ok()?, columns.parse().ok()?)));
+    size.ok_or_else(|| bad(row, value, "is no size", "give rows and columns, such as 24x80"))
 }
 
 fn bad(row: &'static Row, given: &OsStr, problem: &'static str, remedy: &'static str) -> OptionError {

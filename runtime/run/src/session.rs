@@ -109,7 +109,7 @@ fn doctor(options: &Options) -> Result<u8> {
 
 /// For the daemon, which hears how it ended even when it did not begin.
 fn run_kept(options: &Options, streams: &Streams) -> Result<u8> {
-    let mut keeper = Keeper::take(&options.keep, options.defer)
+    let mut keeper = Keeper::take(&options.keep, options.defer, options.tty_size)
         .map_err(|errno| anyhow::anyhow!("taking the descriptors of --keep: {}", errno.desc()))?;
     let outcome = run_command(options, streams, Some(&mut keeper));
     let (code, words) = match &outcome {

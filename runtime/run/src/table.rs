@@ -156,6 +156,7 @@ pub enum Value {
     OnFinding,
     Baseline,
     Learn,
+    TtySize,
     Overlay,
     Keep,
     Completions,
@@ -406,6 +407,12 @@ pub static TABLE: &[Row] = &[
         "defer",
         Kind::Switch(Switch::Defer),
         "with --keep: build the sandbox and start the command when its arguments come",
+    ),
+    row(
+        Section::General,
+        "tty-size",
+        takes(Value::TtySize, "ROWSxCOLUMNS", Hint::Nothing),
+        "with --keep: size of the command's terminal, which otherwise is that of the caller",
     ),
     row(
         Section::General,

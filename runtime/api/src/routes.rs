@@ -171,6 +171,7 @@ pub(crate) static ROUTES: &[Route] = &[
         |call| Box::pin(create(call)),
     )
     .body(of::<CreateRequest>())
+    .query(&[param("wait", "boolean", "answer when it has ended")])
     .status(201),
     route(
         Verb::Get,
@@ -351,7 +352,12 @@ fn sandbox(call: &Call) -> SandboxRef {
 
 async fn create(call: Call) -> Result<Response, Error> {
     let request: CreateRequest = call.message()?;
-    json(StatusCode::CREATED, &call.service.create(call.peer, request).await?)
+    let wait = call.switch("wait")?;
+    let mut sandbox = call.service.create(call.peer, request).await?;
+    if wait {
+        sandbox = call.service.wait(call.peer, SandboxRef { id: sandbox.id }).await?;
+    }
+    json(StatusCode::CREATED, &sandbox)
 }
 
 async fn list(call: Call) -> Result<Response, Error> {

@@ -326,6 +326,7 @@ fn discard(daemon: &Arc<Daemon>, unused: Vec<Ready>) {
         tokio::spawn(async move {
             let _ = sandbox.ask(&ToKeeper::Kill).await;
             sandbox.until(Record::is_over).await;
+            sandbox.is_gone().await;
             if let Err(error) = daemon.forget(&sandbox) {
                 eprintln!("apexd: a sandbox of a pool: {error:#}");
             }

@@ -51,6 +51,7 @@ pub struct Sandbox {
     pub id: String,
     pub dir: Dir,
     record: Mutex<Record>,
+    storing: Mutex<()>,
     changed: watch::Sender<u64>,
     keeper: Mutex<Option<Arc<Keeper>>>,
     /// What it wrote.
@@ -60,6 +61,8 @@ pub struct Sandbox {
     pub stdin: tokio::sync::Mutex<Option<Sink>>,
     /// Held by whoever changes it: one transition at a time.
     pub turn: tokio::sync::Mutex<()>,
+    /// Whether its keeper is gone, and with it all that the sandbox was.
+    gone: watch::Sender<bool>,
     /// Exit code of its keeper.
     code: watch::Sender<Option<i32>>,
     /// Whether it is in the store: those of a pool are not, until they are used.
@@ -79,10 +82,12 @@ impl Sandbox {
             err: Arc::new(Log::open(dir.file("stderr.log"))),
             dir,
             record: Mutex::new(record),
+            storing: Mutex::default(),
             changed: watch::Sender::new(0),
             keeper: Mutex::default(),
             stdin: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            gone: watch::Sender::new(false),
             code: watch::Sender::new(None),
             is_kept: AtomicBool::new(true),
             has_terminal: AtomicBool::new(false),
@@ -132,13 +137,15 @@ impl Sandbox {
 
     /// Changes the record, here and in the store. What the store does not take is in force all the same, and said.
     pub fn update(&self, store: &Store, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
-        let stored = {
+        // So that they are stored in this order; whoever only reads does not wait for the store.
+        let _storing = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = {
             let mut record = self.locked();
             change(&mut record);
-            if self.is_kept() { store.put(&record) } else { Ok(()) }
+            record.clone()
         };
         self.changed.send_modify(|count| *count += 1);
-        stored
+        if self.is_kept() { store.put(&record) } else { Ok(()) }
     }
 
     fn note(&self, store: &Store, change: impl FnOnce(&mut Record)) {
@@ -163,6 +170,15 @@ impl Sandbox {
             }
             // The sender lives as long as this value.
             let _ = changes.changed().await;
+        }
+    }
+
+    /// Waits until nothing is left of it, for a sandbox that is over and lived with.
+    pub async fn is_gone(&self) {
+        let has_keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if has_keeper {
+            // The sender lives as long as this value.
+            let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
         }
     }
 
@@ -289,10 +305,20 @@ impl Sandbox {
                     let slot = self.slots().remove(&number);
                     let _ = slot.map(|slot| slot.ended.send(ended));
                 }
-                Some(Told::Ended(ended)) => return self.ended(&store, ended),
+                // Its keeper may still be taking it down.
+                Some(Told::Ended(ended)) => self.ended(&store, ended),
+                Some(Told::Gone) | None if self.record().is_over() => {
+                    *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    self.gone.send_replace(true);
+                    return;
+                }
                 Some(Told::Gone) | None => match self.found_again(&mut lost) {
                     Some(again) => told = again,
-                    None => return self.vanished(&store).await,
+                    None => {
+                        self.vanished(&store).await;
+                        self.gone.send_replace(true);
+                        return;
+                    }
                 },
             }
         }
@@ -323,7 +349,6 @@ impl Sandbox {
         if self.record().tty && !self.has_terminal.load(Ordering::Relaxed) {
             self.out.close();
         }
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The keeper is gone: it may have written how it ended, or left it to its exit code.

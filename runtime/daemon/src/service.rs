@@ -195,6 +195,10 @@ impl Service for Face {
         let daemon = Arc::clone(&self.0);
         whole(async move {
             end(&daemon, &sandbox, &asked).await?;
+            if tokio::time::timeout(GONE_WITHIN, sandbox.is_gone()).await.is_err() {
+                let words = format!("sandbox {} has ended and is not taken down yet; try again", sandbox.id);
+                return Err(Error::new(Kind::Unavailable, words));
+            }
             daemon.write_down(&asked, &sandbox.record(), Outcome::Allowed, "", json!(null), json!(null))?;
             daemon.forget(&sandbox).map_err(|error| Error::new(Kind::Internal, format!("{error:#}")))
         })

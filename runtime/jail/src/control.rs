@@ -17,7 +17,7 @@ use apex_sys::process::Ended;
 use crate::seal::{ARGUMENT_BYTES_MAX, ARGUMENTS_MAX};
 use crate::step::{Failure, Step};
 use crate::supervise::Running;
-use crate::{spawn, watch, wire};
+use crate::{spawn, supervise, watch, wire};
 
 /// As a shell has them.
 const CODE_NOT_EXECUTABLE: i32 = 126;
@@ -87,6 +87,8 @@ pub trait Control {
     fn standing(&mut self, standing: &Standing);
     /// The next order.
     fn next(&mut self) -> Option<Order>;
+    /// The command has ended with this exit code, and no process is left but the init; the sandbox is taken down next.
+    fn exited(&mut self, code: i32);
     /// The sandbox's end of a terminal: the command's, or that of one of those that were started later.
     fn terminal(&mut self, spawned: Option<i32>, master: OwnedFd);
     /// One of those has ended; with words when it was never executed.
@@ -120,6 +122,17 @@ pub(crate) fn tell_standing(running: &mut Running<'_>) {
     };
     if let Some(control) = &mut running.control {
         control.standing(&standing);
+    }
+}
+
+/// When the command was the last of the sandbox, and nothing but its exit code will be told, whoever keeps it need not wait until the sandbox is taken down.
+pub(crate) fn tell_ended(running: &mut Running<'_>, ended: Ended, alone: bool) {
+    if let (Ended::Code(code), Some(control)) = (ended, &mut running.control)
+        && alone
+        && supervise::is_plain(ended)
+        && running.watch.is_none()
+    {
+        control.exited(code);
     }
 }
 

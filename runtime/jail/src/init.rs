@@ -279,7 +279,10 @@ impl Init<'_, '_> {
                 signal::next(signals.as_fd()).map_err(&failed)?;
                 while let Some((pid, ended)) = reap().map_err(&failed)? {
                     if pid == child {
-                        return self.socket.report(Report::Ended(ended), None).map_err(&failed);
+                        // Orphans are the init's children: without any there is nobody else.
+                        let alone =
+                            self.may_spawn && matches!(process::wait(-1, nix::libc::WNOHANG), Err(Errno::ECHILD));
+                        return self.socket.report(Report::Ended { ended, alone }, None).map_err(&failed);
                     }
                     if let Some(at) = spawned.iter().position(|(one, _)| *one == pid) {
                         let (_, number) = spawned.swap_remove(at);

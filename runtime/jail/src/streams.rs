@@ -1,7 +1,7 @@
 //! The descriptors that the command gets: the three standard streams and those that were asked for by number. Nothing else that the
 //! caller had open gets past this point.
 
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsFd, IntoRawFd};
 
 use apex_sys::{Errno, fs, process};
 
@@ -81,6 +81,12 @@ fn fill(number: i32) -> Result<(), StreamError> {
         return Err(failed(Errno::EBADF));
     }
     fs::set_inherited(number, true).map_err(failed)
+}
+
+/// Puts /dev/null in the place of the standard streams.
+pub fn let_go() -> Result<(), Errno> {
+    let null = fs::open(fs::cwd(), c"/dev/null", nix::libc::O_RDWR, 0)?;
+    (0..=2).try_for_each(|number| fs::place(null.as_fd(), number))
 }
 
 /// Closes every descriptor above 2 that is not among `kept`.

@@ -279,7 +279,10 @@ pub fn to_the_end(
                 }
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
             }
-            Event::Report(Report::Ended(ended), _) => break Ok(ended),
+            Event::Report(Report::Ended { ended, alone }, _) => {
+                control::tell_ended(running, ended, alone);
+                break Ok(ended);
+            }
             Event::Report(Report::SpawnFailed(failure), _) => {
                 if let Some(spawning) = &mut running.spawning {
                     spawning.failure = Some(failure);
@@ -430,6 +433,11 @@ fn vanished(running: &mut Running<'_>) -> Result<Ending, JailError> {
     }
 }
 
+/// Whether no limit can have had a part in it.
+pub fn is_plain(ended: Ended) -> bool {
+    matches!(ended, Ended::Code(code) if code != CODE_OF_SIGKILL)
+}
+
 /// `ended` is how the command ended, or why it is to be ended now.
 fn finish(running: &mut Running<'_>, ended: Result<Ended, Ending>) -> Result<Outcome, JailError> {
     if ended.is_err() {
@@ -442,7 +450,7 @@ fn finish(running: &mut Running<'_>, ended: Result<Ended, Ending>) -> Result<Out
     }
     let _ = signal::set_mask(&running.mask);
     // The counters cost a dozen system calls: they are read when something can have been refused.
-    let is_plain = matches!(ended, Ok(Ended::Code(code)) if code != CODE_OF_SIGKILL) && !running.plan.record;
+    let is_plain = ended.is_ok_and(is_plain) && !running.plan.record;
     let usage = running.cgroup.as_ref().filter(|_| !is_plain).map(Cgroup::outcome).transpose()?;
     if let Some(cgroup) = running.cgroup.take() {
         cgroup.remove()?;

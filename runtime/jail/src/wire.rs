@@ -61,7 +61,12 @@ pub enum Report {
         domain: Domain,
     },
     /// The command ended.
-    Ended(Ended),
+    Ended {
+        /// How.
+        ended: Ended,
+        /// Whether nobody else is left in the sandbox.
+        alone: bool,
+    },
     /// A step of starting one more command failed. [`Report::Spawned`] comes all the same.
     SpawnFailed(Failure),
     /// The start of one more command is over.
@@ -170,8 +175,8 @@ fn encode(report: Report) -> [u8; SIZE] {
         Report::Failed(Failure { step, index, errno }) => pack(1, step as u8, [index as i32, errno as i32, 0]),
         Report::Terminal => pack(2, 0, [0; 3]),
         Report::Sealed { pid, listener, domain } => pack(3, 0, [pid, listener, domain.encode()]),
-        Report::Ended(Ended::Code(code)) => pack(4, 0, [code, 0, 0]),
-        Report::Ended(Ended::Signal(signal)) => pack(5, 0, [signal, 0, 0]),
+        Report::Ended { ended: Ended::Code(code), alone } => pack(4, 0, [code, alone.into(), 0]),
+        Report::Ended { ended: Ended::Signal(signal), alone } => pack(5, 0, [signal, alone.into(), 0]),
         Report::SpawnFailed(Failure { step, index, errno }) => pack(6, step as u8, [index as i32, errno as i32, 0]),
         Report::Spawned { number } => pack(7, 0, [number, 0, 0]),
         Report::SpawnedEnded { number, ended: Ended::Code(code) } => pack(8, 0, [number, code, 0]),
@@ -294,8 +299,8 @@ impl End {
             (1, step, [index, errno, _]) => Report::Failed(failure(step, index, errno)?),
             (2, ..) => Report::Terminal,
             (3, _, [pid, listener, domain]) => Report::Sealed { pid, listener, domain: Domain::decode(domain) },
-            (4, _, [code, ..]) => Report::Ended(Ended::Code(code)),
-            (5, _, [signal, ..]) => Report::Ended(Ended::Signal(signal)),
+            (4, _, [code, alone @ (0 | 1), _]) => Report::Ended { ended: Ended::Code(code), alone: alone == 1 },
+            (5, _, [signal, alone @ (0 | 1), _]) => Report::Ended { ended: Ended::Signal(signal), alone: alone == 1 },
             (6, step, [index, errno, _]) => Report::SpawnFailed(failure(step, index, errno)?),
             (7, _, [number, ..]) => Report::Spawned { number },
             (8, _, [number, code, _]) => Report::SpawnedEnded { number, ended: Ended::Code(code) },

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
 use apex_jail::control::{Answer, Control, Order, Spawn};
 use apex_jail::launch::Ending;
+use apex_jail::streams;
 use apex_sys::{Errno, clock, fs, net, process, terminal};
 
 use crate::fresh::Fresh;
@@ -35,6 +36,8 @@ pub struct Keeper {
     fresh: Fresh,
     /// Orders that arrived and are not yet given: connections that broke may have left some.
     orders: VecDeque<Order>,
+    /// Whether the last word was said before the sandbox was taken down.
+    has_exited: bool,
     /// How the sandbox ended, in a word.
     how: Option<String>,
 }
@@ -59,6 +62,7 @@ impl Keeper {
             waits: defers,
             fresh: Fresh::default(),
             orders: VecDeque::new(),
+            has_exited: false,
             how: None,
         })
     }
@@ -79,15 +83,21 @@ impl Keeper {
         });
     }
 
-    /// Says the last word. `words` are those of a failure.
-    pub fn finish(mut self, code: u8, words: Option<String>) {
-        let how = self.how.take().filter(|_| words.is_none()).unwrap_or_else(|| "failed".to_owned());
-        let ended = Ended { code, how, words, time_ns: clock::wall_ns() };
+    fn last_word(&mut self, ended: Ended) {
         let text = serde_json::to_vec(&ended).expect("plain values are representable");
-        // A full disk leaves the words to the socket and to the exit code; there is nobody else to tell.
-        let _ = fs::write(self.result, &text);
         self.connect();
         self.say(&FromKeeper::Ended(ended), &[]);
+        // A full disk leaves the words to the socket and to the exit code; there is nobody else to tell.
+        let _ = fs::write(self.result, &text);
+    }
+
+    /// Says the last word, unless it is said. `words` are those of a failure.
+    pub fn finish(mut self, code: u8, words: Option<String>) {
+        if self.has_exited {
+            return;
+        }
+        let how = self.how.take().filter(|_| words.is_none()).unwrap_or_else(|| "failed".to_owned());
+        self.last_word(Ended { code, how, words, time_ns: clock::wall_ns() });
     }
 
     /// A new connection takes the place of the old: the daemon has one, and a second comes from its successor.
@@ -220,6 +230,14 @@ impl Control for Keeper {
             self.hear();
         }
         self.orders.pop_front()
+    }
+
+    fn exited(&mut self, code: i32) {
+        self.has_exited = true;
+        let code = u8::try_from(code & 0xff).unwrap_or(u8::MAX);
+        self.last_word(Ended { code, how: "exited".to_owned(), words: None, time_ns: clock::wall_ns() });
+        // The pipes end here: nobody else writes to them any more.
+        let _ = streams::let_go();
     }
 
     fn terminal(&mut self, spawned: Option<i32>, master: OwnedFd) {

@@ -165,6 +165,9 @@ fn pools_are_set_drained_and_bounded() {
     let set = |size: &str, program: &str| daemon.apex(&[&["pool", "set", size], lenient(), &["--", program]].concat());
     set("5", "/bin/true").expect_code(0);
     until(&daemon, |pool| pool["ready"].as_u64() == Some(5));
+    // A request finds what was set.
+    pooled(&daemon, &[], &["/bin/true"]).expect_code(0);
+    until(&daemon, |pool| pool["ready"].as_u64() == Some(5) && pool["hits"] == 1);
     // Only one more goes, whatever is wanted.
     set("4", "/bin/false").expect_code(0);
     let end = Instant::now() + Duration::from_secs(20);

@@ -295,6 +295,9 @@ pub struct Options {
     /// Take a sandbox that was built ahead, where there is one, and have more of its kind built
     #[arg(long)]
     pub pool: bool,
+    /// With --pool: the interpreter (python3, node) is started ahead as well, and waits for what it is to run
+    #[arg(long)]
+    pub warm: bool,
     /// A terminal of its own: when standard input and output are one (for run), always, or never
     #[arg(long, value_parser = TTYS, default_value = "auto", hide_default_value = true)]
     pub tty: String,

@@ -48,6 +48,7 @@ pub fn create(options: Options) -> Result<CreateRequest> {
         labels: options.labels.iter().map(label).collect::<Result<_>>()?,
         workdir: options.workdir.unwrap_or_default(),
         pool: options.pool,
+        warm: options.warm,
         tty: options.tty == "yes",
         size: None,
     })

@@ -259,6 +259,7 @@ fn common(request: &CreateRequest) -> CreateRequest {
     common.labels.clear();
     common.on_finding.clear();
     common.size = None;
+    common.pool = true;
     common.command.truncate(1);
     // As `start` reads them.
     if common.watch.is_empty() {

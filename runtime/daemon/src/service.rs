@@ -269,6 +269,7 @@ impl Service for Face {
 
     async fn set_pool(&self, peer: Peer, request: SetPoolRequest) -> Result<Pool, Error> {
         let like = request.like.ok_or_else(|| Error::new(Kind::Invalid, "there is nothing to build; give `like`"))?;
+        let like = CreateRequest { pool: true, ..like };
         let record = start::record_of(&self.0, peer, &like)?;
         let asked = self.0.judge(peer, Operation::Create, About { record: Some(&record), mode: None })?;
         let program = like.command.first().cloned().unwrap_or_default();

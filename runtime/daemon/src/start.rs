@@ -108,6 +108,9 @@ pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result
     if request.labels.len() > LABELS_MAX || request.labels.iter().any(|(key, value)| is_long(key) || is_long(value)) {
         return Err(invalid(format!("more than {LABELS_MAX} labels, or one of more than {LABEL_BYTES_MAX} bytes")));
     }
+    if request.warm && !request.pool {
+        return Err(invalid("warm is for pools: without one there is nothing to be started ahead; give pool as well"));
+    }
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
@@ -309,7 +312,7 @@ fn arguments(
 ) -> anyhow::Result<Vec<String>> {
     let mut args = Vec::new();
     if defer {
-        args.push("--defer".to_owned());
+        args.push(if request.warm { "--warm" } else { "--defer" }.to_owned());
     }
     let mut give = |name: &str, value: &str| {
         if !value.is_empty() {

@@ -81,8 +81,8 @@ pub enum Answer {
 pub trait Control {
     /// Descriptors that are readable when [`Control::next`] should be asked.
     fn fds(&self) -> Vec<BorrowedFd<'_>>;
-    /// Whether the command is put off until [`Order::Start`] brings its arguments.
-    fn defers(&self) -> bool;
+    /// Whether the command is put off until [`Order::Start`].
+    fn defers(&self) -> Defers;
     /// Every layer is in force; the command starts when this returns, unless it is put off.
     fn standing(&mut self, standing: &Standing);
     /// The next order.
@@ -95,6 +95,17 @@ pub trait Control {
     fn spawned_ended(&mut self, number: i32, ended: Ended, words: Option<String>);
     /// What became of the last one.
     fn done(&mut self, outcome: Result<Answer, String>);
+}
+
+/// Until [`Order::Start`] comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defers {
+    /// Nothing is put off.
+    No,
+    /// The command waits, sealed, for its arguments.
+    Sealed,
+    /// The command is an interpreter that was started and waits by itself for what it is to run: only its time begins.
+    Warm,
 }
 
 /// What an order leaves of the sandbox.
@@ -216,6 +227,10 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
 fn start(running: &mut Running<'_>, arguments: &[Vec<u8>]) -> Result<Answer, String> {
     if !running.waits {
         return Err("its command was started before, or is not sealed yet".to_owned());
+    }
+    if running.control.as_ref().is_some_and(|control| control.defers() == Defers::Warm) {
+        running.begin();
+        return Ok(Answer::Done("started".to_owned()));
     }
     let is_whole = |word: &Vec<u8>| !word.contains(&0);
     if arguments.is_empty() || !arguments.iter().all(is_whole) {

@@ -17,7 +17,7 @@ use apex_sys::{Errno, fs, terminal};
 
 use crate::ahead::Ahead;
 use crate::cgroup::{self, Beside, Cgroup, CgroupError, Site};
-use crate::control::Control;
+use crate::control::{Control, Defers};
 use crate::guard::Guard;
 use crate::host::{LiveHost, launcher_pid};
 use crate::init::Init;
@@ -155,7 +155,7 @@ pub fn run_recording(
         Some(watcher) => Some(Watch::begin(watcher)?),
         None => None,
     };
-    let defer = options.control.as_ref().is_some_and(|control| control.defers());
+    let defer = options.control.as_ref().is_some_and(|control| control.defers() == Defers::Sealed);
     let may_spawn = options.control.is_some();
     let is_attended = watch.is_some() || options.control.is_some();
     let beside = if is_attended { make_beside(site.as_deref(), cgroup.as_ref())? } else { None };

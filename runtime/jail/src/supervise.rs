@@ -15,7 +15,7 @@ use apex_sys::signal::{self, Interest, Set};
 use nix::libc::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGWINCH};
 
 use crate::cgroup::{self, Beside, Cgroup};
-use crate::control::{self, Control, Spawning};
+use crate::control::{self, Control, Defers, Spawning};
 use crate::guard::Guard;
 use crate::launch::{Ending, JailError, Outcome};
 use crate::listen::Listener;
@@ -272,9 +272,10 @@ pub fn to_the_end(
                 };
                 sealed(running, pid, domain)?;
                 watch::attach(running, pid)?;
-                running.waits = running.control.as_ref().is_some_and(|control| control.defers());
+                let defers = running.control.as_ref().map_or(Defers::No, |control| control.defers());
+                running.waits = defers != Defers::No;
                 control::tell_standing(running);
-                if running.waits {
+                if defers == Defers::Sealed {
                     continue;
                 }
                 running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;

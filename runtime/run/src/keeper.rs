@@ -10,12 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
-use apex_jail::control::{Answer, Control, Order, Spawn};
+use apex_jail::control::{Answer, Control, Defers, Order, Spawn};
 use apex_jail::launch::Ending;
 use apex_jail::streams;
+use apex_run::options::Options;
 use apex_sys::{Errno, clock, fs, net, process, terminal};
 
 use crate::fresh::Fresh;
+use crate::warm::Warm;
 
 /// The keeper's side.
 pub struct Keeper {
@@ -29,9 +31,13 @@ pub struct Keeper {
     size: Option<(u16, u16)>,
     connection: Option<OwnedFd>,
     standing: Option<Standing>,
+    /// What will be told when the interpreter is ready.
+    unready: Option<Standing>,
     /// Whether the command is put off, and whether it still is.
-    defers: bool,
+    defers: Defers,
     waits: bool,
+    /// The interpreter that waits for it.
+    warm: Option<Warm>,
     /// What a sandbox was made from whose command is put off.
     fresh: Fresh,
     /// Orders that arrived and are not yet given: connections that broke may have left some.
@@ -44,8 +50,9 @@ pub struct Keeper {
 
 impl Keeper {
     /// Takes the descriptors of `--keep`.
-    pub fn take(fds: &[i32], defers: bool, size: Option<(u16, u16)>) -> Result<Keeper, Errno> {
-        let [listener, result, held @ ..] = fds else { return Err(Errno::EBADF) };
+    pub fn take(options: &Options) -> Result<Keeper, Errno> {
+        let fds = &options.keep;
+        let [listener, result, held @ ..] = fds.as_slice() else { return Err(Errno::EBADF) };
         for number in fds {
             fs::borrow(*number)?;
             fs::set_inherited(*number, false)?;
@@ -55,16 +62,23 @@ impl Keeper {
             result: fs::borrow(*result)?,
             held: held.iter().copied().map(Some).collect(),
             terminal: None,
-            size,
+            size: options.tty_size,
             connection: None,
             standing: None,
-            defers,
-            waits: defers,
+            unready: None,
+            defers: if options.defer { Defers::Sealed } else { Defers::No },
+            warm: None,
+            waits: options.defer || options.warm,
             fresh: Fresh::default(),
             orders: VecDeque::new(),
             has_exited: false,
             how: None,
         })
+    }
+
+    /// The command is an interpreter that waits.
+    pub fn warm(&mut self, warm: Warm) {
+        (self.defers, self.warm) = (Defers::Warm, Some(warm));
     }
 
     /// Notes what the sandbox is made from.
@@ -133,7 +147,30 @@ impl Keeper {
             let _ = terminal::set_size(fs::borrow_known(number), rows, columns);
         }
         self.waits = false;
-        self.orders.push_back(Order::Start(arguments.into_iter().map(String::into_bytes).collect()));
+        let arguments: Vec<Vec<u8>> = arguments.into_iter().map(String::into_bytes).collect();
+        if let Some(Err(errno)) = self.warm.take().map(|warm| warm.run(&arguments)) {
+            let words = format!("telling the interpreter: {}", errno.desc());
+            self.say(&FromKeeper::Refused { words }, &[]);
+            self.orders.push_back(Order::Kill);
+            return;
+        }
+        self.orders.push_back(Order::Start(arguments));
+    }
+
+    /// Whoever is connected already hears it now, whoever comes later when it does.
+    fn tell_standing(&mut self, standing: Standing) {
+        self.connect();
+        self.say(&FromKeeper::Standing(standing.clone()), &[]);
+        self.standing = Some(standing);
+    }
+
+    /// An interpreter that was started says that it is ready, or is gone.
+    fn hear_warm(&mut self) {
+        let Some(warm) = &mut self.warm else { return };
+        warm.passed_on();
+        if let Some(standing) = self.unready.take_if(|_| warm.is_ready()) {
+            self.tell_standing(standing);
+        }
     }
 
     fn let_go(&mut self, index: usize) -> Result<(), Errno> {
@@ -210,23 +247,27 @@ const fn order_of(said: &ToKeeper) -> Option<Order> {
 impl Control for Keeper {
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let connection = self.connection.as_ref().map(AsFd::as_fd);
-        [Some(self.listener), connection].into_iter().flatten().collect()
+        let warm = self.unready.as_ref().and(self.warm.as_ref()).map(Warm::fd);
+        [Some(self.listener), connection, warm].into_iter().flatten().collect()
     }
 
-    fn defers(&self) -> bool {
+    fn defers(&self) -> Defers {
         self.defers
     }
 
     fn standing(&mut self, standing: &Standing) {
-        // Whoever is connected already hears it now, whoever comes later when it does.
-        self.connect();
-        self.say(&FromKeeper::Standing(standing.clone()), &[]);
-        self.standing = Some(standing.clone());
+        if self.warm.is_some() {
+            // Told when the interpreter is ready.
+            self.unready = Some(standing.clone());
+            return;
+        }
+        self.tell_standing(standing.clone());
     }
 
     fn next(&mut self) -> Option<Order> {
         if self.orders.is_empty() {
             self.connect();
+            self.hear_warm();
             self.hear();
         }
         self.orders.pop_front()

@@ -5,6 +5,7 @@ mod fresh;
 mod keeper;
 mod session;
 mod verbs;
+mod warm;
 mod watch;
 
 apex_sys::entry!(entry);

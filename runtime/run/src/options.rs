@@ -95,6 +95,8 @@ pub struct Options {
     pub tty_size: Option<(u16, u16)>,
     /// `--defer`.
     pub defer: bool,
+    /// `--warm`.
+    pub warm: bool,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
@@ -119,6 +121,12 @@ impl Options {
             (self.summary, "summary"),
             (self.learn.is_some(), "learn"),
         ];
+        given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
+    }
+
+    /// The first option that needs `--keep`.
+    fn needs_keep(&self) -> Option<&'static str> {
+        let given = [(self.defer, "defer"), (self.warm, "warm"), (self.tty_size.is_some(), "tty-size")];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
     }
 
@@ -222,8 +230,8 @@ pub enum OptionError {
     Conflict { first: &'static str, second: &'static str },
     #[error("--{option} reports on a command that runs, and --{action} runs none; leave one of them out")]
     NothingToReport { option: &'static str, action: &'static str },
-    #[error("--defer is for sandboxes that apexd keeps; leave it out")]
-    Unkept,
+    #[error("--{option} is for sandboxes that apexd keeps; leave it out")]
+    Unkept { option: &'static str },
     #[error("--{option} needs watching, and --watch=off turns it off; leave one of them out")]
     Unwatched { option: &'static str },
     #[error(
@@ -340,6 +348,7 @@ fn set_switch(options: &mut Options, switch: Switch) -> Result<(), OptionError> 
         Switch::Json => options.json = true,
         Switch::Summary => options.summary = true,
         Switch::Defer => options.defer = true,
+        Switch::Warm => options.warm = true,
         Switch::Plan => set_action(options, Action::Plan)?,
         Switch::Prove => set_action(options, Action::Prove)?,
         Switch::Doctor => set_action(options, Action::Doctor)?,
@@ -451,8 +460,10 @@ fn check_whole(options: &Options) -> Result<(), OptionError> {
     {
         return Err(OptionError::Unwatched { option });
     }
-    if options.defer && options.keep.is_empty() {
-        return Err(OptionError::Unkept);
+    if options.keep.is_empty()
+        && let Some(option) = options.needs_keep()
+    {
+        return Err(OptionError::Unkept { option });
     }
     match (options.action, options.command.first()) {
         (Action::Run | Action::Plan, None) => Err(OptionError::MissingCommand),

@@ -31,6 +31,7 @@ use crate::fresh::Fresh;
 use crate::keeper::Keeper;
 use crate::verbs::able::Able;
 use crate::verbs::{self, Verb};
+use crate::warm::{self, Warm};
 use crate::watch::Prober;
 
 /// Largest policy file that is read, in bytes.
@@ -75,7 +76,7 @@ pub fn run(mut words: impl Iterator<Item = OsString>) -> Result<u8> {
         Action::Plan => show_plan(&options),
         Action::Prove => prove(&options, &streams),
         Action::Run if options.keep.is_empty() => run_command(&options, &streams, None),
-        Action::Run => run_kept(&options, &streams),
+        Action::Run => run_kept(&options, streams),
     }
 }
 
@@ -108,10 +109,10 @@ fn doctor(options: &Options) -> Result<u8> {
 }
 
 /// For the daemon, which hears how it ended even when it did not begin.
-fn run_kept(options: &Options, streams: &Streams) -> Result<u8> {
-    let mut keeper = Keeper::take(&options.keep, options.defer, options.tty_size)
-        .map_err(|errno| anyhow::anyhow!("taking the descriptors of --keep: {}", errno.desc()))?;
-    let outcome = run_command(options, streams, Some(&mut keeper));
+fn run_kept(options: &Options, streams: Streams) -> Result<u8> {
+    let mut keeper =
+        Keeper::take(options).map_err(|errno| anyhow::anyhow!("taking the descriptors of --keep: {}", errno.desc()))?;
+    let outcome = run_warm(options, streams, &mut keeper);
     let (code, words) = match &outcome {
         Ok(code) => (*code, None),
         Err(error) => (exit_code(error), Some(format!("{error:#}"))),
@@ -120,12 +121,27 @@ fn run_kept(options: &Options, streams: &Streams) -> Result<u8> {
     outcome
 }
 
+/// An interpreter that is started ahead gets a descriptor more.
+fn run_warm(options: &Options, mut streams: Streams, keeper: &mut Keeper) -> Result<u8> {
+    if !options.warm {
+        return run_command(options, &streams, Some(keeper));
+    }
+    let warm = Warm::new()?;
+    let mut options = options.clone();
+    options.command = warm::waiting(&options.command, warm.number())?;
+    options.fds.push(warm.number());
+    streams.passed.push(warm.number());
+    streams.passed.sort_unstable();
+    keeper.warm(warm);
+    run_command(&options, &streams, Some(keeper))
+}
+
 fn run_command(options: &Options, streams: &Streams, mut keeper: Option<&mut Keeper>) -> Result<u8> {
     // The process ends with the sandbox: the kernel closes what the look at the host opened, all at once.
     let host = ManuallyDrop::new(LiveHost::at(working_directory()?));
     let mut fresh = Fresh::default();
     // Freeing touches pages that the init shares: each would be copied.
-    let planned = plan_noting(options, &host, options.defer.then_some(&mut fresh))
+    let planned = plan_noting(options, &host, (options.defer || options.warm).then_some(&mut fresh))
         .map_err(|error| verbs::meant(error, &options.command))?;
     if let Some(keeper) = keeper.as_deref_mut() {
         keeper.made_from(fresh);

@@ -118,6 +118,7 @@ pub enum Switch {
     Json,
     Summary,
     Defer,
+    Warm,
     Help,
     Version,
 }
@@ -407,6 +408,12 @@ pub static TABLE: &[Row] = &[
         "defer",
         Kind::Switch(Switch::Defer),
         "with --keep: build the sandbox and start the command when its arguments come",
+    ),
+    row(
+        Section::General,
+        "warm",
+        Kind::Switch(Switch::Warm),
+        "with --keep: start the interpreter (python3, node), which waits for the command line that it is to run",
     ),
     row(
         Section::General,

@@ -166,7 +166,7 @@ fn pools_are_set_drained_and_bounded() {
     set("5", "/bin/true").expect_code(0);
     until(&daemon, |pool| pool["ready"].as_u64() == Some(5));
     // A request finds what was set.
-    pooled(&daemon, &[], &["/bin/true"]).expect_code(0);
+    pooled(&daemon, &["--rm"], &["/bin/true"]).expect_code(0);
     until(&daemon, |pool| pool["ready"].as_u64() == Some(5) && pool["hits"] == 1);
     // Only one more goes, whatever is wanted.
     set("4", "/bin/false").expect_code(0);

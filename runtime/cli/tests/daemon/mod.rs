@@ -251,6 +251,21 @@ impl Service for Fake {
         Ok(StatsResponse { sandboxes: vec![one] })
     }
 
+    async fn pools(&self, _: Peer) -> Result<PoolsResponse, Error> {
+        Ok(PoolsResponse {
+            pools: vec![Pool { id: "1".to_owned(), program: "true".to_owned(), ready: 2, ..Default::default() }],
+        })
+    }
+
+    async fn set_pool(&self, _: Peer, request: SetPoolRequest) -> Result<Pool, Error> {
+        let program = request.like.and_then(|like| like.command.first().cloned()).unwrap_or_default();
+        Ok(Pool { id: "1".to_owned(), program, wanted: request.size, ..Default::default() })
+    }
+
+    async fn drain_pools(&self, _: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error> {
+        Ok(PoolsResponse { pools: vec![Pool { id: request.id, ..Default::default() }] })
+    }
+
     async fn metrics(&self, _: Peer) -> Result<String, Error> {
         Ok(String::new())
     }

@@ -201,7 +201,7 @@ fn look(launcher: u32) -> Result<Sandbox> {
 }
 
 /// Its share of memory, proc_pid_smaps(5); NaN where the kernel does not tell us.
-fn pss_kb(pid: u32) -> f64 {
+pub(super) fn pss_kb(pid: u32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(f64::NAN)

@@ -1,6 +1,7 @@
 //! Speed and size beside the peers, in one interleaved run. Prints tables and targets, writes JSON, asserts nothing: a busy
 //! machine is no reason for a red build.
 
+mod daemon;
 mod density;
 mod filter;
 mod meter;
@@ -25,12 +26,12 @@ struct Bench {
     work: Workdir,
 }
 
-/// Runs one table or all of them. `count` is launches for `start`, rounds for `steady` and `monitor`, sandboxes for `density`.
+/// Runs one table or all of them. `count` is launches for `start` and `daemon`, rounds for `steady` and `monitor`, sandboxes for `density`.
 pub fn run(table: &str, count: Option<usize>) -> Result<()> {
     let tables: &[&str] = match table {
-        "all" => &["start", "steady", "density", "monitor"],
-        "start" | "steady" | "density" | "monitor" => &[table],
-        other => bail!("no such table: {other}; there are start, steady, density, monitor and all"),
+        "all" => &["start", "steady", "density", "monitor", "daemon"],
+        "start" | "steady" | "density" | "monitor" | "daemon" => &[table],
+        other => bail!("no such table: {other}; there are start, steady, density, monitor, daemon and all"),
     };
     setup::ensure(setup::Need::Bench)?;
     let bench = Bench { apex_run: build::apex_run()?, work: Workdir::new()? };
@@ -40,6 +41,7 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
         let result = match *table {
             "start" => start::run(&bench, count.unwrap_or(start::LAUNCHES))?,
             "steady" => steady::run(&bench, count.unwrap_or(steady::ROUNDS))?,
+            "daemon" => daemon::run(&bench, count.unwrap_or(daemon::STARTS))?,
             "monitor" => monitor::run(&bench, count.unwrap_or(monitor::ROUNDS))?,
             _ => density::run(&bench, count.unwrap_or(density::SANDBOXES))?,
         };

@@ -114,9 +114,8 @@ async fn feed(sandbox: Arc<Sandbox>, number: i32, mut input: Streamed<RunInput>,
     while let Some(Ok(RunInput { input })) = input.next().await {
         match (input, sink.as_mut()) {
             (Some(Asked::Stdin(bytes)), Some(open)) => {
-                if open.write_all(&bytes).await.is_err() {
-                    sink = None;
-                }
+                let written = open.write_all(&bytes).await;
+                sink = sink.filter(|_| written.is_ok());
             }
             (Some(Asked::Resize(size)), Some(open)) => open.resize(size),
             (Some(Asked::CloseStdin(_)), Some(_)) => {

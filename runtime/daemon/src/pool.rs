@@ -169,7 +169,7 @@ impl Pool {
         let (key, shelf) = shelves
             .iter_mut()
             .map(|(key, shelf)| (key.clone(), shelf))
-            .filter(|(_, shelf)| lacks(&shelf))
+            .filter(|(_, shelf)| lacks(shelf))
             .min_by_key(|(_, shelf)| shelf.ready.len() + shelf.building)?;
         shelf.building += 1;
         Some((key, shelf.peer, shelf.mode, shelf.request.clone()))

@@ -243,7 +243,10 @@ impl Sandbox {
             self.take_terminal(master).await.map_err(|error| error.to_string())?;
             return match err {
                 Some(err) => self.pump(err, &self.err, "standard error").map_err(|error| error.to_string()),
-                None => Ok(self.err.close()),
+                None => {
+                    self.err.close();
+                    Ok(())
+                }
             };
         }
         if stdin.is_some() {

@@ -256,7 +256,9 @@ pub fn to_the_end(
             Event::Report(Report::Failed(failure), _) => return Err(JailError::from_failure(failure, running.plan)),
             Event::Report(Report::Terminal, Some(master)) if running.control.is_some() => {
                 let spawned = running.spawning.as_ref().map(|spawning| spawning.number);
-                running.control.as_mut().map(|control| control.terminal(spawned, master));
+                if let Some(control) = &mut running.control {
+                    control.terminal(spawned, master);
+                }
             }
             Event::Report(Report::Terminal, master) => {
                 running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;

@@ -302,6 +302,12 @@ impl Pipes {
     }
 }
 
+fn terminal_arguments(request: &CreateRequest) -> [(&'static str, String); 2] {
+    let size = request.size.as_ref().and_then(terminal::size);
+    let size = size.map(|(rows, columns)| format!("{rows}x{columns}"));
+    [("tty", if request.tty { "yes" } else { "no" }.to_owned()), ("tty-size", size.unwrap_or_default())]
+}
+
 /// The words of the keeper's command line. Each option holds its value, so that no value is taken for an option.
 fn arguments(
     daemon: &Daemon,
@@ -360,10 +366,7 @@ fn arguments(
             }
         }
     }
-    if let Some((rows, columns)) = request.size.as_ref().and_then(terminal::size) {
-        give("tty-size", &format!("{rows}x{columns}"));
-    }
-    give("tty", if request.tty { "yes" } else { "no" });
+    terminal_arguments(request).iter().for_each(|(name, value)| give(name, value));
     if record.watch != "off" {
         give("watch", &record.watch);
         // Appended to by the prober, which is the caller's process.

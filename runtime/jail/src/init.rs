@@ -15,6 +15,7 @@ use apex_sys::signal::{self, Interest, Set};
 use apex_sys::{Errno, fs, memory, net, prctl, terminal};
 use caps::Capability;
 
+use crate::control::Defers;
 use crate::host::LiveHost;
 use crate::seal::{Payload, Seal};
 use crate::seccomp::{self, Program};
@@ -35,10 +36,8 @@ pub struct Init<'a, 'p> {
     pub has_network: bool,
     pub program: Option<&'a Program>,
     pub pause: bool,
-    /// Whether the command's arguments come when it is to start.
-    pub defer: bool,
-    /// Whether more commands may be asked for.
-    pub may_spawn: bool,
+    /// Whether the command is put off; `None` where nobody keeps the sandbox, who could ask for more commands.
+    pub defers: Option<Defers>,
     /// The Landlock rules, for those.
     pub ruleset: Option<OwnedFd>,
     pub streams: &'a Streams,
@@ -225,14 +224,14 @@ impl Init<'_, '_> {
         // Its descriptors are closed with all others when the command runs, and its memory lives as long as the init.
         let command = &self.plan.command;
         let mut seal = ManuallyDrop::new(Seal::prepare(self.plan, command, &self.socket, self.mask)?);
-        if self.may_spawn {
+        if self.defers.is_some() {
             let copy = |ruleset: &OwnedFd| fs::copy_from(ruleset.as_fd(), 3).map_err(&failed);
             self.ruleset = ruleset.as_ref().map(copy).transpose()?;
         }
         seal.ruleset = ruleset;
         seal.program = self.program;
         seal.pause = self.pause;
-        if self.defer {
+        if self.defers == Some(Defers::Sealed) {
             seal.defer();
         }
         seal.tracing = trace.map(|scope| seccomp::tracing(self.plan.seccomp.as_ref(), scope));
@@ -280,8 +279,8 @@ impl Init<'_, '_> {
                 while let Some((pid, ended)) = reap().map_err(&failed)? {
                     if pid == child {
                         // Orphans are the init's children: without any there is nobody else.
-                        let alone =
-                            self.may_spawn && matches!(process::wait(-1, nix::libc::WNOHANG), Err(Errno::ECHILD));
+                        let alone = self.defers.is_some()
+                            && matches!(process::wait(-1, nix::libc::WNOHANG), Err(Errno::ECHILD));
                         return self.socket.report(Report::Ended { ended, alone }, None).map_err(&failed);
                     }
                     if let Some(at) = spawned.iter().position(|(one, _)| *one == pid) {

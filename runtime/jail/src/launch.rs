@@ -17,14 +17,14 @@ use apex_sys::{Errno, fs, terminal};
 
 use crate::ahead::Ahead;
 use crate::cgroup::{self, Beside, Cgroup, CgroupError, Site};
-use crate::control::{Control, Defers};
+use crate::control::Control;
 use crate::guard::Guard;
 use crate::host::{LiveHost, launcher_pid};
 use crate::init::Init;
 use crate::placeholder::Placeholders;
 use crate::readback;
 pub use crate::seal::Payload;
-use crate::seccomp::{self, CacheDir, SeccompError};
+use crate::seccomp::{self, CacheDir, Program, SeccompError};
 use crate::step::{Failure, Step};
 use crate::streams::Streams;
 use crate::supervise::{self, Running};
@@ -146,8 +146,7 @@ pub fn run_recording(
     let explain = |failure: Failure| JailError::from_failure(failure, plan);
     // First, so that any failure ends it.
     let mut ahead = host.take_ahead();
-    let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
-    let program = plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()?;
+    let program = compile(plan)?;
     let site = plan.cgroup.as_ref().and_then(|_| host.site());
     let cgroup = create_cgroup(plan, site.as_deref().filter(|site| site.is_entered_by_clone()))?;
     // After the v2 cgroup, before which the launcher must be alone in its own; the watcher gets ready beside everything that follows.
@@ -155,9 +154,8 @@ pub fn run_recording(
         Some(watcher) => Some(Watch::begin(watcher)?),
         None => None,
     };
-    let defer = options.control.as_ref().is_some_and(|control| control.defers() == Defers::Sealed);
-    let may_spawn = options.control.is_some();
-    let is_attended = watch.is_some() || options.control.is_some();
+    let defers = options.control.as_ref().map(|control| control.defers());
+    let is_attended = watch.is_some() || defers.is_some();
     let beside = if is_attended { make_beside(site.as_deref(), cgroup.as_ref())? } else { None };
     let placeholders = Placeholders::hold(plan, host).map_err(explain)?;
     // After the placeholders: making one is no change of hands.
@@ -182,11 +180,10 @@ pub fn run_recording(
                 has_network,
                 program: program.as_ref(),
                 pause,
-                defer,
-                may_spawn,
+                defers,
                 ruleset: None,
                 streams: options.streams,
-                streams_on_terminal: if may_spawn { [plan.tty; 3] } else { streams_on_terminal(plan) },
+                streams_on_terminal: streams_on_terminal(plan, defers.is_some()),
                 mask,
                 payload: options.payload,
             };
@@ -209,6 +206,11 @@ pub fn run_recording(
             supervise::to_the_end(&mut running, sealed).inspect_err(|_| refusals.extend(running.take_refusals()))
         }
     }
+}
+
+fn compile(plan: &Plan) -> Result<Option<Program>, SeccompError> {
+    let cache = CacheDir::locate(plan.identity.caller_uid, |name| std::env::var_os(name));
+    plan.seccomp.as_ref().map(|table| seccomp::program(table, cache.as_ref())).transpose()
 }
 
 /// Those that the launcher passes on, and SIGCHLD for the init, which inherits the mask.
@@ -341,7 +343,8 @@ fn namespaces(plan: &Plan, has_network: bool) -> u64 {
     flags as u64
 }
 
-fn streams_on_terminal(plan: &Plan) -> [bool; 3] {
+/// All of them where somebody keeps the sandbox: the launcher's own are pipes then, which the terminal takes the place of.
+fn streams_on_terminal(plan: &Plan, is_kept: bool) -> [bool; 3] {
     let is_terminal = |number| fs::borrow(number).is_ok_and(|fd: BorrowedFd<'_>| terminal::is_terminal(fd));
-    if plan.tty { [true, true, is_terminal(2)] } else { [false; 3] }
+    if plan.tty { [true, true, is_kept || is_terminal(2)] } else { [false; 3] }
 }

@@ -16,6 +16,7 @@ pub mod temp;
 pub mod trace;
 pub mod traced;
 pub mod watched;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

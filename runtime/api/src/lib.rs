@@ -8,8 +8,10 @@ pub mod client;
 mod error;
 mod grpc;
 mod openapi;
+mod peer;
 mod rest;
 mod routes;
+mod seats;
 pub mod server;
 mod service;
 

@@ -11,6 +11,11 @@ use std::time::Duration;
 /// After this a server that neither answers nor hangs up counts as hung.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a server that waits for more is left waiting.
+const MOMENT: Duration = Duration::from_millis(5);
+/// What makes an answer the last one.
+const CLOSE: &str = "Connection: close\r\n";
+
 /// Numbers that look random (splitmix64).
 #[derive(Clone, Debug)]
 pub struct Dice(u64);
@@ -183,7 +188,7 @@ pub fn path(dice: &mut Dice, route: &str) -> String {
 /// A whole request of HTTP/1.1 after which the server hangs up.
 pub fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: apexd\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: apexd\r\n{CLOSE}Content-Length: {length}\r\n\r\n");
     [head.as_bytes(), body].concat()
 }
 
@@ -198,7 +203,7 @@ pub fn http1(dice: &mut Dice) -> Vec<u8> {
     let chunk = format!("{:x}\r\n", body.len() + dice.below(3));
     let text = String::from_utf8_lossy(&body).into_owned();
     let mut bytes = match dice.below(14) {
-        0 => dice.bytes(400),
+        0 => String::from_utf8_lossy(&dice.bytes(400)).into_owned(),
         1 => format!("{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {lie}\r\n\r\n{text}"),
         2 => format!("{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: {lie}\r\n\r\n{text}"),
         3 => format!("{method} {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n{chunk}{text}\r\n"),
@@ -291,7 +296,8 @@ fn varint(mut number: u64) -> Vec<u8> {
 pub fn protobuf(dice: &mut Dice, depth: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..dice.below(8) {
-        let field = 1 + dice.below(if dice.below(10) == 0 { 1 << 28 } else { 19 }) as u64;
+        let fields = dice.of(&[19, 19, 19, 19, 19, 19, 1 << 28]);
+        let field = 1 + dice.below(fields) as u64;
         match dice.below(8) {
             0 => bytes.extend([varint(field << 3), varint(dice.next() >> dice.below(64))].concat()),
             1 => bytes.extend([varint(field << 3 | dice.below(8) as u64), dice.bytes(12)].concat()),
@@ -326,26 +332,46 @@ pub fn message(dice: &mut Dice) -> Vec<u8> {
 }
 
 /// Says it, and hears the answer to its end. `None` when the server neither answers nor hangs up: it hangs.
+///
+/// Whoever waits for more is told after a moment that nothing comes. Not at once: a client that has closed its side is gone to the server, and gets no answer.
 pub fn say(socket: &Path, bytes: &[u8]) -> Option<Vec<u8>> {
     let mut stream = UnixStream::connect(socket).expect("it listens");
     stream.set_write_timeout(Some(PATIENCE)).expect("it is a socket");
-    stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     match stream.write_all(bytes) {
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
+        Err(error) if is_timeout(&error) => return None,
         // It may hang up in the middle of what it does not want to hear, and still have said why.
         Ok(()) | Err(_) => {}
     }
-    let _ = stream.shutdown(Shutdown::Write);
     let mut heard = Vec::new();
+    let moment = if is_whole(bytes) { PATIENCE } else { MOMENT };
+    if hear(&mut stream, moment, &mut heard) {
+        return Some(heard);
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+    hear(&mut stream, PATIENCE, &mut heard).then_some(heard)
+}
+
+/// Whether this is what [`request`] makes.
+fn is_whole(bytes: &[u8]) -> bool {
+    let head = &bytes[..bytes.len().min(8 << 10)];
+    head.windows(CLOSE.len()).any(|window| window == CLOSE.as_bytes())
+}
+
+/// To the end of what is said; `false` when nothing comes for so long.
+fn hear(stream: &mut UnixStream, patience: Duration, heard: &mut Vec<u8>) -> bool {
+    stream.set_read_timeout(Some(patience)).expect("it is a socket");
     let mut chunk = vec![0; 64 << 10];
     loop {
         match stream.read(&mut chunk) {
-            Ok(0) => return Some(heard),
+            Ok(0) => return true,
             Ok(count) => heard.extend(&chunk[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
-            Err(_) => return Some(heard),
+            Err(error) => return !is_timeout(&error),
         }
     }
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// The status of an answer of HTTP/1; `None` for anything else.

@@ -92,21 +92,84 @@ pub const ROUTES: [(&str, &str); 18] = [
 
 /// The calls of gRPC.
 pub const CALLS: [&str; 20] = [
-    "Create", "Run", "Attach", "Wait", "List", "Inspect", "Logs", "Events", "Findings", "SetMode", "SetLimits", "Pause",
-    "Resume", "Signal", "Kill", "Remove", "AuditTail", "AuditVerify", "Tree", "Stats",
+    "Create",
+    "Run",
+    "Attach",
+    "Wait",
+    "List",
+    "Inspect",
+    "Logs",
+    "Events",
+    "Findings",
+    "SetMode",
+    "SetLimits",
+    "Pause",
+    "Resume",
+    "Signal",
+    "Kill",
+    "Remove",
+    "AuditTail",
+    "AuditVerify",
+    "Tree",
+    "Stats",
 ];
 
 /// Fields of messages, and one that none has.
 const FIELDS: [&str; 26] = [
-    "name", "mode", "profile", "policy_toml", "command", "env", "cwd", "ro", "rw", "tmpfs", "deny", "optional", "net",
-    "limits", "watch", "on_finding", "labels", "workdir", "reason", "signal", "memory", "tasks", "cpu", "time", "id", "no",
+    "name",
+    "mode",
+    "profile",
+    "policy_toml",
+    "command",
+    "env",
+    "cwd",
+    "ro",
+    "rw",
+    "tmpfs",
+    "deny",
+    "optional",
+    "net",
+    "limits",
+    "watch",
+    "on_finding",
+    "labels",
+    "workdir",
+    "reason",
+    "signal",
+    "memory",
+    "tasks",
+    "cpu",
+    "time",
+    "id",
+    "no",
 ];
 
 /// Texts that others stumbled over.
 const TEXTS: [&str; 24] = [
-    "", "isolation", "hybrid", "development", "../../../etc/passwd", "/", "/proc/self/environ", "a\u{0}b", "--keep=3", "--",
-    "\r\nX: y", "%00", "%2e%2e%2f", "\u{202e}\u{feff}", "💥", "true", "18446744073709551616", "-1", "1e999", "NaN", "none",
-    "freeze", "\u{1b}]0;x\u{7}", "extends = [\"/etc/shadow\"]",
+    "",
+    "isolation",
+    "hybrid",
+    "development",
+    "../../../etc/passwd",
+    "/",
+    "/proc/self/environ",
+    "a\u{0}b",
+    "--keep=3",
+    "--",
+    "\r\nX: y",
+    "%00",
+    "%2e%2e%2f",
+    "\u{202e}\u{feff}",
+    "💥",
+    "true",
+    "18446744073709551616",
+    "-1",
+    "1e999",
+    "NaN",
+    "none",
+    "freeze",
+    "\u{1b}]0;x\u{7}",
+    "extends = [\"/etc/shadow\"]",
 ];
 
 /// A text, now and then a long one.
@@ -135,8 +198,12 @@ fn quoted(text: &str) -> String {
 pub fn json(dice: &mut Dice, depth: usize) -> String {
     match dice.below(if depth > 4 { 9 } else { 12 }) {
         0 => dice.of(&["null", "true", "false", "[]", "{}", "", "0"]).to_owned(),
-        1 => dice.of(&["-0", "1e400", "99999999999999999999999", "-9223372036854775809", "0.1", "15", "2147483648"]).to_owned(),
-        2 => dice.of(&["NaN", "{a:1}", "'x'", "[1,]", "/**/1", "\u{feff}{}", "\"\\ud800\"", "\"\\x\"", "01"]).to_owned(),
+        1 => dice
+            .of(&["-0", "1e400", "99999999999999999999999", "-9223372036854775809", "0.1", "15", "2147483648"])
+            .to_owned(),
+        2 => {
+            dice.of(&["NaN", "{a:1}", "'x'", "[1,]", "/**/1", "\u{feff}{}", "\"\\ud800\"", "\"\\x\"", "01"]).to_owned()
+        }
         3..=6 => quoted(&text(dice)),
         7 | 8 => format!("[{}]", quoted(dice.of(&["true", "/bin/true", "sh", "A=b", "/tmp"]))),
         9 => {
@@ -160,9 +227,13 @@ pub fn body(dice: &mut Dice) -> Vec<u8> {
         0 => dice.bytes(300),
         1 => {
             let field = dice.of(&FIELDS);
-            format!("{{\"command\":[\"/no/such\"],\"optional\":[\"cgroup\"],{}:{}}}", quoted(field), json(dice, 1)).into_bytes()
+            format!("{{\"command\":[\"/no/such\"],\"optional\":[\"cgroup\"],{}:{}}}", quoted(field), json(dice, 1))
+                .into_bytes()
         }
-        2 => dice.of(&["{\"mode\":\"isolation\"}", "{\"signal\":15}", "{\"limits\":{\"memory\":\"1M\"}}"]).as_bytes().to_vec(),
+        2 => dice
+            .of(&["{\"mode\":\"isolation\"}", "{\"signal\":15}", "{\"limits\":{\"memory\":\"1M\"}}"])
+            .as_bytes()
+            .to_vec(),
         _ => json(dice, 0).into_bytes(),
     };
     if dice.below(3) == 0 {
@@ -179,8 +250,22 @@ pub fn path(dice: &mut Dice, route: &str) -> String {
         _ => dice.of(&ids).to_owned(),
     };
     let queries = [
-        "", "?all", "?all=maybe", "?all=1&all=1", "?force", "?%00=%00", "?tail_bytes=-1", "?tail_bytes=18446744073709551615",
-        "?limit=4294967296", "?limit=3", "?stream=stdout", "?stream=%ff", "?=&=&=", "?a=%", "?follow=0", "?&&&&",
+        "",
+        "?all",
+        "?all=maybe",
+        "?all=1&all=1",
+        "?force",
+        "?%00=%00",
+        "?tail_bytes=-1",
+        "?tail_bytes=18446744073709551615",
+        "?limit=4294967296",
+        "?limit=3",
+        "?stream=stdout",
+        "?stream=%ff",
+        "?=&=&=",
+        "?a=%",
+        "?follow=0",
+        "?&&&&",
     ];
     format!("{}{}", route.replace("ID", &id), dice.of(&queries))
 }
@@ -209,7 +294,7 @@ pub fn http1(dice: &mut Dice) -> Vec<u8> {
         3 => format!("{method} {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n{chunk}{text}\r\n"),
         4 => format!("{method} {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{text}"),
         5 => format!("{method} {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n{text}"),
-        6 => format!("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").repeat(1 + dice.below(100)),
+        6 => "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1 + dice.below(100)),
         7 => format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
         8 => format!("{method} {path} HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"),
         9 => format!("{method} /{long} HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -243,10 +328,17 @@ fn header(name: &str, value: &str) -> Vec<u8> {
 /// The head of a gRPC call.
 fn head(call: &str) -> Vec<u8> {
     let path = format!("/apex.v1.Apex/{call}");
-    [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", &path), ("te", "trailers"), ("content-type", "application/grpc")]
-        .iter()
-        .flat_map(|(name, value)| header(name, value))
-        .collect()
+    [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", &path),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ]
+    .iter()
+    .flat_map(|(name, value)| header(name, value))
+    .collect()
 }
 
 /// A conversation of HTTP/2 that breaks its rules: frames of any kind, size and order, floods, calls that never end.
@@ -263,7 +355,8 @@ pub fn http2(dice: &mut Dice) -> Vec<u8> {
             0 => frame(dice.next() as u8, dice.next() as u8, stream, &payload),
             1 => frame(1, 4, stream, &payload),
             2 => [frame(1, 4, stream, &head(dice.of(&CALLS))), frame(3, 0, stream, &[0, 0, 0, 8])].concat(),
-            3 => [frame(1, 4, stream, &head(dice.of(&CALLS))), frame(0, dice.of(&[0, 1]), stream, &message(dice))].concat(),
+            3 => [frame(1, 4, stream, &head(dice.of(&CALLS))), frame(0, dice.of(&[0, 1]), stream, &message(dice))]
+                .concat(),
             4 => frame(4, 0, 0, &[0, dice.below(8) as u8, 0xff, 0xff, 0xff, dice.next() as u8]),
             5 => frame(8, 0, stream, &dice.of(&[0_u32, 1, 0x7fff_ffff, u32::MAX]).to_be_bytes()),
             6 => frame(6, 0, 0, &[0; 8]),

@@ -175,7 +175,8 @@ async fn answer(
         return Ok(refuse(&request, &Error::new(Kind::Denied, words)));
     }
     let Some(seat) = client.asking.take(client.peer.uid) else {
-        let words = format!("{REQUESTS_PER_USER_MAX} requests of one user are under way; ask again when some have ended");
+        let words =
+            format!("{REQUESTS_PER_USER_MAX} requests of one user are under way; ask again when some have ended");
         return Ok(refuse(&request, &Error::new(Kind::Exhausted, words)));
     };
     request.extensions_mut().insert(client.peer);
@@ -202,7 +203,10 @@ impl HttpBody for Held {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 

@@ -167,7 +167,10 @@ fn protobuf_of_every_wrong_shape_is_refused_with_words() {
         let is_framing = ["compress", "Missing%20request%20message", "Unexpected%20EOF"];
         let is_framing = is_framing.iter().any(|known| words.contains(known));
         // `no more` is how lines of the service in memory end.
-        assert!(matches!(code, 0 | 3 | 5 | 7..=9 | 11 | 12) || is_framing || words == "no%20more", "{seed}: {method}: {code} {words}");
+        assert!(
+            matches!(code, 0 | 3 | 5 | 7..=9 | 11 | 12) || is_framing || words == "no%20more",
+            "{seed}: {method}: {code} {words}"
+        );
         assert!(code == 0 || !words.is_empty(), "{seed}: {method}: {code} without words");
     });
 }

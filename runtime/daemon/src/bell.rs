@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::{Context, Result};
 use apex_core::finding::Severity;
@@ -21,7 +21,7 @@ pub const FINDINGS: &str = "findings.jsonl";
 /// Where it writes its events.
 pub const EVENTS: &str = "events.jsonl";
 /// Bytes of findings that are judged at once; what a finding holds is bounded by the prober.
-const READ_BYTES_MAX: u64 = 4 << 20;
+const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// Who is told when a file grows.
 pub struct Bell {
@@ -29,6 +29,8 @@ pub struct Bell {
     /// A second descriptor of it, to be waited for.
     ready: AsyncFd<OwnedFd>,
     sandboxes: Mutex<HashMap<WatchDescriptor, Weak<Sandbox>>>,
+    /// Those whose findings are being judged, and whether there are more since.
+    under_way: Mutex<HashMap<String, bool>>,
 }
 
 impl Bell {
@@ -36,7 +38,7 @@ impl Bell {
     pub fn new() -> Result<Bell> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("making an inotify")?;
         let ready = ready::register(inotify.as_fd().try_clone_to_owned()?)?;
-        Ok(Bell { inotify, ready, sandboxes: Mutex::default() })
+        Ok(Bell { inotify, ready, sandboxes: Mutex::default(), under_way: Mutex::default() })
     }
 
     /// Watches the findings of a sandbox from now on.
@@ -52,7 +54,7 @@ impl Bell {
     }
 
     /// Judges findings for ever.
-    pub async fn ring(&self, daemon: &Daemon) -> Result<()> {
+    pub async fn ring(&self, daemon: &Arc<Daemon>) -> Result<()> {
         loop {
             let mut ready = self.ready.readable().await?;
             let events = match self.inotify.read_events() {
@@ -73,9 +75,33 @@ impl Bell {
             grown.sort_by(|one, other| one.id.cmp(&other.id));
             grown.dedup_by(|one, other| one.id == other.id);
             for sandbox in grown {
-                look(daemon, &sandbox).await;
+                self.begin(daemon, sandbox);
             }
         }
+    }
+
+    /// Each sandbox by itself: one whose user writes findings without end, or has stopped its keeper, holds up no answer to those of others.
+    fn begin(&self, daemon: &Arc<Daemon>, sandbox: Arc<Sandbox>) {
+        if let Some(has_more) = self.under_way().get_mut(&sandbox.id) {
+            *has_more = true;
+            return;
+        }
+        self.under_way().insert(sandbox.id.clone(), false);
+        let daemon = Arc::clone(daemon);
+        tokio::spawn(async move {
+            loop {
+                look(&daemon, &sandbox).await;
+                let mut under_way = daemon.bell.under_way();
+                match under_way.get_mut(&sandbox.id) {
+                    Some(has_more) if *has_more => *has_more = false,
+                    _ => return drop(under_way.remove(&sandbox.id)),
+                }
+            }
+        });
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,6 +119,8 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
         if let Err(error) = noted {
             eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
         }
+        // Others have their turn as well.
+        tokio::task::yield_now().await;
         for finding in findings {
             if let Some(severity) = severity(&finding) {
                 let title = finding["finding_info"]["title"].as_str().unwrap_or("a finding");
@@ -104,10 +132,15 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
 
 fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(String, u64)>> {
     let mut file = std::fs::File::open(sandbox.dir.file(FINDINGS))?;
+    let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     file.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
-    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else { return Ok(None) };
+    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+        // No prober writes such a line: its user did. All of it is passed over at once, whatever its size.
+        let is_too_long = bytes.len() as u64 == READ_BYTES_MAX;
+        return Ok(is_too_long.then_some((String::new(), length)));
+    };
     bytes.truncate(end + 1);
     let until = from + bytes.len() as u64;
     Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), until)))

@@ -7,6 +7,9 @@ use apex_core::control::{Facts, Limits, Reactions, State};
 use apex_core::policy::{Mode, Network};
 use serde::{Deserialize, Serialize};
 
+/// Bytes of a command in a list.
+const ROW_COMMAND_BYTES_MAX: usize = 4096;
+
 /// One sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -77,6 +80,23 @@ impl Record {
     /// Whether nothing more will happen to it.
     pub fn is_over(&self) -> bool {
         matches!(self.facts.state, State::Ended | State::Failed | State::Lost)
+    }
+
+    /// The same in a list of many, where a command of 100 KiB would be in the way.
+    pub fn row(&self) -> v1::Sandbox {
+        let mut row = self.wire();
+        let mut room = ROW_COMMAND_BYTES_MAX;
+        let fits = row.command.iter().take_while(|word| {
+            let is_in = word.len() < room;
+            room = room.saturating_sub(word.len() + 1);
+            is_in
+        });
+        let count = fits.count();
+        if count < row.command.len() {
+            row.command.truncate(count);
+            row.command.push("...".to_owned());
+        }
+        row
     }
 
     /// As the API tells it.

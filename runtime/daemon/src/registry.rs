@@ -1,7 +1,7 @@
 //! The daemon: everything that its services share, and the sandboxes by id.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyhow::{Context, Result};
 use apex_api::{Error, Kind};
@@ -15,12 +15,16 @@ use crate::bell::{self, Bell};
 use crate::errand::Errands;
 use crate::options::Options;
 use crate::place::Place;
+use crate::record::Record;
+use crate::refusals::Refusals;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::tree::Services;
 
 /// Sandboxes that one daemon has, those that have ended included.
 pub const SANDBOXES_MAX: usize = 4096;
+/// Of one user but the daemon's own, so that nobody keeps the others out.
+pub const SANDBOXES_PER_USER_MAX: usize = 1024;
 /// What the administrator adds to the rules of access.
 const ACCESS: &str = "/etc/apex/access.toml";
 
@@ -34,6 +38,7 @@ pub struct Daemon {
     pub errands: Arc<Errands>,
     pub bell: Bell,
     pub services: Services,
+    pub refusals: Mutex<Refusals>,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -48,6 +53,7 @@ impl Daemon {
             errands,
             bell: Bell::new()?,
             services: Services::default(),
+            refusals: Mutex::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -123,7 +129,13 @@ impl Daemon {
             let words = format!("there are {SANDBOXES_MAX} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
-        let name = sandbox.record().name;
+        let Record { name, uid, .. } = sandbox.record();
+        let is_own = uid == nix::unistd::geteuid().as_raw();
+        if !is_own && sandboxes.values().filter(|other| other.uid == uid).count() >= SANDBOXES_PER_USER_MAX {
+            let words =
+                format!("you have {SANDBOXES_PER_USER_MAX} sandboxes already; `apex rm` removes those that have ended");
+            return Err(Error::new(Kind::Exhausted, words));
+        }
         if !name.is_empty() && sandboxes.values().any(|other| other.record().name == name) {
             let words = format!("there is a sandbox of the name {name:?} already; choose another, or remove that one");
             return Err(Error::new(Kind::Conflict, words));
@@ -135,9 +147,18 @@ impl Daemon {
     /// Forgets a sandbox that is over, with its files.
     pub fn forget(&self, sandbox: &Sandbox) -> Result<()> {
         // In this order: a directory without a record is cleared away at the next start, a record without a directory would be a riddle.
-        self.store.forget(&sandbox.id)?;
+        sandbox.forget(&self.store)?;
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         sandbox.dir.remove().with_context(|| format!("removing the files of sandbox {}", sandbox.id))
+    }
+
+    /// Forgets one that never ran, also where the store does not let go: it is then told as failed by the next daemon.
+    pub fn discard(&self, sandbox: &Sandbox) {
+        if let Err(error) = self.forget(sandbox) {
+            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+            self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
+            let _ = sandbox.dir.remove();
+        }
     }
 
     /// Every sandbox, oldest first.
@@ -151,19 +172,27 @@ impl Daemon {
 
     /// By id, by name, or by an unambiguous beginning of the id.
     pub fn find(&self, word: &str) -> Result<Arc<Sandbox>, Error> {
+        self.find_among(word, &|_| true)
+    }
+
+    /// The same among those that somebody sees: the others are not there, and make no beginning ambiguous.
+    pub fn find_among(&self, word: &str, is_seen: &dyn Fn(&Record) -> bool) -> Result<Arc<Sandbox>, Error> {
         let sandboxes = self.sandboxes.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sandbox) = sandboxes.get(word) {
+        if let Some(sandbox) = sandboxes.get(word).filter(|sandbox| is_seen(&sandbox.record())) {
             return Ok(Arc::clone(sandbox));
         }
-        let named: Vec<_> =
-            sandboxes.values().filter(|sandbox| !word.is_empty() && sandbox.record().name == word).collect();
-        let begun: Vec<_> =
-            sandboxes.values().filter(|sandbox| !word.is_empty() && sandbox.id.starts_with(word)).collect();
-        match (named.first(), begun.as_slice()) {
-            (Some(sandbox), _) => Ok(Arc::clone(sandbox)),
-            (None, [sandbox]) => Ok(Arc::clone(sandbox)),
-            (None, []) => Err(nobody(word)),
-            (None, several) => Err(Error::new(
+        let of = |fits: &dyn Fn(&Sandbox) -> bool| -> Vec<Arc<Sandbox>> {
+            let fitting = sandboxes.values().filter(|sandbox| !word.is_empty() && fits(sandbox));
+            fitting.filter(|sandbox| is_seen(&sandbox.record())).cloned().collect()
+        };
+        let named = of(&|sandbox| sandbox.record().name == word);
+        if let Some(sandbox) = named.into_iter().next() {
+            return Ok(sandbox);
+        }
+        match of(&|sandbox| sandbox.id.starts_with(word)).as_slice() {
+            [sandbox] => Ok(Arc::clone(sandbox)),
+            [] => Err(nobody(word)),
+            several => Err(Error::new(
                 Kind::Invalid,
                 format!("{} sandboxes begin with {word:?}; give more of the id", several.len()),
             )),

@@ -1,6 +1,6 @@
 //! Streams of the API: a command with its streams, logs, and lines of files that grow.
 
-use std::io::SeekFrom;
+use std::io::{ErrorKind, SeekFrom};
 use std::sync::Arc;
 
 use apex_api::v1::run_input::Input as Asked;
@@ -11,12 +11,11 @@ use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::ask::About;
 use crate::log::{Follower, Log};
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -27,6 +26,9 @@ use crate::start::{self, Input};
 /// Between two looks at a file that may have grown, where nobody tells of it.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
+/// Bytes of a line of events or findings: more than a prober ever writes.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
 /// A command with its streams, from its beginning or from now on.
 pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
     let first = input.next().await.transpose()?.and_then(|first| first.input);
@@ -35,9 +37,9 @@ pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>)
             (start::start(&daemon, peer, &request, Operation::Run, Input::Client).await?, (0, 0))
         }
         Some(Asked::Attach(named)) => {
-            let sandbox = daemon.find(&named.id)?;
+            let sandbox = daemon.find_for(peer, &named.id)?;
             let record = sandbox.record();
-            let asked = daemon.judge(peer, Operation::Attach, About { record: Some(&record), mode: None })?;
+            let asked = daemon.judge_about(peer, &named.id, &record, Operation::Attach, None)?;
             daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), json!(null))?;
             let ends = (sandbox.out.extent().borrow().end, sandbox.err.extent().borrow().end);
             (sandbox, ends)
@@ -178,7 +180,9 @@ pub fn lines(sandbox: Arc<Sandbox>, file: &'static str, follow: bool) -> Streame
                 // Nothing is watched, so nothing was written.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    let _ = to.send(Err(Error::new(Kind::Internal, format!("reading {file}: {error}")))).await;
+                    // The file belongs to the sandbox's user: what is wrong in it is no failure of ours.
+                    let kind = if error.kind() == ErrorKind::InvalidData { Kind::Conflict } else { Kind::Internal };
+                    let _ = to.send(Err(Error::new(kind, format!("reading {file}: {error}")))).await;
                     return;
                 }
             }
@@ -202,9 +206,16 @@ async fn whole_lines(
     let mut reader = BufReader::new(file);
     loop {
         let mut line = Vec::new();
-        let count = reader.read_until(b'\n', &mut line).await? as u64;
+        // Bounded: its owner may have made it as large as it likes.
+        let count = (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await? as u64;
         // A line that is still being written is read when it is whole.
         if line.pop() != Some(b'\n') {
+            if count == LINE_BYTES_MAX {
+                return Err(std::io::Error::new(
+                    ErrorKind::InvalidData,
+                    "a line that is longer than any that a prober writes",
+                ));
+            }
             return Ok(offset);
         }
         offset += count;

@@ -1,11 +1,13 @@
 //! One sandbox as the daemon lives with it: record, keeper, logs.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use apex_core::control::State;
-use apex_core::keep::{Ended, FromKeeper, Standing, ToKeeper};
+use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
 use apex_core::policy::Network;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
@@ -13,7 +15,6 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::now_ms;
 use crate::keeper::{Keeper, Told};
 use crate::log::Log;
-use crate::options;
 use crate::place::Dir;
 use crate::record::Record;
 use crate::store::Store;
@@ -21,6 +22,8 @@ use crate::streams;
 
 /// How long the warden's word about a keeper's end is waited for.
 const CODE_WITHIN: Duration = Duration::from_secs(2);
+/// Bytes of how a keeper ended: what fits a packet to us, twice.
+const RESULT_BYTES_MAX: u64 = 2 * PACKET_BYTES_MAX as u64;
 /// Connections to one keeper that may break.
 const CONNECTIONS_MAX: u32 = 16;
 /// What a keeper holds for the daemon, in this order.
@@ -29,8 +32,12 @@ pub const STDIN: usize = 0;
 /// One sandbox.
 pub struct Sandbox {
     pub id: String,
+    /// Whose it is.
+    pub uid: u32,
     pub dir: Dir,
     record: Mutex<Record>,
+    /// Set once it is forgotten: from then on nothing is stored of it. Written while the record is locked.
+    is_forgotten: AtomicBool,
     changed: watch::Sender<u64>,
     keeper: Mutex<Option<Arc<Keeper>>>,
     /// What it wrote.
@@ -49,10 +56,12 @@ impl Sandbox {
     pub fn new(record: Record, dir: Dir) -> Arc<Sandbox> {
         Arc::new(Sandbox {
             id: record.id.clone(),
+            uid: record.uid,
             out: Arc::new(Log::open(dir.file("stdout.log"))),
             err: Arc::new(Log::open(dir.file("stderr.log"))),
             dir,
             record: Mutex::new(record),
+            is_forgotten: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             keeper: Mutex::default(),
             stdin: tokio::sync::Mutex::default(),
@@ -75,10 +84,19 @@ impl Sandbox {
         let stored = {
             let mut record = self.locked();
             change(&mut record);
-            store.put(&record)
+            // Whoever still lives with it must not bring its row back.
+            if self.is_forgotten.load(Ordering::Relaxed) { Ok(()) } else { store.put(&record) }
         };
         self.changed.send_modify(|count| *count += 1);
         stored
+    }
+
+    /// Takes it out of the store, for good.
+    pub fn forget(&self, store: &Store) -> anyhow::Result<()> {
+        let _record = self.locked();
+        store.forget(&self.id)?;
+        self.is_forgotten.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn note(&self, store: &Store, change: impl FnOnce(&mut Record)) {
@@ -120,7 +138,12 @@ impl Sandbox {
 
     /// Connects to the keeper, and lives with it from now on.
     pub fn live(self: &Arc<Self>, store: &Arc<Store>) -> anyhow::Result<Arc<Keeper>> {
-        let (keeper, told) = Keeper::connect(&self.dir)?;
+        self.live_over(self.dir.connect()?, store)
+    }
+
+    /// The same over a connection that was made before.
+    pub fn live_over(self: &Arc<Self>, connection: OwnedFd, store: &Arc<Store>) -> anyhow::Result<Arc<Keeper>> {
+        let (keeper, told) = Keeper::over(connection)?;
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&keeper));
         tokio::spawn(Arc::clone(self).listen(Arc::clone(store), told));
         Ok(keeper)
@@ -231,7 +254,10 @@ impl Sandbox {
     }
 
     fn result(&self) -> Option<Ended> {
-        let text = std::fs::read(self.dir.file("result.json")).ok()?;
+        let file = std::fs::File::open(self.dir.file("result.json")).ok()?;
+        // The keeper holds it open to write to, and may be its user's puppet: what is larger than any result is none.
+        let mut text = Vec::new();
+        file.take(RESULT_BYTES_MAX).read_to_end(&mut text).ok()?;
         serde_json::from_slice(&text).ok()
     }
 }
@@ -242,10 +268,8 @@ fn stands(record: &mut Record, standing: &Standing) {
     if record.facts.state != State::Creating {
         return;
     }
+    // Not the mode: it was judged, and the keeper was told it. What another user's process says of itself widens nothing.
     let facts = &mut record.facts;
-    if let Ok(mode) = options::mode(&standing.mode) {
-        (facts.born, facts.mode) = (mode, mode);
-    }
     facts.network_born = if standing.has_network { Network::Host } else { Network::None };
     facts.has_network_dial = standing.has_network_dial;
     facts.has_limits = standing.has_limits;

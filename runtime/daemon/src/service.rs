@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::ask::{About, Asked};
 use crate::bell::{EVENTS, FINDINGS};
 use crate::record::Record;
-use crate::registry::{Daemon, nobody};
+use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
 use crate::{dial, options, run};
@@ -38,7 +38,7 @@ pub struct Face(pub Arc<Daemon>);
 impl Face {
     /// The sandbox, and who asks about it. To whoever may not see it, it is not there.
     fn asked(&self, peer: Peer, word: &str, operation: Operation) -> Result<(Arc<Sandbox>, Asked), Error> {
-        let sandbox = self.0.find(word)?;
+        let sandbox = self.0.find_for(peer, word)?;
         let asked = self.judge(peer, word, &sandbox.record(), operation, None)?;
         Ok((sandbox, asked))
     }
@@ -51,8 +51,7 @@ impl Face {
         operation: Operation,
         mode: Option<Mode>,
     ) -> Result<Asked, Error> {
-        let judged = self.0.judge(peer, operation, About { record: Some(record), mode });
-        judged.map_err(|error| if self.0.may(peer, Operation::List, record) { error } else { nobody(word) })
+        self.0.judge_about(peer, word, record, operation, mode)
     }
 
     /// To its end: a client that goes away in the middle leaves nothing half done.
@@ -101,9 +100,9 @@ impl Service for Face {
 
     async fn list(&self, peer: Peer, request: ListRequest) -> Result<ListResponse, Error> {
         let records = self.0.all().into_iter().map(|sandbox| sandbox.record());
-        let shown =
-            records.filter(|record| (request.all || !record.is_over()) && self.0.may(peer, Operation::List, record));
-        Ok(ListResponse { sandboxes: shown.map(|record| record.wire()).collect() })
+        let may = self.0.may_of(peer, Operation::List);
+        let shown = records.filter(|record| (request.all || !record.is_over()) && may(record));
+        Ok(ListResponse { sandboxes: shown.map(|record| record.row()).collect() })
     }
 
     async fn inspect(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
@@ -128,7 +127,7 @@ impl Service for Face {
 
     async fn set_mode(&self, peer: Peer, request: SetModeRequest) -> Result<Transition, Error> {
         let mode = options::mode(&request.mode).map_err(|error| Error::new(Kind::Invalid, error.to_string()))?;
-        let sandbox = self.0.find(&request.id)?;
+        let sandbox = self.0.find_for(peer, &request.id)?;
         let record = sandbox.record();
         let relaxes = strictness(mode) < strictness(record.facts.mode);
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
@@ -224,9 +223,10 @@ impl Service for Face {
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {
         let mut rows = Vec::new();
+        let may = self.0.may_of(peer, Operation::Stats);
         for sandbox in self.0.all() {
             let record = sandbox.record();
-            if record.is_over() || !self.0.may(peer, Operation::Stats, &record) {
+            if record.is_over() || !may(&record) {
                 continue;
             }
             let usage = match sandbox.ask(&ToKeeper::Use).await {

@@ -22,20 +22,17 @@ use tokio::net::unix::pipe;
 use crate::ask::About;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
+use crate::errand::NotStarted;
 use crate::options;
 use crate::record::Record;
 use crate::registry::Daemon;
+use crate::request;
 use crate::sandbox::Sandbox;
 use crate::warden::ToWarden;
 use crate::who;
 
 /// How long building a sandbox may take.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Bytes of a name.
-const NAME_BYTES_MAX: usize = 64;
-/// Labels of one sandbox, and bytes of each half.
-const LABELS_MAX: usize = 32;
-const LABEL_BYTES_MAX: usize = 256;
 /// What a keeper's PATH is: the caller's own is not known.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -67,7 +64,7 @@ pub async fn start(
     };
     if let Err(error) = begun {
         // Nothing runs: nobody should find what is not there.
-        let _ = daemon.forget(&sandbox);
+        daemon.discard(&sandbox);
         return Err(error);
     }
     let is_decided = |record: &Record| record.facts.state != State::Creating;
@@ -84,20 +81,7 @@ fn invalid(words: impl Into<String>) -> Error {
 }
 
 fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
-    if request.command.is_empty() {
-        return Err(invalid("there is no command; give one"));
-    }
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if request.name.len() > NAME_BYTES_MAX || !request.name.bytes().all(is_plain) || request.name.starts_with('-') {
-        return Err(invalid(format!(
-            "{:?} is no name: at most {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores, not beginning with a dash",
-            request.name
-        )));
-    }
-    let is_long = |text: &String| text.len() > LABEL_BYTES_MAX;
-    if request.labels.len() > LABELS_MAX || request.labels.iter().any(|(key, value)| is_long(key) || is_long(value)) {
-        return Err(invalid(format!("more than {LABELS_MAX} labels, or one of more than {LABEL_BYTES_MAX} bytes")));
-    }
+    request::check(request)?;
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
@@ -175,6 +159,8 @@ async fn begin(
         cwd: if request.cwd.is_empty() { "/".to_owned() } else { request.cwd.clone() },
     };
     let pipes = Pipes::make(sandbox, input).map_err(failed)?;
+    // Before anything runs: without a descriptor left there would be a keeper that nobody could reach.
+    let connection = sandbox.dir.connect().map_err(failed)?;
     sandbox.update(&daemon.store, |_| ()).map_err(failed)?;
     let handed: Vec<_> = pipes.handed.iter().map(AsFd::as_fd).collect();
     let started = daemon.errands.start(&to_warden, &handed).await;
@@ -182,18 +168,17 @@ async fn begin(
     let Pipes { handed, ends } = pipes;
     // The keeper has its own by now, and a pipe that we held open would never end.
     drop(handed);
-    // A warden that died may have started it and told nobody: then somebody else holds the socket.
-    if let Err(words) = started
-        && sandbox.dir.connect().is_err()
-    {
-        return Err(Error::new(Kind::Internal, format!("starting a sandbox: {words}")));
+    match started {
+        Ok(_) => {}
+        // A warden that died may have started it and told nobody: then somebody else holds the socket.
+        Err(NotStarted::Unheard(_)) if sandbox.dir.connect().is_ok() => {}
+        Err(error) => return Err(Error::new(Kind::Internal, format!("starting a sandbox: {error}"))),
     }
+    let keeper = sandbox.live_over(connection, &daemon.store).map_err(failed)?;
     let taken = take(daemon, sandbox, ends).await.map_err(failed);
     if taken.is_err() {
         // A keeper that nobody knows must not run on.
-        if let Ok(keeper) = sandbox.live(&daemon.store) {
-            let _ = keeper.ask(&ToKeeper::Kill).await;
-        }
+        let _ = keeper.ask(&ToKeeper::Kill).await;
     }
     taken
 }
@@ -206,10 +191,6 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyho
     sandbox.pump(err, &sandbox.err, "standard error")?;
     if sandbox.record().watch != "off" {
         daemon.bell.watch(sandbox)?;
-    }
-    if sandbox.live(&daemon.store).is_err() {
-        // Quicker gone than connected to: it left word of why.
-        sandbox.vanished(&daemon.store).await;
     }
     Ok(())
 }

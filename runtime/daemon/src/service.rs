@@ -29,6 +29,8 @@ use crate::{dial, options, run};
 pub const WAITING_MAX: usize = 16;
 /// Records that one request gets.
 const AUDIT_MAX: u32 = 10_000;
+/// How long one whose keeper takes no word any more may take to be told as ended.
+const ENDING_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a killed sandbox may take to be gone.
 const GONE_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -280,8 +282,10 @@ async fn end(daemon: &Daemon, sandbox: &Arc<Sandbox>, asked: &Asked) -> Result<(
     }
     let asker = Asker { is_operator_allowed_to_relax: false, automatic: false };
     match dial::wish(daemon, sandbox, Wish::Kill, asker, asked, "").await {
-        Ok(transition) if !transition.applied && !sandbox.record().is_over() => {
-            return Err(Error::new(Kind::Internal, transition.words));
+        Ok(transition) if !transition.applied => {
+            // It may end already, by itself or at the word of somebody else: that is what was asked for.
+            let ended = tokio::time::timeout(ENDING_WITHIN, sandbox.until(Record::is_over)).await;
+            ended.map_err(|_| Error::new(Kind::Internal, transition.words))?;
         }
         Ok(_) => {}
         // It ended by itself meanwhile.

@@ -105,7 +105,8 @@ fn cases(name: &str, case: impl Fn(&Path, &mut Dice, u64)) {
 #[test]
 fn json_of_every_wrong_shape_is_refused_with_words() {
     cases("json", |path, dice, seed| {
-        let (method, route) = dice.of(&wire::ROUTES);
+        // Half of them make something: most fields are there.
+        let (method, route) = if dice.below(2) == 0 { wire::ROUTES[0] } else { dice.of(&wire::ROUTES) };
         let (to, body) = (wire::path(dice, route), wire::body(dice));
         let answer = wire::say(path, &wire::request(method, &to, &body)).unwrap_or_else(|| panic!("{seed}: hangs"));
         let text = String::from_utf8_lossy(&answer).into_owned();

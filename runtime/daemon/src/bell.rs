@@ -94,7 +94,10 @@ impl Bell {
                 let mut under_way = daemon.bell.under_way();
                 match under_way.get_mut(&sandbox.id) {
                     Some(has_more) if *has_more => *has_more = false,
-                    _ => return drop(under_way.remove(&sandbox.id)),
+                    _ => {
+                        under_way.remove(&sandbox.id);
+                        return;
+                    }
                 }
             }
         });

@@ -21,10 +21,6 @@ use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::tree::Services;
 
-/// Sandboxes that one daemon has, those that have ended included.
-pub const SANDBOXES_MAX: usize = 4096;
-/// Of one user but the daemon's own, so that nobody keeps the others out.
-pub const SANDBOXES_PER_USER_MAX: usize = 1024;
 /// What the administrator adds to the rules of access.
 const ACCESS: &str = "/etc/apex/access.toml";
 
@@ -125,15 +121,16 @@ impl Daemon {
     /// Adds a sandbox, if there is room and its name is free.
     pub fn add(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let mut sandboxes = self.sandboxes.write().unwrap_or_else(PoisonError::into_inner);
-        if sandboxes.len() >= SANDBOXES_MAX {
-            let words = format!("there are {SANDBOXES_MAX} sandboxes already; `apex rm` removes those that have ended");
+        let most = self.options.sandboxes_max;
+        if sandboxes.len() >= most {
+            let words = format!("there are {most} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
         let Record { name, uid, .. } = sandbox.record();
-        let is_own = uid == nix::unistd::geteuid().as_raw();
-        if !is_own && sandboxes.values().filter(|other| other.uid == uid).count() >= SANDBOXES_PER_USER_MAX {
-            let words =
-                format!("you have {SANDBOXES_PER_USER_MAX} sandboxes already; `apex rm` removes those that have ended");
+        // Nobody but the daemon's own user keeps the others out.
+        let most = if uid == nix::unistd::geteuid().as_raw() { most } else { (most / 4).max(1) };
+        if sandboxes.values().filter(|other| other.uid == uid).count() >= most {
+            let words = format!("you have {most} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
         if !name.is_empty() && sandboxes.values().any(|other| other.record().name == name) {

@@ -27,7 +27,7 @@ use crate::start::{self, Input};
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Bytes of a line of events or findings: more than a prober ever writes.
-const LINE_BYTES_MAX: u64 = 1 << 20;
+const LINE_BYTES_MAX: u64 = 256 << 10;
 
 /// A command with its streams, from its beginning or from now on.
 pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
@@ -169,7 +169,7 @@ async fn read(
 
 /// The lines of one of a sandbox's files, and with `follow` those that are added until it is over.
 pub fn lines(sandbox: Arc<Sandbox>, file: &'static str, follow: bool) -> Streamed<JsonLine> {
-    let (to, from) = mpsc::channel(WAITING_MAX);
+    let (to, from) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut offset = 0;
         loop {

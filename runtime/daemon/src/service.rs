@@ -25,8 +25,8 @@ use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
 use crate::{dial, options, run};
 
-/// Answers of a stream that wait for a slow reader.
-pub const WAITING_MAX: usize = 16;
+/// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
+pub const WAITING_MAX: usize = 4;
 /// Records that one request gets.
 const AUDIT_MAX: u32 = 10_000;
 /// How long one whose keeper takes no word any more may take to be told as ended.

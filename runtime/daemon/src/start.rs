@@ -63,7 +63,8 @@ pub async fn start(
         Err(error) => Err(error),
     };
     if let Err(error) = begun {
-        // Nothing runs: nobody should find what is not there.
+        // Nothing runs: nobody should find what is not there, and the log that allowed it says so.
+        let _ = daemon.write_down(&asked, &record, Outcome::Failed, &error.words, json!(null), json!(null));
         daemon.discard(&sandbox);
         return Err(error);
     }

@@ -93,6 +93,28 @@ fn a_stopped_keeper_holds_up_no_answer_to_the_findings_of_others() {
     assert!(waited < Duration::from_secs(10), "it was answered after {waited:?}");
 }
 
+/// Nor do stopped keepers hold up the start of the next daemon, nor a request about other sandboxes.
+#[test]
+fn stopped_keepers_hold_up_no_restart() {
+    if !as_root() {
+        skip!("only root may ask as somebody else");
+    }
+    let (mut daemon, _access) = daemon_for("developer");
+    let other = daemon.create(&[], &["/bin/sleep", "300"]);
+    let ids: Vec<String> = (0..4).map(|_| of_nobody(&daemon, &["--", "/bin/sleep", "300"])).collect();
+    let keepers: Vec<Pid> = ids.iter().map(|id| keeper_of(&daemon, id)).collect();
+    keepers.iter().for_each(|keeper| kill(*keeper, Signal::SIGSTOP).expect("it runs"));
+    let begun = Instant::now();
+    daemon.kill_and_restart();
+    let waited = begun.elapsed();
+    daemon.apex(&["kill", &other]).expect_code(0);
+    keepers.iter().for_each(|keeper| kill(*keeper, Signal::SIGCONT).expect("it runs"));
+    assert!(waited < Duration::from_secs(12), "it was there after {waited:?}");
+    for id in &ids {
+        daemon.until(id, |sandbox| sandbox["state"] == "running");
+    }
+}
+
 /// What runs in a sandbox has its user's id, and the daemon does what that user says: outside.
 #[test]
 fn nobody_asks_from_inside_a_sandbox() {

@@ -9,9 +9,11 @@ use anyhow::{Context, Result};
 use apex_core::finding::Severity;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::io::unix::AsyncFd;
 
+use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::{dial, ready};
@@ -113,15 +115,14 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
     loop {
         let from = sandbox.record().findings_read;
         let Ok(Some((text, until))) = whole_lines(sandbox, from) else { return };
-        let findings: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let count = findings.len() as u64;
-        let noted = sandbox.update(&daemon.store, |record| {
-            record.findings += count;
-            record.findings_read = until;
+        let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+        let findings: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        note(daemon, sandbox, |record| {
+            let known = usize::try_from(record.findings_counted.saturating_sub(from)).unwrap_or(usize::MAX);
+            let fresh = text.get(known..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n');
+            record.findings += fresh.filter(|line| serde_json::from_slice::<IgnoredAny>(line).is_ok()).count() as u64;
+            record.findings_counted = record.findings_counted.max(until);
         });
-        if let Err(error) = noted {
-            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
-        }
         // Others have their turn as well.
         tokio::task::yield_now().await;
         for finding in findings {
@@ -130,10 +131,18 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
                 dial::react(daemon, sandbox, severity, title).await;
             }
         }
+        // Behind the answers: a daemon that ends in between leaves them to the next, and an answer that was given is no second time.
+        note(daemon, sandbox, |record| record.findings_read = until);
     }
 }
 
-fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(String, u64)>> {
+fn note(daemon: &Daemon, sandbox: &Sandbox, change: impl FnOnce(&mut Record)) {
+    if let Err(error) = sandbox.update(&daemon.store, change) {
+        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+    }
+}
+
+fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(Vec<u8>, u64)>> {
     let mut file = std::fs::File::open(sandbox.dir.file(FINDINGS))?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(from))?;
@@ -142,11 +151,11 @@ fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(String, 
     let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
         // No prober writes such a line: its user did. All of it is passed over at once, whatever its size.
         let is_too_long = bytes.len() as u64 == READ_BYTES_MAX;
-        return Ok(is_too_long.then_some((String::new(), length)));
+        return Ok(is_too_long.then_some((Vec::new(), length)));
     };
     bytes.truncate(end + 1);
     let until = from + bytes.len() as u64;
-    Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), until)))
+    Ok(Some((bytes, until)))
 }
 
 /// As OCSF numbers it.

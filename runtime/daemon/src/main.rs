@@ -23,6 +23,7 @@ mod request;
 mod run;
 mod sandbox;
 mod service;
+mod settle;
 mod start;
 mod store;
 mod streams;

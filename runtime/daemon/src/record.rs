@@ -25,6 +25,9 @@ pub struct Record {
     /// What is done on findings.
     pub reactions: Reactions,
     pub facts: Facts,
+    /// What it is about to become, while a transition is carried out.
+    #[serde(default)]
+    pub under_way: Option<Facts>,
     /// Its init, as the host numbers it.
     pub pid: u32,
     pub created_ms: u64,
@@ -34,7 +37,10 @@ pub struct Record {
     pub ending: String,
     pub error: String,
     pub findings: u64,
-    /// Bytes of the findings file that were judged.
+    /// Bytes of the findings file that were counted.
+    #[serde(default)]
+    pub findings_counted: u64,
+    /// Bytes of it that were answered.
     pub findings_read: u64,
 }
 
@@ -65,6 +71,7 @@ impl Record {
             watch: "off".to_owned(),
             reactions: Reactions::default(),
             facts,
+            under_way: None,
             pid: 0,
             created_ms: now_ms,
             started_ms: 0,
@@ -73,6 +80,7 @@ impl Record {
             ending: String::new(),
             error: String::new(),
             findings: 0,
+            findings_counted: 0,
             findings_read: 0,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use apex_api::{Error, Kind};
@@ -9,6 +10,7 @@ use apex_core::access::Policy;
 use apex_core::control::{Limits, ModeDefaults, State};
 use apex_core::policy::{self, Inputs, Mode};
 use apex_core::seccomp::groups;
+use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::bell::{self, Bell};
@@ -18,9 +20,12 @@ use crate::place::Place;
 use crate::record::Record;
 use crate::refusals::Refusals;
 use crate::sandbox::Sandbox;
+use crate::settle::settle;
 use crate::store::Store;
 use crate::tree::Services;
 
+/// How long the sandboxes of the daemon before are waited for.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(5);
 /// What the administrator adds to the rules of access.
 const ACCESS: &str = "/etc/apex/access.toml";
 
@@ -64,11 +69,10 @@ impl Daemon {
 
     /// Takes up every sandbox of the daemon before, and clears away what it left half made.
     async fn take_up(self: &Arc<Self>) -> Result<()> {
-        let records = self.store.all()?;
-        for record in records {
+        let mut taking = JoinSet::new();
+        for record in self.store.all()? {
             let dir = self.place.sandbox(&record.id);
             let is_over = record.is_over();
-            let is_watched = record.watch != "off";
             let sandbox = Sandbox::new(record, dir);
             self.insert(&sandbox);
             if is_over {
@@ -76,19 +80,12 @@ impl Daemon {
                 sandbox.err.close();
                 continue;
             }
-            match sandbox.live(&self.store) {
-                Ok(keeper) => {
-                    if let Err(words) = sandbox.take_streams(&keeper).await {
-                        eprintln!("apexd: sandbox {}: taking up its streams: {words}", sandbox.id);
-                    }
-                    if is_watched {
-                        self.bell.watch(&sandbox)?;
-                        bell::look(self, &sandbox).await;
-                    }
-                }
-                Err(_) => sandbox.vanished(&self.store).await,
-            }
+            let daemon = Arc::clone(self);
+            taking.spawn(async move { daemon.take_up_one(&sandbox).await });
         }
+        // All at once, and those that take long are not waited for: a keeper that its user has stopped must not keep the daemon from the others.
+        let _ = tokio::time::timeout(TAKEN_UP_WITHIN, async { while taking.join_next().await.is_some() {} }).await;
+        taking.detach_all();
         for id in self.place.sandboxes()? {
             if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
                 if self.place.sandbox(&id).connect().is_ok() {
@@ -105,6 +102,20 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    async fn take_up_one(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let Ok(keeper) = sandbox.live(&self.store) else { return sandbox.vanished(&self.store).await };
+        if let Err(words) = sandbox.take_streams(&keeper).await {
+            eprintln!("apexd: sandbox {}: taking up its streams: {words}", sandbox.id);
+        }
+        settle(self, sandbox).await;
+        if sandbox.record().watch != "off" {
+            if let Err(error) = self.bell.watch(sandbox) {
+                eprintln!("apexd: sandbox {}: {error:#}; its findings are not answered", sandbox.id);
+            }
+            bell::look(self, sandbox).await;
+        }
     }
 
     /// What a mode gives by itself.

@@ -8,6 +8,7 @@
 pub mod attack;
 pub mod daemon;
 pub mod leaks;
+pub mod modes;
 pub mod programs;
 pub mod sandbox;
 pub mod session;

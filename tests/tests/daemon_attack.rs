@@ -57,6 +57,14 @@ fn a_line_without_end_is_not_taken_into_memory() {
     }
     let (daemon, _access) = daemon_for("developer");
     let id = of_nobody(&daemon, &["--watch", "--on-finding", "warn", "--", "/bin/sleep", "300"]);
+    // One that a program with monstrous arguments could have brought about is cut, and hides nothing behind it.
+    let events = daemon.dir().at(&format!("state/sandboxes/{id}/events.jsonl"));
+    shell_of_nobody(&format!(
+        "(printf '{{\"a\":\"'; head -c 900000 /dev/zero | tr '\\0' x; echo '\"}}'; echo '{{\"last\":1}}') >> {events}"
+    ));
+    let told = as_nobody(&daemon, &["events", &id]).expect_code(0).out();
+    let last: Vec<Value> = told.lines().rev().take(2).map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&last[0]["last"], &last[1]["cut"]), (&json!(1), &json!(900_009)));
     let before = daemon.memory_bytes();
     for file in ["events", "findings"] {
         let path = daemon.dir().at(&format!("state/sandboxes/{id}/{file}.jsonl"));
@@ -107,6 +115,10 @@ fn stopped_keepers_hold_up_no_restart() {
     let begun = Instant::now();
     daemon.kill_and_restart();
     let waited = begun.elapsed();
+    let begun = Instant::now();
+    let rows = daemon.json(&["stats"]);
+    assert!(rows.to_string().contains(&other), "{rows}");
+    assert!(begun.elapsed() < Duration::from_secs(6), "numbers came after {:?}", begun.elapsed());
     daemon.apex(&["kill", &other]).expect_code(0);
     keepers.iter().for_each(|keeper| kill(*keeper, Signal::SIGCONT).expect("it runs"));
     assert!(waited < Duration::from_secs(12), "it was there after {waited:?}");

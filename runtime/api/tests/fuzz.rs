@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use apex_api::server;
+use apex_api::{server, v1};
 use fake::Fake;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -174,4 +174,46 @@ fn protobuf_of_every_wrong_shape_is_refused_with_words() {
         );
         assert!(code == 0 || !words.is_empty(), "{seed}: {method}: {code} without words");
     });
+}
+
+/// As the target of libFuzzer has it: what was read is written and read again as the same.
+fn read_and_written<T>(bytes: &[u8])
+where
+    T: prost::Message + Default + PartialEq + serde::Serialize + serde::de::DeserializeOwned,
+{
+    if let Ok(message) = T::decode(bytes) {
+        assert!(T::decode(message.encode_to_vec().as_slice()).is_ok_and(|again| again == message));
+    }
+    if let Ok(message) = serde_json::from_slice::<T>(bytes) {
+        let text = serde_json::to_vec(&message).unwrap();
+        assert!(serde_json::from_slice::<T>(&text).is_ok_and(|again| again == message));
+    }
+}
+
+fn every_message(bytes: &[u8]) {
+    read_and_written::<v1::CreateRequest>(bytes);
+    read_and_written::<v1::RunInput>(bytes);
+    read_and_written::<v1::SandboxRef>(bytes);
+    read_and_written::<v1::LogsRequest>(bytes);
+    read_and_written::<v1::SetModeRequest>(bytes);
+    read_and_written::<v1::SetLimitsRequest>(bytes);
+    read_and_written::<v1::SignalRequest>(bytes);
+    read_and_written::<v1::RemoveRequest>(bytes);
+    read_and_written::<v1::AuditRequest>(bytes);
+}
+
+#[test]
+fn what_is_read_is_written_and_read_again() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/seeds/api");
+    let mut tried = 0;
+    for entry in std::fs::read_dir(seeds).unwrap() {
+        every_message(&std::fs::read(entry.unwrap().path()).unwrap());
+        tried += 1;
+    }
+    assert!(tried > 8, "the seeds are gone");
+    let mut dice = Dice::new(asked("APEX_FUZZ_SEED", 1));
+    for _ in 0..20 * CASES {
+        every_message(&wire::protobuf(&mut dice, 0));
+        every_message(&wire::body(&mut dice));
+    }
 }

@@ -133,7 +133,10 @@ impl Sandbox {
     pub async fn ask(&self, said: &ToKeeper) -> Result<FromKeeper, String> {
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keeper = keeper.ok_or("its keeper is not connected")?;
-        keeper.ask(said).await.map(|answer| answer.said)
+        // To its end, also when whoever asked goes away in the middle: answers are told apart by their order alone.
+        let said = said.clone();
+        let answer = tokio::spawn(async move { keeper.ask(&said).await }).await;
+        answer.map_err(|error| format!("asking its keeper: {error}"))?.map(|answer| answer.said)
     }
 
     /// Connects to the keeper, and lives with it from now on.

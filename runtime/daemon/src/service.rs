@@ -29,6 +29,8 @@ use crate::{dial, options, run};
 pub const WAITING_MAX: usize = 4;
 /// Records that one request gets.
 const AUDIT_MAX: u32 = 10_000;
+/// How long an answer about what is used is waited for.
+const USED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long one whose keeper takes no word any more may take to be told as ended.
 const ENDING_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a killed sandbox may take to be gone.
@@ -224,17 +226,22 @@ impl Service for Face {
     }
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {
-        let mut rows = Vec::new();
         let may = self.0.may_of(peer, Operation::Stats);
+        let mut asking = Vec::new();
         for sandbox in self.0.all() {
             let record = sandbox.record();
-            if record.is_over() || !may(&record) {
-                continue;
+            if !record.is_over() && may(&record) {
+                // All at once: a keeper that its user has stopped costs everybody the same moment, and not one each.
+                let used = async move { tokio::time::timeout(USED_WITHIN, sandbox.ask(&ToKeeper::Use)).await };
+                asking.push((record, tokio::spawn(used)));
             }
-            let usage = match sandbox.ask(&ToKeeper::Use).await {
-                Ok(FromKeeper::Used(usage)) => usage,
-                // It is about to end: a row without numbers tells no lie.
-                Ok(_) | Err(_) => Usage::default(),
+        }
+        let mut rows = Vec::new();
+        for (record, used) in asking {
+            let usage = match used.await {
+                Ok(Ok(Ok(FromKeeper::Used(usage)))) => usage,
+                // It is about to end, or stopped: a row without numbers tells no lie.
+                _ => Usage::default(),
             };
             rows.push(SandboxStats {
                 id: record.id,

@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The same messages as JSON. What a field is called there is what it is called here.
     let json = "#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]";
     let mut builder = tonic_prost_build::configure()
+        .codec_path("crate::codec::Checked")
         .message_attribute(".", format!("{json}\n#[serde(default)]"))
         .enum_attribute(".", format!("{json}\n#[serde(rename_all = \"snake_case\")]"));
     for request in REQUESTS {

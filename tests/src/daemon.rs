@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::sandbox::{self, Output};
-use crate::{TempDir, apex_run, has_cgroup, leaks};
+use crate::{TempDir, apex_run, has_cgroup, leaks, wire};
 
 /// How long anything that the daemon does may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,8 +34,13 @@ impl Daemon {
     /// Starts one.
     #[track_caller]
     pub fn start(args: &[&str]) -> Daemon {
+        Daemon::start_in(TempDir::new(), args)
+    }
+
+    /// Starts one in a directory that the test has prepared; what it finds in `state` there is its own.
+    #[track_caller]
+    pub fn start_in(dir: TempDir, args: &[&str]) -> Daemon {
         leaks::look_before();
-        let dir = TempDir::new();
         let args: Vec<String> = args.iter().map(|word| (*word).to_owned()).collect();
         let child = spawn(&dir, &args);
         let daemon = Daemon { dir, child, args };
@@ -83,6 +88,46 @@ impl Daemon {
         self.until_ready();
     }
 
+    /// Ends it by SIGTERM. The sandboxes go on.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).expect("it runs");
+        sandbox::wait(&mut self.child, PATIENCE).expect("it ends");
+    }
+
+    /// Starts it where something is wrong: what it says, once it has given up.
+    #[track_caller]
+    pub fn words_of_a_failing_start(&mut self) -> String {
+        let before = self.words().len();
+        self.child = spawn(&self.dir, &self.args);
+        let status = sandbox::wait(&mut self.child, PATIENCE).expect("it gives up");
+        assert_eq!(status.code(), Some(crate::APEX_FAILED));
+        self.words().split_off(before)
+    }
+
+    /// What it has said on standard error.
+    pub fn words(&self) -> String {
+        std::fs::read_to_string(self.dir.at("apexd.err")).unwrap_or_default()
+    }
+
+    /// Bytes of memory that it has.
+    #[track_caller]
+    pub fn memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("it has memory") << 10
+    }
+
+    /// Asks over REST, as the user of the test: status and body.
+    #[track_caller]
+    pub fn rest(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let request = wire::request(method, path, body.as_bytes());
+        let answer = wire::say(std::path::Path::new(&self.socket()), &request).expect("it answers");
+        let status = wire::status(&answer).expect("it is HTTP/1.1");
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        (status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    }
+
     /// `apex ARGS`, to be spawned.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(beside("apex"));
@@ -94,7 +139,9 @@ impl Daemon {
     /// The same as somebody else, who may not get at the program where it was built.
     pub fn command_as(&self, uid: u32, args: &[&str]) -> Command {
         let copy = self.dir.at("apex");
-        std::fs::copy(beside("apex"), &copy).expect("the directory is ours");
+        if !std::path::Path::new(&copy).exists() {
+            std::fs::copy(beside("apex"), &copy).expect("the directory is ours");
+        }
         let mut command = Command::new(copy);
         command.arg("--socket").arg(self.socket()).args(args).uid(uid).gid(uid).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/");

@@ -103,6 +103,38 @@ pub fn sweep(apex_pid: u32) {
     }
 }
 
+/// The files of that name in the cgroups of a process, of whatever hierarchy of either version; what they hold.
+fn in_cgroups(pid: u64, controller: &str, name: &str) -> Vec<String> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut found = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let mounts = match controllers {
+            "" => vec!["/sys/fs/cgroup".to_owned(), "/sys/fs/cgroup/unified".to_owned()],
+            _ if controllers.split(',').any(|own| own == controller) => vec![format!("/sys/fs/cgroup/{controllers}")],
+            _ => continue,
+        };
+        found.extend(mounts.iter().filter_map(|mount| fs::read_to_string(format!("{mount}{path}/{name}")).ok()));
+    }
+    found
+}
+
+/// Whether the kernel holds a process by a freezer; `None` where it has none.
+pub fn is_frozen(pid: u64) -> Option<bool> {
+    let mut states = in_cgroups(pid, "freezer", "freezer.state");
+    states.extend(in_cgroups(pid, "freezer", "cgroup.freeze"));
+    let is_held = |state: &String| matches!(state.trim(), "FROZEN" | "FREEZING" | "1");
+    (!states.is_empty()).then(|| states.iter().any(is_held))
+}
+
+/// The memory limit of a process, in bytes; `None` for none.
+pub fn memory_limit(pid: u64) -> Option<u64> {
+    let mut limits = in_cgroups(pid, "memory", "memory.limit_in_bytes");
+    limits.extend(in_cgroups(pid, "memory", "memory.max"));
+    limits.first()?.trim().parse().ok()
+}
+
 fn below(dir: &Path, prefix: &str, depth: u32, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {

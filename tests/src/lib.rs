@@ -8,6 +8,7 @@
 pub mod attack;
 pub mod daemon;
 pub mod leaks;
+pub mod modes;
 pub mod programs;
 pub mod sandbox;
 pub mod session;
@@ -16,6 +17,7 @@ pub mod temp;
 pub mod trace;
 pub mod traced;
 pub mod watched;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -9,9 +9,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::server::MESSAGE_BYTES_MAX;
 use crate::v1::apex_client::ApexClient;
 use crate::{Error, Kind};
+
+/// Largest answer that is read. Not the bound of what is asked: a list of every sandbox is one message.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// Connects to the daemon that listens at `path`.
 ///
@@ -41,5 +43,5 @@ pub async fn connect(path: &Path) -> Result<ApexClient<Channel>, Error> {
     // The name is only for the authority of the requests; nothing is looked up.
     let channel = Endpoint::from_static("http://apexd").connect_with_connector(connector).await;
     let channel = channel.map_err(|error| failed(&error))?;
-    Ok(ApexClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    Ok(ApexClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
 }

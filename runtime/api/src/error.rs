@@ -58,10 +58,18 @@ pub struct Error {
     pub words: String,
 }
 
+/// Bytes of an error's words: they repeat what was asked, and gRPC carries them in a header.
+const WORDS_BYTES_MAX: usize = 2048;
+
 impl Error {
-    /// One of this kind.
+    /// One of this kind. Words beyond 2 KiB are cut.
     pub fn new(kind: Kind, words: impl Into<String>) -> Error {
-        Error { kind, words: words.into() }
+        let mut words = words.into();
+        if words.len() > WORDS_BYTES_MAX {
+            words.truncate(words.floor_char_boundary(WORDS_BYTES_MAX));
+            words.push_str("...");
+        }
+        Error { kind, words }
     }
 }
 

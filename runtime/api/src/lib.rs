@@ -5,11 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod codec;
 mod error;
 mod grpc;
 mod openapi;
+mod peer;
 mod rest;
 mod routes;
+mod seats;
 pub mod server;
 mod service;
 

@@ -50,10 +50,13 @@ pub(crate) fn router(service: Arc<dyn Service>) -> Router {
 
 async fn handle(route: &'static Route, service: Arc<dyn Service>, request: Request) -> Response {
     let answer = async { (route.serve)(Call::open(route, service, request).await?).await };
-    answer.await.unwrap_or_else(|error| {
-        let status = StatusCode::from_u16(error.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        refusal(status, &error)
-    })
+    answer.await.unwrap_or_else(|error| refused(&error))
+}
+
+/// An error with the status of its kind.
+pub(crate) fn refused(error: &Error) -> Response {
+    let status = StatusCode::from_u16(error.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    refusal(status, error)
 }
 
 /// One request, read and checked as far as that is the same for all.
@@ -137,7 +140,7 @@ async fn whole(body: Body, within: Duration) -> Result<Bytes, Error> {
         Ok(read) => read.map_err(|error| unreadable(&error)),
         Err(_) => {
             let words = format!("the body did not come within {} s; send the request again", within.as_secs());
-            Err(Error::new(Kind::Unavailable, words))
+            Err(Error::new(Kind::Invalid, words))
         }
     }
 }
@@ -254,7 +257,7 @@ mod tests {
     async fn a_body_that_does_not_come_is_not_waited_for() {
         let never = Body::from_stream(tokio_stream::pending::<Result<Bytes, Infallible>>());
         let refused = whole(never, Duration::from_millis(10)).await.unwrap_err();
-        assert_eq!(refused.kind, Kind::Unavailable);
+        assert_eq!(refused.kind, Kind::Invalid);
         assert_eq!(whole(Body::from("{}"), BODY_READ_TIMEOUT).await.unwrap(), "{}");
     }
 }

@@ -3,33 +3,38 @@
 //! Input: a listener that the daemon made, with the mode and owner that it chose. Output: calls of the [`Service`], each with the [`Peer`] that the kernel names.
 //! Everything a stranger can make grow has a bound below. Must not decide who may do what.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
-use axum::http::Request;
-use hyper::body::Incoming;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{Request, Response};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::Service as _;
 
-use crate::{Peer, Service, grpc, rest};
+use crate::peer::{self, Place};
+use crate::seats::{Bounds, Seat, Seats};
+use crate::{Error, Kind, Peer, Service, grpc, rest};
 
 /// Largest message of gRPC and largest body of REST that is read, in bytes.
-pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Connections at once. Who comes later waits in the backlog of the socket.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Connections at once of all users but the daemon's own, who has as many again. A further one is closed.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// Connections of one user at once, so that nobody keeps the others out: everybody may connect. A further one is closed.
 pub const CONNECTIONS_PER_USER_MAX: usize = 256;
+/// Requests under way at once of all users but the daemon's own, who has as many again. A further one is refused.
+pub const REQUESTS_MAX: usize = 1024;
+/// Requests under way of one user: each may hold a message that is not yet whole, and an answer that nobody reads.
+pub const REQUESTS_PER_USER_MAX: usize = 256;
 /// How long the head of a request may take, and how long a connection may be silent before its first request.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the body of a REST request may take, once its head is there.
@@ -38,6 +43,8 @@ pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub const CONCURRENT_STREAMS_MAX: u32 = 256;
 /// What requests that are under way have left when the server ends.
 pub const GRACE: Duration = Duration::from_secs(5);
+/// Bytes of the answer to one request that wait for a slow reader of HTTP/2.
+const SEND_BYTES_MAX: usize = 64 << 10;
 /// Pause when the process is out of descriptors: the connection stays in the backlog, and a loop without pause would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,8 +58,10 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
     let router = router(service);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let users = Arc::new(Users::default());
+    let own_uid = own_uid()?;
+    let bounds = |all, each| Seats::new(Bounds { own_uid, own: all, each, others: all });
+    let connecting = bounds(CONNECTIONS_MAX, CONNECTIONS_PER_USER_MAX);
+    let asking = bounds(REQUESTS_MAX, REQUESTS_PER_USER_MAX);
     let graceful = GracefulShutdown::new();
     // Dropped at the end: what the grace did not suffice for is cut off.
     let mut connections = JoinSet::new();
@@ -61,17 +70,18 @@ pub async fn serve(
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
             () = &mut shutdown => break Ok(()),
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
+            Ok((stream, _)) => {
                 // A socket whose other end the kernel cannot name is closed.
-                let Ok(peer) = peer(&stream) else { continue };
-                let Some(seat) = Seat::take(&users, peer.uid) else { continue };
-                let (router, watcher) = (router.clone(), graceful.watcher());
+                let Some(seat) = stream.peer_cred().ok().and_then(|peer| connecting.take(peer.uid())) else { continue };
+                let (router, watcher, asking) = (router.clone(), graceful.watcher(), Arc::clone(&asking));
                 connections.spawn(async move {
-                    serve_one(stream, peer, router, watcher).await;
-                    drop((place, seat));
+                    if let Ok((peer, place)) = find(&stream).await {
+                        serve_one(stream, Client { peer, place, asking }, router, watcher).await;
+                    }
+                    drop(seat);
                 });
             }
             Err(error) if is_passing(&error) => {
@@ -89,14 +99,22 @@ pub async fn serve(
     outcome
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(
-    listener: &UnixListener,
-    places: &Arc<Semaphore>,
-) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+/// The user that this process is, as the kernel names it to others.
+fn own_uid() -> std::io::Result<u32> {
+    Ok(UnixStream::pair()?.0.peer_cred()?.uid())
+}
+
+/// Who asks. Without a descriptor left to ask the kernel with it waits for one, as long as a silent connection may last.
+async fn find(stream: &UnixStream) -> std::io::Result<(Peer, Place)> {
+    let begun = Instant::now();
+    loop {
+        match peer::find(stream) {
+            Err(error) if is_passing(&error) && begun.elapsed() < HEADER_READ_TIMEOUT => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            found => return found,
+        }
+    }
 }
 
 /// Whether accept(2) may work again: a peer that went away, a signal, or a resource that is short (EMFILE, ENFILE, ENOBUFS, ENOMEM).
@@ -111,18 +129,25 @@ fn router(service: Arc<dyn Service>) -> Router {
     rest::router(service.clone()).route_service("/apex.v1.Apex/{*method}", grpc::server(service))
 }
 
-async fn serve_one(stream: UnixStream, peer: Peer, router: Router, watcher: Watcher) {
+/// Who is at the other end of a connection.
+struct Client {
+    peer: Peer,
+    place: Place,
+    asking: Arc<Seats>,
+}
+
+async fn serve_one(stream: UnixStream, client: Client, router: Router, watcher: Watcher) {
     let asked = Arc::new(AtomicBool::new(false));
     let has_asked = asked.clone();
+    let client = Arc::new(client);
     let answers = hyper::service::service_fn(move |request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer);
-        router.clone().call(request)
+        answer(Arc::clone(&client), router.clone(), request.map(Body::new))
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(CONCURRENT_STREAMS_MAX);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(CONCURRENT_STREAMS_MAX).max_send_buf_size(SEND_BYTES_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), answers).into_owned();
     let mut connection = std::pin::pin!(watcher.watch(connection));
     // The timeout of the head begins with its first byte: without this one a silent connection would hold its place for ever.
@@ -139,60 +164,57 @@ async fn serve_one(stream: UnixStream, peer: Peer, router: Router, watcher: Watc
     }
 }
 
-fn peer(stream: &UnixStream) -> std::io::Result<Peer> {
-    let credentials = stream.peer_cred()?;
-    let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
-    Ok(Peer { uid: credentials.uid(), gid: credentials.gid(), pid })
+/// One request, if its user has a place for it.
+async fn answer(
+    client: Arc<Client>,
+    mut router: Router,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, std::convert::Infallible> {
+    if client.place == Place::Inside {
+        let words = "apexd is not to be had from inside a sandbox or container: what is asked for would be done outside; ask from outside";
+        return Ok(refuse(&request, &Error::new(Kind::Denied, words)));
+    }
+    let Some(seat) = client.asking.take(client.peer.uid) else {
+        let words =
+            format!("{REQUESTS_PER_USER_MAX} requests of one user are under way; ask again when some have ended");
+        return Ok(refuse(&request, &Error::new(Kind::Exhausted, words)));
+    };
+    request.extensions_mut().insert(client.peer);
+    let response = router.call(request).await?;
+    Ok(response.map(|body| Body::new(Held { body, _seat: seat })))
 }
 
-/// How many connections each user has.
-type Users = Mutex<HashMap<u32, usize>>;
-
-/// A connection, counted for its user as long as it lasts.
-struct Seat {
-    users: Arc<Users>,
-    uid: u32,
-}
-
-impl Seat {
-    /// `None` when this user has as many as one may have.
-    fn take(users: &Arc<Users>, uid: u32) -> Option<Seat> {
-        let mut counts = users.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(uid).or_default();
-        if *count >= CONNECTIONS_PER_USER_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Seat { users: Arc::clone(users), uid })
+/// In the words of whichever way was come in by.
+fn refuse(request: &Request<Body>, error: &Error) -> Response<Body> {
+    let media = request.headers().get(axum::http::header::CONTENT_TYPE);
+    match media.is_some_and(|media| media.as_bytes().starts_with(b"application/grpc")) {
+        true => tonic::Status::from(error.clone()).into_http(),
+        false => rest::refused(error),
     }
 }
 
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut counts = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = counts.entry(self.uid) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
+/// The body of an answer, which has its place until it is read or given up.
+struct Held {
+    body: Body,
+    _seat: Seat,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
 
-    #[test]
-    fn one_user_does_not_keep_the_others_out() {
-        let users = Arc::new(Users::default());
-        let mut seats: Vec<_> = (0..CONNECTIONS_PER_USER_MAX).filter_map(|_| Seat::take(&users, 1)).collect();
-        assert_eq!(seats.len(), CONNECTIONS_PER_USER_MAX);
-        assert!(Seat::take(&users, 1).is_none());
-        assert!(Seat::take(&users, 2).is_some());
-        seats.pop();
-        assert!(Seat::take(&users, 1).is_some());
-        drop(seats);
-        assert!(users.lock().unwrap().is_empty(), "nothing is kept of a user who left");
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -147,7 +147,7 @@ async fn what_is_too_large_is_refused_by_both() {
     let served = Served::start("large");
     let policy = "#".repeat(server::MESSAGE_BYTES_MAX + 1);
     let body = json!({ "policy_toml": policy });
-    refused(&served.path, "POST", "/v1/sandboxes", &body, 400, "invalid", "larger than 4194304 bytes").await;
+    refused(&served.path, "POST", "/v1/sandboxes", &body, 400, "invalid", "larger than 1048576 bytes").await;
     let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let error = grpc.create(CreateRequest { policy_toml: policy, ..Default::default() }).await.unwrap_err();
     assert_eq!((error.code(), Error::from(error).kind), (tonic::Code::OutOfRange, Kind::Invalid));

@@ -1,6 +1,7 @@
 //! Who asks, and whether they may ([`apex_core::access`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 
 use apex_api::{Error, Kind, Peer};
 use apex_core::access::{self, Caller, Operation, Question, Role};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::clock::now_ms;
 use crate::record::Record;
-use crate::registry::Daemon;
+use crate::registry::{Daemon, nobody};
+use crate::sandbox::Sandbox;
 use crate::who;
 
 /// A question that was allowed, with who asked it.
@@ -46,6 +48,7 @@ impl Daemon {
         let (decision, words) = self.decide(peer, &roles, operation, &about);
         let asked = Asked { operation, peer, roles, reason: words };
         if decision {
+            self.make_room(operation)?;
             return Ok(asked);
         }
         let stranger = Record::new(String::new(), peer.uid, Mode::Isolation, 0);
@@ -54,9 +57,66 @@ impl Daemon {
         Err(Error::new(Kind::Denied, words))
     }
 
-    /// The same without a trace: for lists, of which somebody sees what they may see.
+    /// The sandbox that somebody means, of those that they see. Else any, so that their attempt is judged and written down; they are told that it is not there.
+    pub fn find_for(&self, peer: Peer, word: &str) -> Result<Arc<Sandbox>, Error> {
+        match self.find_among(word, &self.may_of(peer, Operation::List)) {
+            Err(error) if error.kind == Kind::NotFound => self.find(word).map_err(|_| nobody(word)),
+            found => found,
+        }
+    }
+
+    /// Judges what is asked about one sandbox. To whoever may not see it, it is not there.
+    pub fn judge_about(
+        &self,
+        peer: Peer,
+        word: &str,
+        record: &Record,
+        operation: Operation,
+        mode: Option<Mode>,
+    ) -> Result<Asked, Error> {
+        let judged = self.judge(peer, operation, About { record: Some(record), mode });
+        judged.map_err(|error| if self.may(peer, Operation::List, record) { error } else { nobody(word) })
+    }
+
+    /// What changes something is written down when it is done: room for that is made before. Without it nothing is changed, but for what makes a
+    /// sandbox do less: a full disk must not be a way to go on.
+    fn make_room(&self, operation: Operation) -> Result<(), Error> {
+        let room = match operation {
+            Operation::Inspect
+            | Operation::List
+            | Operation::Logs
+            | Operation::Events
+            | Operation::Findings
+            | Operation::Audit
+            | Operation::Stats
+            | Operation::Tree
+            | Operation::Metrics => return Ok(()),
+            Operation::Create
+            | Operation::Run
+            | Operation::Exec
+            | Operation::Attach
+            | Operation::ModeRelax
+            | Operation::Limits
+            | Operation::Resume
+            | Operation::Signal
+            | Operation::Remove => self.audit.make_room(),
+            Operation::Kill | Operation::Pause | Operation::ModeTighten => {
+                let _ = self.audit.make_room();
+                return Ok(());
+            }
+        };
+        room.map_err(|error| Error::new(Kind::Unavailable, format!("{error:#}; nothing was done; make room there")))
+    }
+
+    /// The same without a trace.
     pub fn may(&self, peer: Peer, operation: Operation, record: &Record) -> bool {
-        self.decide(peer, &self.roles(peer), operation, &About { record: Some(record), mode: None }).0
+        self.may_of(peer, operation)(record)
+    }
+
+    /// The same for many: for lists, of which somebody sees what they may see. Who asks is looked up once.
+    pub fn may_of(&self, peer: Peer, operation: Operation) -> impl Fn(&Record) -> bool {
+        let roles = self.roles(peer);
+        move |record| self.decide(peer, &roles, operation, &About { record: Some(record), mode: None }).0
     }
 
     fn roles(&self, peer: Peer) -> BTreeSet<Role> {
@@ -96,14 +156,24 @@ impl Daemon {
         before: Value,
         after: Value,
     ) -> Result<(), Error> {
-        let reason = if reason.is_empty() { &asked.reason } else { reason };
+        let mut reason = if reason.is_empty() { asked.reason.clone() } else { reason.to_owned() };
+        if outcome == Outcome::Refused {
+            let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            match refusals.take(asked.peer.uid, now_ms()) {
+                None => return Ok(()),
+                Some(0) => {}
+                Some(more) => reason.push_str(&format!(
+                    " (and {more} refusals of this user before, which were too many to be written down)"
+                )),
+            }
+        }
         let line = Line {
             time_ms: now_ms(),
             actor: Actor { uid: asked.peer.uid, pid: asked.peer.pid, roles: asked.roles.iter().copied().collect() },
             operation: asked.operation,
             target: Target { id: record.id.clone(), name: record.name.clone() },
             outcome,
-            reason: reason.to_owned(),
+            reason,
             before,
             after,
         };

@@ -6,16 +6,25 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use apex_core::audit::{Anchors, Broken, Chain, LINE_BYTES_MAX, Record, Verdict, verify};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 /// The open log.
 pub struct Audit {
     path: PathBuf,
     inner: Mutex<(File, Chain)>,
+    /// Up to where the disk has given room.
+    room: AtomicU64,
 }
+
+/// Bytes that are asked of the disk at once, and how few of them may be left: the lines of every request that may be under way.
+const ROOM_BYTES: u64 = 4 << 20;
+const ROOM_BYTES_MIN: u64 = 2 << 20;
 
 impl Audit {
     /// Opens it and goes on behind its last line. What a dying machine left of a line was never acknowledged: it is cut off, and said. Any other damage is an
@@ -39,7 +48,7 @@ impl Audit {
                 path.display()
             )
         })?;
-        Ok(Audit { path: path.to_owned(), inner: Mutex::new(inner) })
+        Ok(Audit { path: path.to_owned(), inner: Mutex::new(inner), room: AtomicU64::new(0) })
     }
 
     /// Adds a record.
@@ -57,6 +66,26 @@ impl Audit {
                 format!("writing to the audit log {} (its head stays {})", self.path.display(), before.sha256)
             })
             .inspect_err(|_| *chain = resume(&self.path).unwrap_or_default())
+    }
+
+    /// Has the disk keep room for the records to come, so that what is about to be done can be written down when it is.
+    pub fn make_room(&self) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = inner.0.seek(SeekFrom::End(0))?;
+        if self.room.load(Ordering::Relaxed) >= end + ROOM_BYTES_MIN {
+            return Ok(());
+        }
+        let length = i64::try_from(ROOM_BYTES).unwrap_or(i64::MAX);
+        let from = i64::try_from(end).context("the audit log has no end")?;
+        match fallocate(&inner.0, FallocateFlags::FALLOC_FL_KEEP_SIZE, from, length) {
+            Ok(()) => self.room.store(end + ROOM_BYTES, Ordering::Relaxed),
+            // This file system cannot promise anything: the write itself tells.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("keeping room for the audit log {}", self.path.display()));
+            }
+        }
+        Ok(())
     }
 
     /// The last lines, oldest first.

@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::{Context, Result};
 use apex_core::finding::Severity;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::io::unix::AsyncFd;
 
+use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::{dial, ready};
@@ -21,7 +23,7 @@ pub const FINDINGS: &str = "findings.jsonl";
 /// Where it writes its events.
 pub const EVENTS: &str = "events.jsonl";
 /// Bytes of findings that are judged at once; what a finding holds is bounded by the prober.
-const READ_BYTES_MAX: u64 = 4 << 20;
+const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// Who is told when a file grows.
 pub struct Bell {
@@ -29,6 +31,8 @@ pub struct Bell {
     /// A second descriptor of it, to be waited for.
     ready: AsyncFd<OwnedFd>,
     sandboxes: Mutex<HashMap<WatchDescriptor, Weak<Sandbox>>>,
+    /// Those whose findings are being judged, and whether there are more since.
+    under_way: Mutex<HashMap<String, bool>>,
 }
 
 impl Bell {
@@ -36,7 +40,7 @@ impl Bell {
     pub fn new() -> Result<Bell> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("making an inotify")?;
         let ready = ready::register(inotify.as_fd().try_clone_to_owned()?)?;
-        Ok(Bell { inotify, ready, sandboxes: Mutex::default() })
+        Ok(Bell { inotify, ready, sandboxes: Mutex::default(), under_way: Mutex::default() })
     }
 
     /// Watches the findings of a sandbox from now on.
@@ -52,7 +56,7 @@ impl Bell {
     }
 
     /// Judges findings for ever.
-    pub async fn ring(&self, daemon: &Daemon) -> Result<()> {
+    pub async fn ring(&self, daemon: &Arc<Daemon>) -> Result<()> {
         loop {
             let mut ready = self.ready.readable().await?;
             let events = match self.inotify.read_events() {
@@ -73,9 +77,36 @@ impl Bell {
             grown.sort_by(|one, other| one.id.cmp(&other.id));
             grown.dedup_by(|one, other| one.id == other.id);
             for sandbox in grown {
-                look(daemon, &sandbox).await;
+                self.begin(daemon, sandbox);
             }
         }
+    }
+
+    /// Each sandbox by itself: one whose user writes findings without end, or has stopped its keeper, holds up no answer to those of others.
+    fn begin(&self, daemon: &Arc<Daemon>, sandbox: Arc<Sandbox>) {
+        if let Some(has_more) = self.under_way().get_mut(&sandbox.id) {
+            *has_more = true;
+            return;
+        }
+        self.under_way().insert(sandbox.id.clone(), false);
+        let daemon = Arc::clone(daemon);
+        tokio::spawn(async move {
+            loop {
+                look(&daemon, &sandbox).await;
+                let mut under_way = daemon.bell.under_way();
+                match under_way.get_mut(&sandbox.id) {
+                    Some(has_more) if *has_more => *has_more = false,
+                    _ => {
+                        under_way.remove(&sandbox.id);
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,33 +115,47 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
     loop {
         let from = sandbox.record().findings_read;
         let Ok(Some((text, until))) = whole_lines(sandbox, from) else { return };
-        let findings: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let count = findings.len() as u64;
-        let noted = sandbox.update(&daemon.store, |record| {
-            record.findings += count;
-            record.findings_read = until;
+        let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+        let findings: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        note(daemon, sandbox, |record| {
+            let known = usize::try_from(record.findings_counted.saturating_sub(from)).unwrap_or(usize::MAX);
+            let fresh = text.get(known..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n');
+            record.findings += fresh.filter(|line| serde_json::from_slice::<IgnoredAny>(line).is_ok()).count() as u64;
+            record.findings_counted = record.findings_counted.max(until);
         });
-        if let Err(error) = noted {
-            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
-        }
+        // Others have their turn as well.
+        tokio::task::yield_now().await;
         for finding in findings {
             if let Some(severity) = severity(&finding) {
                 let title = finding["finding_info"]["title"].as_str().unwrap_or("a finding");
                 dial::react(daemon, sandbox, severity, title).await;
             }
         }
+        // Behind the answers: a daemon that ends in between leaves them to the next, and an answer that was given is no second time.
+        note(daemon, sandbox, |record| record.findings_read = until);
     }
 }
 
-fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(String, u64)>> {
+fn note(daemon: &Daemon, sandbox: &Sandbox, change: impl FnOnce(&mut Record)) {
+    if let Err(error) = sandbox.update(&daemon.store, change) {
+        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+    }
+}
+
+fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(Vec<u8>, u64)>> {
     let mut file = std::fs::File::open(sandbox.dir.file(FINDINGS))?;
+    let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     file.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
-    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else { return Ok(None) };
+    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+        // No prober writes such a line: its user did. All of it is passed over at once, whatever its size.
+        let is_too_long = bytes.len() as u64 == READ_BYTES_MAX;
+        return Ok(is_too_long.then_some((Vec::new(), length)));
+    };
     bytes.truncate(end + 1);
     let until = from + bytes.len() as u64;
-    Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), until)))
+    Ok(Some((bytes, until)))
 }
 
 /// As OCSF numbers it.

@@ -15,6 +15,7 @@ use crate::ask::Asked;
 use crate::clock::now_ms;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::settle;
 
 /// What became of the steps of a transition.
 struct Carried {
@@ -39,21 +40,26 @@ pub async fn wish(
     };
     let before =
         json!({"mode": facts.mode, "limits": facts.limits, "network_cut": facts.network_cut, "frozen": facts.frozen});
-    let carried = carry_out(sandbox, &transition).await;
-    let after = if carried.error.is_none() { facts.after(&transition, &asker) } else { facts.clone() };
     // Its end is told by the keeper, with how it ended.
     let is_end = matches!(wish, Wish::Kill);
-    let stored = if carried.error.is_none() && !is_end {
-        sandbox.update(&daemon.store, |record| record.facts = after.clone())
-    } else {
-        Ok(())
-    };
+    let wanted = facts.after(&transition, &asker);
+    if !is_end && let Err(error) = settle::begin(daemon, sandbox, &wanted) {
+        // What cannot be noted is not relaxed; what makes a sandbox do less needs no room on a disk.
+        if transition.relaxes {
+            return Err(Error::new(Kind::Unavailable, format!("{error:#}; nothing was changed")));
+        }
+        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+    }
+    let carried = carry_out(sandbox, &transition).await;
+    let after = if carried.error.is_none() { wanted } else { facts.clone() };
+    let now_in_force = Some(&after).filter(|_| carried.error.is_none());
+    let stored = if is_end { Ok(()) } else { settle::end(daemon, sandbox, now_in_force) };
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let words = carried.error.clone().unwrap_or_else(|| reason.to_owned());
     let now =
         json!({"mode": after.mode, "limits": after.limits, "network_cut": after.network_cut, "frozen": after.frozen});
     daemon.write_down(asked, &sandbox.record(), outcome, &words, before, now)?;
-    stored.map_err(|error| Error::new(Kind::Internal, format!("{error:#}")))?;
+    stored.map_err(|error| Error::new(Kind::Internal, format!("it is in force, but not kept: {error:#}")))?;
     Ok(v1::Transition {
         from: transition.from.name().to_owned(),
         to: transition.to.name().to_owned(),
@@ -104,18 +110,19 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
     let Some(answer) = control::on_finding(&record.facts, found, &record.reactions, &defaults, now_ms()) else {
         return;
     };
-    let carried = carry_out(sandbox, &answer.transition).await;
     let after = record.facts.after_finding(&answer);
+    let is_end = answer.transition.steps.contains(&Step::Kill);
+    if !is_end && let Err(error) = settle::begin(daemon, sandbox, &after) {
+        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+    }
+    let carried = carry_out(sandbox, &answer.transition).await;
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let instead = answer.instead_of.as_ref().map(|refusal| format!(" (frozen instead: {refusal})")).unwrap_or_default();
     let words = format!(
         "finding: {title}{instead}{}",
         carried.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     );
-    if carried.error.is_none()
-        && !answer.transition.steps.contains(&Step::Kill)
-        && let Err(error) = sandbox.update(&daemon.store, |record| record.facts = after.clone())
-    {
+    if !is_end && let Err(error) = settle::end(daemon, sandbox, Some(&after).filter(|_| carried.error.is_none())) {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
     let before =

@@ -24,6 +24,22 @@ pub enum News {
     Gone,
 }
 
+/// Why no keeper was started, as far as that is known.
+#[derive(Debug)]
+pub enum NotStarted {
+    /// The warden said so, or was never asked.
+    Refused(String),
+    /// It did not say.
+    Unheard(String),
+}
+
+impl std::fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (NotStarted::Refused(words) | NotStarted::Unheard(words)) = self;
+        f.write_str(words)
+    }
+}
+
 /// Who asks the warden.
 pub struct Errands {
     socket: AsyncFd<OwnedFd>,
@@ -45,13 +61,13 @@ impl Errands {
     }
 
     /// Has a keeper started; its pid.
-    pub async fn start(&self, request: &ToWarden, fds: &[BorrowedFd<'_>]) -> Result<i32, String> {
-        let bytes = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+    pub async fn start(&self, request: &ToWarden, fds: &[BorrowedFd<'_>]) -> Result<i32, NotStarted> {
+        let bytes = serde_json::to_vec(request).map_err(|error| NotStarted::Refused(error.to_string()))?;
         if bytes.len() > PACKET_BYTES_MAX {
-            return Err(format!(
+            return Err(NotStarted::Refused(format!(
                 "its command, environment and options come to {} bytes; at most {PACKET_BYTES_MAX} go",
                 bytes.len()
-            ));
+            )));
         }
         let (to, answer) = oneshot::channel();
         self.waiting().insert(request.id.clone(), to);
@@ -60,16 +76,16 @@ impl Errands {
             tokio::time::timeout(ANSWER_WITHIN, self.send(&bytes, fds)).await
         };
         let outcome = match sent {
-            Ok(Ok(())) => tokio::time::timeout(ANSWER_WITHIN, answer).await,
-            Ok(Err(error)) => return Err(format!("asking the warden: {error}")),
-            Err(_) => return Err("the warden takes no requests".to_owned()),
+            Ok(Ok(())) => match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+                Ok(Ok(outcome)) => outcome.map_err(NotStarted::Refused),
+                Ok(Err(_)) => Err(NotStarted::Unheard("the warden is gone".to_owned())),
+                Err(_) => Err(NotStarted::Unheard("the warden did not answer".to_owned())),
+            },
+            Ok(Err(error)) => Err(NotStarted::Unheard(format!("asking the warden: {error}"))),
+            Err(_) => Err(NotStarted::Unheard("the warden takes no requests".to_owned())),
         };
         self.waiting().remove(&request.id);
-        match outcome {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err("the warden is gone".to_owned()),
-            Err(_) => Err("the warden did not answer".to_owned()),
-        }
+        outcome
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Result<i32, String>>>> {

@@ -16,14 +16,15 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::ask::About;
-use crate::registry::{Daemon, nobody};
+use crate::registry::Daemon;
 use crate::sandbox::{Sandbox, Spawned};
 use crate::service::WAITING_MAX;
 use crate::terminal::{self, Sink, Source, Terminal};
 
 /// Bytes that are taken from a stream at once.
 const READ_BYTES: usize = 64 << 10;
+/// Bytes of a command with its variables: as JSON they fit a packet to the keeper, however they are escaped.
+const WORD_BYTES_MAX: usize = 20 << 10;
 /// How long the terminal of a command that was started may take.
 const TERMINAL_WITHIN: Duration = Duration::from_secs(5);
 /// How long the output of a command that has ended may still come: a process that it left behind can hold the stream open for ever.
@@ -36,13 +37,19 @@ pub async fn exec(
     request: ExecRequest,
     input: Streamed<RunInput>,
 ) -> Result<Streamed<RunOutput>, Error> {
-    let sandbox = daemon.find(&request.id)?;
+    let sandbox = daemon.find_for(peer, &request.id)?;
     let record = sandbox.record();
-    let judged = daemon.judge(peer, Operation::Exec, About { record: Some(&record), mode: None });
-    let asked =
-        judged.map_err(|error| if daemon.may(peer, Operation::List, &record) { error } else { nobody(&request.id) })?;
+    let asked = daemon.judge_about(peer, &request.id, &record, Operation::Exec, None)?;
     if request.command.is_empty() {
         return Err(Error::new(Kind::Invalid, "there is no command; give one"));
+    }
+    let words = request.command.iter().chain(&request.env).chain([&request.workdir]);
+    if words.clone().any(|word| word.contains('\0')) {
+        return Err(Error::new(Kind::Invalid, "a word holds a NUL byte, which no word of a command line can"));
+    }
+    if words.map(String::len).sum::<usize>() > WORD_BYTES_MAX {
+        let words = format!("command and environment come to more than {WORD_BYTES_MAX} bytes");
+        return Err(Error::new(Kind::Invalid, words));
     }
     if record.is_over() {
         return Err(Error::new(Kind::Conflict, format!("sandbox {} has ended; nothing more runs in it", sandbox.id)));

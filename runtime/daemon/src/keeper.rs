@@ -64,7 +64,12 @@ pub struct Keeper {
 impl Keeper {
     /// Connects, and has what it says unasked sent.
     pub fn connect(dir: &Dir) -> anyhow::Result<(Arc<Keeper>, mpsc::Receiver<Told>)> {
-        let socket = ready::register(dir.connect()?)?;
+        Ok(Keeper::over(dir.connect()?)?)
+    }
+
+    /// The same over a connection that was made before: it takes no descriptor.
+    pub fn over(connection: OwnedFd) -> std::io::Result<(Arc<Keeper>, mpsc::Receiver<Told>)> {
+        let socket = ready::register(connection)?;
         let keeper = Arc::new(Keeper { socket, waiting: Mutex::default(), turn: tokio::sync::Mutex::default() });
         let (to, told) = mpsc::channel(TOLD_MAX);
         tokio::spawn(Arc::clone(&keeper).listen(to));
@@ -72,8 +77,11 @@ impl Keeper {
     }
 
     async fn listen(self: Arc<Self>, to: mpsc::Sender<Told>) {
+        let mut has_stood = false;
         while let Some(Answer { said, fds }) = self.hear().await {
             let told = match said {
+                // Once is what a keeper does; one that its user has taken over must not keep us busy.
+                FromKeeper::Standing(_) if std::mem::replace(&mut has_stood, true) => break,
                 FromKeeper::Standing(standing) => Told::Standing(standing),
                 FromKeeper::Ended(ended) => Told::Ended(ended),
                 FromKeeper::SpawnedEnded { number, code, how, words } => {
@@ -85,8 +93,10 @@ impl Keeper {
                 },
                 said => {
                     let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    // An answer that nobody asked for: likewise.
+                    let Some(waiting) = waiting else { break };
                     // Whoever asked may have given up.
-                    let _ = waiting.map(|waiting| waiting.send(Answer { said, fds }));
+                    let _ = waiting.send(Answer { said, fds });
                     continue;
                 }
             };

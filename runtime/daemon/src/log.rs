@@ -76,8 +76,13 @@ impl Log {
         if inner.newer.is_none() {
             inner.newer = Some(File::options().create(true).append(true).read(true).mode(0o600).open(&self.path)?);
         }
-        if let Some(file) = &mut inner.newer {
-            file.write_all(bytes)?;
+        let kept = end - inner.newer_start;
+        if let Some(file) = &mut inner.newer
+            && let Err(error) = file.write_all(bytes)
+        {
+            // A disk that is full took a part: left there, it would shift everything that comes after.
+            file.set_len(kept)?;
+            return Err(error);
         }
         self.extent.send_modify(|extent| extent.end += bytes.len() as u64);
         Ok(())

@@ -17,6 +17,8 @@ usage: apexd [OPTIONS]
   --state DIR     where sandboxes, audit log and store lie (default: /var/lib/apex)
   --access FILE   who may do what, beside the built-in rules (default: /etc/apex/access.toml, if it is there)
   --mode MODE     mode of sandboxes that are created without one: isolation, hybrid or development (default: isolation)
+  --max-sandboxes N
+                  how many there may be, those that have ended included; a quarter of them for one user (default: 4096)
   --environment NAME
                   label for rules that hold in one environment, such as ci or production
   --pool-max N    sandboxes that all pools together hold ready (default: 64)
@@ -28,6 +30,8 @@ It runs in the foreground. SIGTERM and SIGINT end it; sandboxes go on and are ta
 
 /// Sandboxes that all pools hold together.
 const POOL_MAX: usize = 64;
+/// Most sandboxes of one daemon, those that have ended included.
+const SANDBOXES_MAX: usize = 4096;
 
 /// What is asked for.
 pub enum Action {
@@ -50,6 +54,8 @@ pub struct Options {
     pub access: Option<PathBuf>,
     /// `--mode`.
     pub mode: Mode,
+    /// `--max-sandboxes`.
+    pub sandboxes_max: usize,
     /// `--environment`.
     pub environment: Option<String>,
     /// `--pool-max`.
@@ -63,6 +69,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         state: "/var/lib/apex".into(),
         access: None,
         mode: Mode::Isolation,
+        sandboxes_max: SANDBOXES_MAX,
         environment: None,
         pool_max: POOL_MAX,
     };
@@ -73,6 +80,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             Arg::Long("state") => options.state = parser.value()?.into(),
             Arg::Long("access") => options.access = Some(parser.value()?.into()),
             Arg::Long("mode") => options.mode = mode(&parser.value()?.to_string_lossy())?,
+            Arg::Long("max-sandboxes") => options.sandboxes_max = sandboxes_max(&parser.value()?.to_string_lossy())?,
             Arg::Long("environment") => options.environment = Some(parser.value()?.to_string_lossy().into_owned()),
             Arg::Long("pool-max") => options.pool_max = parser.value()?.parse()?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Action::Help),
@@ -81,6 +89,14 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         }
     }
     Ok(Action::Serve(options))
+}
+
+/// From 1 to the most that the daemon is made for.
+fn sandboxes_max(word: &str) -> Result<usize> {
+    match word.parse() {
+        Ok(count @ 1..=SANDBOXES_MAX) => Ok(count),
+        _ => bail!("--max-sandboxes takes a number from 1 to {SANDBOXES_MAX}, not {word:?}"),
+    }
 }
 
 /// A mode by its name.

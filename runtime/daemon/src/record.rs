@@ -7,6 +7,9 @@ use apex_core::control::{Facts, Limits, Reactions, State};
 use apex_core::policy::{Mode, Network};
 use serde::{Deserialize, Serialize};
 
+/// Bytes of a command in a list.
+const ROW_COMMAND_BYTES_MAX: usize = 4096;
+
 /// One sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -25,6 +28,9 @@ pub struct Record {
     /// What is done on findings.
     pub reactions: Reactions,
     pub facts: Facts,
+    /// What it is about to become, while a transition is carried out.
+    #[serde(default)]
+    pub under_way: Option<Facts>,
     /// Its init, as the host numbers it.
     pub pid: u32,
     pub created_ms: u64,
@@ -34,7 +40,10 @@ pub struct Record {
     pub ending: String,
     pub error: String,
     pub findings: u64,
-    /// Bytes of the findings file that were judged.
+    /// Bytes of the findings file that were counted.
+    #[serde(default)]
+    pub findings_counted: u64,
+    /// Bytes of it that were answered.
     pub findings_read: u64,
 }
 
@@ -66,6 +75,7 @@ impl Record {
             watch: "off".to_owned(),
             reactions: Reactions::default(),
             facts,
+            under_way: None,
             pid: 0,
             created_ms: now_ms,
             started_ms: 0,
@@ -74,6 +84,7 @@ impl Record {
             ending: String::new(),
             error: String::new(),
             findings: 0,
+            findings_counted: 0,
             findings_read: 0,
         }
     }
@@ -81,6 +92,23 @@ impl Record {
     /// Whether nothing more will happen to it.
     pub fn is_over(&self) -> bool {
         matches!(self.facts.state, State::Ended | State::Failed | State::Lost)
+    }
+
+    /// The same in a list of many, where a command of 100 KiB would be in the way.
+    pub fn row(&self) -> v1::Sandbox {
+        let mut row = self.wire();
+        let mut room = ROW_COMMAND_BYTES_MAX;
+        let fits = row.command.iter().take_while(|word| {
+            let is_in = word.len() < room;
+            room = room.saturating_sub(word.len() + 1);
+            is_in
+        });
+        let count = fits.count();
+        if count < row.command.len() {
+            row.command.truncate(count);
+            row.command.push("...".to_owned());
+        }
+        row
     }
 
     /// As the API tells it.

@@ -1,7 +1,7 @@
 //! The daemon: everything that its services share, and the sandboxes by id.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,6 +10,7 @@ use apex_core::access::Policy;
 use apex_core::control::{Limits, ModeDefaults, State};
 use apex_core::policy::{self, Inputs, Mode};
 use apex_core::seccomp::groups;
+use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::bell::{self, Bell};
@@ -17,14 +18,17 @@ use crate::errand::Errands;
 use crate::options::Options;
 use crate::place::Place;
 use crate::pool::Pool;
+use crate::record::Record;
+use crate::refusals::Refusals;
 use crate::sandbox::Sandbox;
+use crate::settle::settle;
 use crate::store::Store;
 use crate::tree::Services;
 
-/// Sandboxes that one daemon has, those that have ended included.
-pub const SANDBOXES_MAX: usize = 4096;
 /// How long the sandboxes of pools may take to end behind their daemon.
 const ORPHAN_WITHIN: Duration = Duration::from_secs(3);
+/// How long the sandboxes of the daemon before are waited for.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(5);
 /// What the administrator adds to the rules of access.
 const ACCESS: &str = "/etc/apex/access.toml";
 
@@ -39,6 +43,7 @@ pub struct Daemon {
     pub bell: Bell,
     pub pool: Pool,
     pub services: Services,
+    pub refusals: Mutex<Refusals>,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -54,6 +59,7 @@ impl Daemon {
             bell: Bell::new()?,
             pool: Pool::new(options.pool_max),
             services: Services::default(),
+            refusals: Mutex::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -68,11 +74,10 @@ impl Daemon {
 
     /// Takes up every sandbox of the daemon before, and clears away what it left half made.
     async fn take_up(self: &Arc<Self>) -> Result<()> {
-        let records = self.store.all()?;
-        for record in records {
+        let mut taking = JoinSet::new();
+        for record in self.store.all()? {
             let dir = self.place.sandbox(&record.id);
             let is_over = record.is_over();
-            let is_watched = record.watch != "off";
             let sandbox = Sandbox::new(record, dir);
             self.insert(&sandbox);
             if is_over {
@@ -80,19 +85,12 @@ impl Daemon {
                 sandbox.err.close();
                 continue;
             }
-            match sandbox.live(&self.store) {
-                Ok(keeper) => {
-                    if let Err(words) = sandbox.take_streams(&keeper).await {
-                        eprintln!("apexd: sandbox {}: taking up its streams: {words}", sandbox.id);
-                    }
-                    if is_watched {
-                        self.bell.watch(&sandbox)?;
-                        bell::look(self, &sandbox).await;
-                    }
-                }
-                Err(_) => sandbox.vanished(&self.store).await,
-            }
+            let daemon = Arc::clone(self);
+            taking.spawn(async move { daemon.take_up_one(&sandbox).await });
         }
+        // All at once, and those that take long are not waited for: a keeper that its user has stopped must not keep the daemon from the others.
+        let _ = tokio::time::timeout(TAKEN_UP_WITHIN, async { while taking.join_next().await.is_some() {} }).await;
+        taking.detach_all();
         for id in self.place.sandboxes()? {
             if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
                 if self.place.sandbox(&id).is_listened_to(ORPHAN_WITHIN).await {
@@ -111,6 +109,20 @@ impl Daemon {
         Ok(())
     }
 
+    async fn take_up_one(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let Ok(keeper) = sandbox.live(&self.store) else { return sandbox.vanished(&self.store).await };
+        if let Err(words) = sandbox.take_streams(&keeper).await {
+            eprintln!("apexd: sandbox {}: taking up its streams: {words}", sandbox.id);
+        }
+        settle(self, sandbox).await;
+        if sandbox.record().watch != "off" {
+            if let Err(error) = self.bell.watch(sandbox) {
+                eprintln!("apexd: sandbox {}: {error:#}; its findings are not answered", sandbox.id);
+            }
+            bell::look(self, sandbox).await;
+        }
+    }
+
     /// What a mode gives by itself.
     pub fn defaults(&self, mode: Mode) -> ModeDefaults {
         // Every mode is there since the start.
@@ -125,11 +137,18 @@ impl Daemon {
     /// Adds a sandbox, if there is room and its name is free.
     pub fn add(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let mut sandboxes = self.sandboxes.write().unwrap_or_else(PoisonError::into_inner);
-        if sandboxes.len() >= SANDBOXES_MAX {
-            let words = format!("there are {SANDBOXES_MAX} sandboxes already; `apex rm` removes those that have ended");
+        let most = self.options.sandboxes_max;
+        if sandboxes.len() >= most {
+            let words = format!("there are {most} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
-        let name = sandbox.record().name;
+        let Record { name, uid, .. } = sandbox.record();
+        // Nobody but the daemon's own user keeps the others out.
+        let most = if uid == nix::unistd::geteuid().as_raw() { most } else { (most / 4).max(1) };
+        if sandboxes.values().filter(|other| other.uid == uid).count() >= most {
+            let words = format!("you have {most} sandboxes already; `apex rm` removes those that have ended");
+            return Err(Error::new(Kind::Exhausted, words));
+        }
         if !name.is_empty() && sandboxes.values().any(|other| other.record().name == name) {
             let words = format!("there is a sandbox of the name {name:?} already; choose another, or remove that one");
             return Err(Error::new(Kind::Conflict, words));
@@ -141,11 +160,18 @@ impl Daemon {
     /// Forgets a sandbox that is over, with its files.
     pub fn forget(&self, sandbox: &Sandbox) -> Result<()> {
         // In this order: a directory without a record is cleared away at the next start, a record without a directory would be a riddle.
-        if sandbox.is_kept() {
-            self.store.forget(&sandbox.id)?;
-        }
+        sandbox.forget(&self.store)?;
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         sandbox.dir.remove().with_context(|| format!("removing the files of sandbox {}", sandbox.id))
+    }
+
+    /// Forgets one that never ran, also where the store does not let go: it is then told as failed by the next daemon.
+    pub fn discard(&self, sandbox: &Sandbox) {
+        if let Err(error) = self.forget(sandbox) {
+            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+            self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
+            let _ = sandbox.dir.remove();
+        }
     }
 
     /// Every sandbox, oldest first.
@@ -159,19 +185,27 @@ impl Daemon {
 
     /// By id, by name, or by an unambiguous beginning of the id.
     pub fn find(&self, word: &str) -> Result<Arc<Sandbox>, Error> {
+        self.find_among(word, &|_| true)
+    }
+
+    /// The same among those that somebody sees: the others are not there, and make no beginning ambiguous.
+    pub fn find_among(&self, word: &str, is_seen: &dyn Fn(&Record) -> bool) -> Result<Arc<Sandbox>, Error> {
         let sandboxes = self.sandboxes.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sandbox) = sandboxes.get(word) {
+        if let Some(sandbox) = sandboxes.get(word).filter(|sandbox| is_seen(&sandbox.record())) {
             return Ok(Arc::clone(sandbox));
         }
-        let named: Vec<_> =
-            sandboxes.values().filter(|sandbox| !word.is_empty() && sandbox.record().name == word).collect();
-        let begun: Vec<_> =
-            sandboxes.values().filter(|sandbox| !word.is_empty() && sandbox.id.starts_with(word)).collect();
-        match (named.first(), begun.as_slice()) {
-            (Some(sandbox), _) => Ok(Arc::clone(sandbox)),
-            (None, [sandbox]) => Ok(Arc::clone(sandbox)),
-            (None, []) => Err(nobody(word)),
-            (None, several) => Err(Error::new(
+        let of = |fits: &dyn Fn(&Sandbox) -> bool| -> Vec<Arc<Sandbox>> {
+            let fitting = sandboxes.values().filter(|sandbox| !word.is_empty() && fits(sandbox));
+            fitting.filter(|sandbox| is_seen(&sandbox.record())).cloned().collect()
+        };
+        let named = of(&|sandbox| sandbox.record().name == word);
+        if let Some(sandbox) = named.into_iter().next() {
+            return Ok(sandbox);
+        }
+        match of(&|sandbox| sandbox.id.starts_with(word)).as_slice() {
+            [sandbox] => Ok(Arc::clone(sandbox)),
+            [] => Err(nobody(word)),
+            several => Err(Error::new(
                 Kind::Invalid,
                 format!("{} sandboxes begin with {word:?}; give more of the id", several.len()),
             )),

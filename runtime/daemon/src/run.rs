@@ -1,6 +1,6 @@
 //! Streams of the API: a command with its streams, logs, and lines of files that grow.
 
-use std::io::SeekFrom;
+use std::io::{ErrorKind, SeekFrom};
 use std::sync::Arc;
 
 use apex_api::v1::run_input::Input as Asked;
@@ -11,12 +11,11 @@ use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncSeekExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, BufReader};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::ask::About;
 use crate::exec;
 use crate::log::{Follower, Log};
 use crate::record::Record;
@@ -28,6 +27,12 @@ use crate::start::{self, Input};
 /// Between two looks at a file that may have grown, where nobody tells of it.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
+/// Bytes of a line of events or findings; of a longer one its beginning is told.
+const LINE_BYTES_MAX: u64 = 256 << 10;
+const SHOWN_BYTES: usize = 16 << 10;
+/// Bytes of its end: more than a prober ever writes.
+const PASSED_BYTES_MAX: u64 = 4 << 20;
+
 /// A command with its streams, from its beginning or from now on.
 pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
     let first = input.next().await.transpose()?.and_then(|first| first.input);
@@ -36,9 +41,9 @@ pub async fn run(daemon: Arc<Daemon>, peer: Peer, mut input: Streamed<RunInput>)
             (start::start(&daemon, peer, &request, Operation::Run, Input::Client).await?, (0, 0))
         }
         Some(Asked::Attach(named)) => {
-            let sandbox = daemon.find(&named.id)?;
+            let sandbox = daemon.find_for(peer, &named.id)?;
             let record = sandbox.record();
-            let asked = daemon.judge(peer, Operation::Attach, About { record: Some(&record), mode: None })?;
+            let asked = daemon.judge_about(peer, &named.id, &record, Operation::Attach, None)?;
             daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), json!(null))?;
             let ends = (sandbox.out.extent().borrow().end, sandbox.err.extent().borrow().end);
             (sandbox, ends)
@@ -175,18 +180,25 @@ async fn read(
 
 /// The lines of one of a sandbox's files, and with `follow` those that are added until it is over.
 pub fn lines(sandbox: Arc<Sandbox>, file: &'static str, follow: bool) -> Streamed<JsonLine> {
-    let (to, from) = mpsc::channel(WAITING_MAX);
+    let (to, from) = mpsc::channel(1);
     tokio::spawn(async move {
-        let mut offset = 0;
+        let (mut offset, mut looked_at) = (0, None);
         loop {
             // Asked before reading: what is written before the end is read after this.
             let is_over = sandbox.record().is_over();
-            match whole_lines(&sandbox, file, offset, &to).await {
+            // A line without an end is not read again and again until there is more of it.
+            let length = tokio::fs::metadata(sandbox.dir.file(file)).await.map(|about| about.len()).ok();
+            let has_more = length != looked_at || is_over || length.is_none();
+            looked_at = length;
+            let read = if has_more { whole_lines(&sandbox, file, offset, &to).await } else { Ok(offset) };
+            match read {
                 Ok(next) => offset = next,
                 // Nothing is watched, so nothing was written.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    let _ = to.send(Err(Error::new(Kind::Internal, format!("reading {file}: {error}")))).await;
+                    // The file belongs to the sandbox's user: what is wrong in it is no failure of ours.
+                    let kind = if error.kind() == ErrorKind::InvalidData { Kind::Conflict } else { Kind::Internal };
+                    let _ = to.send(Err(Error::new(kind, format!("reading {file}: {error}")))).await;
                     return;
                 }
             }
@@ -210,15 +222,47 @@ async fn whole_lines(
     let mut reader = BufReader::new(file);
     loop {
         let mut line = Vec::new();
-        let count = reader.read_until(b'\n', &mut line).await? as u64;
-        // A line that is still being written is read when it is whole.
-        if line.pop() != Some(b'\n') {
+        // Bounded: its owner may have made it as large as it likes.
+        let count = (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await? as u64;
+        let mut whole = count;
+        if count == LINE_BYTES_MAX && line.last() != Some(&b'\n') {
+            // A program with monstrous arguments has one; its end is passed over, so that it hides no line behind it.
+            let passed = pass_over(&mut reader).await?;
+            let Some(passed) = passed else { return Ok(offset) };
+            whole += passed;
+            line =
+                serde_json::to_vec(&json!({"cut": whole, "beginning": String::from_utf8_lossy(&line[..SHOWN_BYTES])}))?;
+        } else if line.pop() != Some(b'\n') {
+            // A line that is still being written is read when it is whole.
             return Ok(offset);
         }
-        offset += count;
+        offset += whole;
         let json = String::from_utf8_lossy(&line).into_owned();
         if to.send(Ok(JsonLine { json })).await.is_err() {
             return Ok(offset);
+        }
+    }
+}
+
+/// To the end of a line: how many bytes that was, or `None` while it has none yet.
+async fn pass_over(reader: &mut BufReader<tokio::fs::File>) -> std::io::Result<Option<u64>> {
+    let mut passed = 0;
+    loop {
+        let bytes = reader.fill_buf().await?;
+        let (count, is_end) = match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (bytes.len(), false),
+        };
+        reader.consume(count);
+        passed += count as u64;
+        match (is_end, count) {
+            (true, _) => return Ok(Some(passed)),
+            (false, 0) => return Ok(None),
+            _ if passed > PASSED_BYTES_MAX => {
+                let words = "a line that is longer than any that a prober writes; whose file it is wrote there";
+                return Err(std::io::Error::new(ErrorKind::InvalidData, words));
+            }
+            _ => {}
         }
     }
 }

@@ -1,21 +1,21 @@
 //! One sandbox as the daemon lives with it: record, keeper, logs.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use apex_api::{Error, Kind};
 use apex_core::control::State;
-use apex_core::keep::{Ended, FromKeeper, Standing, ToKeeper};
+use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
 use apex_core::policy::Network;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::now_ms;
 use crate::keeper::{Keeper, SpawnedEnd, Told};
 use crate::log::Log;
-use crate::options;
 use crate::place::Dir;
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -25,6 +25,8 @@ use crate::terminal::{Sink, Source, Terminal};
 
 /// How long the warden's word about a keeper's end is waited for.
 const CODE_WITHIN: Duration = Duration::from_secs(2);
+/// Bytes of how a keeper ended: what fits a packet to us, twice.
+const RESULT_BYTES_MAX: u64 = 2 * PACKET_BYTES_MAX as u64;
 /// Connections to one keeper that may break.
 const CONNECTIONS_MAX: u32 = 16;
 /// What a keeper holds for the daemon, in this order.
@@ -49,6 +51,8 @@ pub struct Spawned {
 /// One sandbox.
 pub struct Sandbox {
     pub id: String,
+    /// Whose it is.
+    pub uid: u32,
     pub dir: Dir,
     record: Mutex<Record>,
     storing: Mutex<()>,
@@ -78,6 +82,7 @@ impl Sandbox {
     pub fn new(record: Record, dir: Dir) -> Arc<Sandbox> {
         Arc::new(Sandbox {
             id: record.id.clone(),
+            uid: record.uid,
             out: Arc::new(Log::open(dir.file("stdout.log"))),
             err: Arc::new(Log::open(dir.file("stderr.log"))),
             dir,
@@ -148,6 +153,17 @@ impl Sandbox {
         if self.is_kept() { store.put(&record) } else { Ok(()) }
     }
 
+    /// Takes it out of the store, for good.
+    pub fn forget(&self, store: &Store) -> anyhow::Result<()> {
+        // Whoever still lives with it must not bring its row back.
+        let _storing = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_kept() {
+            store.forget(&self.id)?;
+            self.is_kept.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn note(&self, store: &Store, change: impl FnOnce(&mut Record)) {
         if let Err(error) = self.update(store, change) {
             eprintln!("apexd: sandbox {}: {error:#}", self.id);
@@ -196,7 +212,16 @@ impl Sandbox {
     pub async fn ask_with(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<FromKeeper, String> {
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keeper = keeper.ok_or("its keeper is not connected")?;
-        keeper.ask_with(said, fds).await.map(|answer| answer.said)
+        // To its end, also when whoever asked goes away in the middle: answers are told apart by their order alone.
+        let said = said.clone();
+        let fds: Result<Vec<OwnedFd>, _> = fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
+        let fds = fds.map_err(|error| error.to_string())?;
+        let answer = tokio::spawn(async move {
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            keeper.ask_with(&said, &fds).await
+        });
+        let answer = answer.await.map_err(|error| format!("asking its keeper: {error}"))?;
+        answer.map(|answer| answer.said)
     }
 
     /// It was not started.
@@ -224,7 +249,12 @@ impl Sandbox {
 
     /// Connects to the keeper, and lives with it from now on.
     pub fn live(self: &Arc<Self>, store: &Arc<Store>) -> anyhow::Result<Arc<Keeper>> {
-        let (keeper, told) = Keeper::connect(&self.dir)?;
+        self.live_over(self.dir.connect()?, store)
+    }
+
+    /// The same over a connection that was made before.
+    pub fn live_over(self: &Arc<Self>, connection: OwnedFd, store: &Arc<Store>) -> anyhow::Result<Arc<Keeper>> {
+        let (keeper, told) = Keeper::over(connection)?;
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&keeper));
         tokio::spawn(Arc::clone(self).listen(Arc::clone(store), told));
         Ok(keeper)
@@ -387,7 +417,10 @@ impl Sandbox {
     }
 
     fn result(&self) -> Option<Ended> {
-        let text = std::fs::read(self.dir.file("result.json")).ok()?;
+        let file = std::fs::File::open(self.dir.file("result.json")).ok()?;
+        // The keeper holds it open to write to, and may be its user's puppet: what is larger than any result is none.
+        let mut text = Vec::new();
+        file.take(RESULT_BYTES_MAX).read_to_end(&mut text).ok()?;
         serde_json::from_slice(&text).ok()
     }
 }
@@ -398,10 +431,8 @@ pub fn stands(record: &mut Record, standing: &Standing) {
     if record.facts.state != State::Creating {
         return;
     }
+    // Not the mode: it was judged, and the keeper was told it. What another user's process says of itself widens nothing.
     let facts = &mut record.facts;
-    if let Ok(mode) = options::mode(&standing.mode) {
-        (facts.born, facts.mode) = (mode, mode);
-    }
     facts.network_born = if standing.has_network { Network::Host } else { Network::None };
     facts.has_network_dial = standing.has_network_dial;
     facts.has_limits = standing.has_limits;

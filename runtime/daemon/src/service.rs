@@ -20,15 +20,19 @@ use serde_json::json;
 use crate::ask::{About, Asked};
 use crate::bell::{EVENTS, FINDINGS};
 use crate::record::Record;
-use crate::registry::{Daemon, nobody};
+use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
 use crate::{dial, options, pool, run};
 
-/// Answers of a stream that wait for a slow reader.
-pub const WAITING_MAX: usize = 16;
+/// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
+pub const WAITING_MAX: usize = 4;
 /// Records that one request gets.
 const AUDIT_MAX: u32 = 10_000;
+/// How long an answer about what is used is waited for.
+const USED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long one whose keeper takes no word any more may take to be told as ended.
+const ENDING_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a killed sandbox may take to be gone.
 const GONE_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -38,7 +42,7 @@ pub struct Face(pub Arc<Daemon>);
 impl Face {
     /// The sandbox, and who asks about it. To whoever may not see it, it is not there.
     fn asked(&self, peer: Peer, word: &str, operation: Operation) -> Result<(Arc<Sandbox>, Asked), Error> {
-        let sandbox = self.0.find(word)?;
+        let sandbox = self.0.find_for(peer, word)?;
         let asked = self.judge(peer, word, &sandbox.record(), operation, None)?;
         Ok((sandbox, asked))
     }
@@ -51,8 +55,7 @@ impl Face {
         operation: Operation,
         mode: Option<Mode>,
     ) -> Result<Asked, Error> {
-        let judged = self.0.judge(peer, operation, About { record: Some(record), mode });
-        judged.map_err(|error| if self.0.may(peer, Operation::List, record) { error } else { nobody(word) })
+        self.0.judge_about(peer, word, record, operation, mode)
     }
 
     /// To its end: a client that goes away in the middle leaves nothing half done.
@@ -101,9 +104,9 @@ impl Service for Face {
 
     async fn list(&self, peer: Peer, request: ListRequest) -> Result<ListResponse, Error> {
         let records = self.0.all().into_iter().map(|sandbox| sandbox.record());
-        let shown =
-            records.filter(|record| (request.all || !record.is_over()) && self.0.may(peer, Operation::List, record));
-        Ok(ListResponse { sandboxes: shown.map(|record| record.wire()).collect() })
+        let may = self.0.may_of(peer, Operation::List);
+        let shown = records.filter(|record| (request.all || !record.is_over()) && may(record));
+        Ok(ListResponse { sandboxes: shown.map(|record| record.row()).collect() })
     }
 
     async fn inspect(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
@@ -128,7 +131,7 @@ impl Service for Face {
 
     async fn set_mode(&self, peer: Peer, request: SetModeRequest) -> Result<Transition, Error> {
         let mode = options::mode(&request.mode).map_err(|error| Error::new(Kind::Invalid, error.to_string()))?;
-        let sandbox = self.0.find(&request.id)?;
+        let sandbox = self.0.find_for(peer, &request.id)?;
         let record = sandbox.record();
         let relaxes = strictness(mode) < strictness(record.facts.mode);
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
@@ -238,16 +241,22 @@ impl Service for Face {
     }
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {
-        let mut rows = Vec::new();
+        let may = self.0.may_of(peer, Operation::Stats);
+        let mut asking = Vec::new();
         for sandbox in self.0.all() {
             let record = sandbox.record();
-            if record.is_over() || !self.0.may(peer, Operation::Stats, &record) {
-                continue;
+            if !record.is_over() && may(&record) {
+                // All at once: a keeper that its user has stopped costs everybody the same moment, and not one each.
+                let used = async move { tokio::time::timeout(USED_WITHIN, sandbox.ask(&ToKeeper::Use)).await };
+                asking.push((record, tokio::spawn(used)));
             }
-            let usage = match sandbox.ask(&ToKeeper::Use).await {
-                Ok(FromKeeper::Used(usage)) => usage,
-                // It is about to end: a row without numbers tells no lie.
-                Ok(_) | Err(_) => Usage::default(),
+        }
+        let mut rows = Vec::new();
+        for (record, used) in asking {
+            let usage = match used.await {
+                Ok(Ok(Ok(FromKeeper::Used(usage)))) => usage,
+                // It is about to end, or stopped: a row without numbers tells no lie.
+                _ => Usage::default(),
             };
             rows.push(SandboxStats {
                 id: record.id,
@@ -326,8 +335,10 @@ async fn end(daemon: &Daemon, sandbox: &Arc<Sandbox>, asked: &Asked) -> Result<(
     }
     let asker = Asker { is_operator_allowed_to_relax: false, automatic: false };
     match dial::wish(daemon, sandbox, Wish::Kill, asker, asked, "").await {
-        Ok(transition) if !transition.applied && !sandbox.record().is_over() => {
-            return Err(Error::new(Kind::Internal, transition.words));
+        Ok(transition) if !transition.applied => {
+            // It may end already, by itself or at the word of somebody else: that is what was asked for.
+            let ended = tokio::time::timeout(ENDING_WITHIN, sandbox.until(Record::is_over)).await;
+            ended.map_err(|_| Error::new(Kind::Internal, transition.words))?;
         }
         Ok(_) => {}
         // It ended by itself meanwhile.

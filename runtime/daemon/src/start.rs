@@ -21,10 +21,12 @@ use serde_json::json;
 use crate::ask::About;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
+use crate::errand::NotStarted;
 use crate::options;
 use crate::pool::{self, Taken};
 use crate::record::Record;
 use crate::registry::Daemon;
+use crate::request;
 use crate::sandbox::Sandbox;
 use crate::terminal::{self, Sink};
 use crate::warden::ToWarden;
@@ -32,11 +34,6 @@ use crate::who;
 
 /// How long building a sandbox may take.
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Bytes of a name.
-const NAME_BYTES_MAX: usize = 64;
-/// Labels of one sandbox, and bytes of each half.
-const LABELS_MAX: usize = 32;
-const LABEL_BYTES_MAX: usize = 256;
 /// What a keeper's PATH is: the caller's own is not known.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -76,8 +73,9 @@ pub async fn start(
         Err(error) => Err(error),
     };
     if let Err(error) = begun {
-        // Nothing runs: nobody should find what is not there.
-        let _ = daemon.forget(&sandbox);
+        // Nothing runs: nobody should find what is not there, and the log that allowed it says so.
+        let _ = daemon.write_down(&asked, &record, Outcome::Failed, &error.words, json!(null), json!(null));
+        daemon.discard(&sandbox);
         return Err(error);
     }
     let is_decided = |record: &Record| record.facts.state != State::Creating;
@@ -94,23 +92,7 @@ fn invalid(words: impl Into<String>) -> Error {
 }
 
 pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
-    if request.command.is_empty() {
-        return Err(invalid("there is no command; give one"));
-    }
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if request.name.len() > NAME_BYTES_MAX || !request.name.bytes().all(is_plain) || request.name.starts_with('-') {
-        return Err(invalid(format!(
-            "{:?} is no name: at most {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores, not beginning with a dash",
-            request.name
-        )));
-    }
-    let is_long = |text: &String| text.len() > LABEL_BYTES_MAX;
-    if request.labels.len() > LABELS_MAX || request.labels.iter().any(|(key, value)| is_long(key) || is_long(value)) {
-        return Err(invalid(format!("more than {LABELS_MAX} labels, or one of more than {LABEL_BYTES_MAX} bytes")));
-    }
-    if request.warm && !request.pool {
-        return Err(invalid("warm is for pools: without one there is nothing to be started ahead; give pool as well"));
-    }
+    request::check(request)?;
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
@@ -175,22 +157,21 @@ async fn begin(
     input: Input,
 ) -> Result<(), Error> {
     let (to_warden, pipes) = prepare(daemon, peer, request, sandbox, input, false).map_err(failed)?;
+    // Before anything runs: without a descriptor left there would be a keeper that nobody could reach.
+    let connection = sandbox.dir.connect().map_err(failed)?;
     sandbox.update(&daemon.store, |_| ()).map_err(failed)?;
     let (started, ends) = send(daemon, &to_warden, pipes).await;
-    // A warden that died may have started it and told nobody: then somebody else holds the socket.
-    if let Err(words) = started
-        && sandbox.dir.connect().is_err()
-    {
-        return Err(Error::new(Kind::Internal, format!("starting a sandbox: {words}")));
+    match started {
+        Ok(_) => {}
+        // A warden that died may have started it and told nobody: then somebody else holds the socket.
+        Err(NotStarted::Unheard(_)) if sandbox.dir.connect().is_ok() => {}
+        Err(error) => return Err(Error::new(Kind::Internal, format!("starting a sandbox: {error}"))),
     }
+    let keeper = sandbox.live_over(connection, &daemon.store).map_err(failed)?;
     let taken = take(daemon, sandbox, ends).await.map_err(failed);
-    let keeper = sandbox.live(&daemon.store);
-    match (&taken, keeper) {
-        (Ok(()), Ok(_)) => {}
+    if taken.is_err() {
         // A keeper that nobody knows must not run on.
-        (Err(_), Ok(keeper)) => drop(keeper.ask(&ToKeeper::Kill).await),
-        // Quicker gone than connected to: it left word of why.
-        (_, Err(_)) => sandbox.vanished(&daemon.store).await,
+        let _ = keeper.ask(&ToKeeper::Kill).await;
     }
     taken
 }
@@ -206,7 +187,7 @@ pub async fn begin_deferred(
     let (to_warden, pipes) = prepare(daemon, peer, request, sandbox, Input::Client, true).map_err(failed)?;
     sandbox.live(&daemon.store).map_err(failed)?;
     let (started, ends) = send(daemon, &to_warden, pipes).await;
-    started.map_err(|words| Error::new(Kind::Internal, format!("starting a sandbox: {words}")))?;
+    started.map_err(|error| Error::new(Kind::Internal, format!("starting a sandbox: {error}")))?;
     take(daemon, sandbox, ends).await.map_err(failed)
 }
 
@@ -240,7 +221,7 @@ fn prepare(
 }
 
 /// Has the warden start the keeper.
-async fn send(daemon: &Daemon, to_warden: &ToWarden, pipes: Pipes) -> (Result<i32, String>, Ends) {
+async fn send(daemon: &Daemon, to_warden: &ToWarden, pipes: Pipes) -> (Result<i32, NotStarted>, Ends) {
     let Pipes { handed, ends } = pipes;
     let lent: Vec<_> = handed.iter().map(AsFd::as_fd).collect();
     // The keeper has its own when this returns, and a pipe that we held open would never end.

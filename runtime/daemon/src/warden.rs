@@ -23,7 +23,7 @@ pub const FDS: usize = 8;
 /// Files in that directory that the keeper's user reads or writes.
 const GIVEN: [&str; 3] = ["policy.toml", "findings.jsonl", "events.jsonl"];
 /// Words of a keeper's command line, and of its environment.
-const WORDS_MAX: usize = 4096;
+pub const WORDS_MAX: usize = 4096;
 /// Above the numbers that a keeper gets.
 const ASIDE: i32 = 32;
 /// Names one for tests.

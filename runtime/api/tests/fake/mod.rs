@@ -68,9 +68,10 @@ impl Service for Fake {
     async fn run(&self, _: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error> {
         let output = |output| Ok(RunOutput { output: Some(output) });
         let begun = tokio_stream::once(output(run_output::Output::Started(Sandbox::default())));
-        let echoed = input.filter_map(move |item| match item.expect("as the test wants it").input {
-            Some(run_input::Input::Stdin(bytes)) => Some(output(run_output::Output::Stdout(bytes))),
-            _ => None,
+        let echoed = input.filter_map(move |item| match item.map(|item| item.input) {
+            Ok(Some(run_input::Input::Stdin(bytes))) => Some(output(run_output::Output::Stdout(bytes))),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
         });
         let ended = Sandbox { exit_code: Some(0), ..Default::default() };
         let ended = tokio_stream::once(output(run_output::Output::Ended(ended)));
@@ -137,7 +138,9 @@ impl Service for Fake {
     }
 
     async fn remove(&self, _: Peer, request: RemoveRequest) -> Result<(), Error> {
-        assert!(request.force);
+        if !request.force {
+            return Err(Error::new(Kind::Conflict, "without force"));
+        }
         self.sandboxes
             .lock()
             .expect("as the test wants it")

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Asker, Step, Transition};
+use super::{Answer, Asker, Step, Transition, strictness};
 use crate::amount;
 use crate::policy::{Mode, Network, Policy, Resources};
 
@@ -135,6 +135,24 @@ impl Facts {
     /// Whether its processes stand still. The store keeps state and freezer apart; either says so.
     pub fn is_frozen(&self) -> bool {
         self.frozen || self.state == State::Frozen
+    }
+
+    /// Where each dial stands for sure when a transition from here to `after` was broken off and nobody knows how far it had come: at the tighter of its
+    /// two places. What a finding was about to do is done, and what somebody was about to be given is not.
+    #[must_use]
+    pub fn settled(&self, after: &Facts) -> Facts {
+        let frozen = self.is_frozen() || after.is_frozen();
+        Facts {
+            mode: if strictness(after.mode) > strictness(self.mode) { after.mode } else { self.mode },
+            network_cut: self.network_cut || after.network_cut,
+            limits: self.limits.lowered_to(after.limits),
+            frozen,
+            state: if frozen { State::Frozen } else { self.state },
+            tightened_by: after.tightened_by.clone().or_else(|| self.tightened_by.clone()),
+            hold_until_ms: self.hold_until_ms.max(after.hold_until_ms),
+            tightened_times: self.tightened_times.max(after.tightened_times),
+            ..self.clone()
+        }
     }
 
     /// The facts after one step was carried out.

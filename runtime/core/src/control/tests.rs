@@ -444,3 +444,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_broken_off_settles_at_the_tighter_place() {
+    let born = developing();
+    let frozen = done(&born, Wish::Freeze, PERSON);
+    assert_eq!(born.settled(&frozen), frozen, "a freeze is carried through");
+    assert_eq!(frozen.settled(&born), frozen, "a thaw is not");
+    let isolated = done(&born, Wish::Mode(Mode::Isolation), PERSON);
+    assert_eq!(born.settled(&isolated), isolated);
+    assert_eq!(isolated.settled(&born), isolated);
+    let limits = |memory, tasks| Limits { memory_bytes: Some(memory), tasks: Some(tasks), cpu_percent: None };
+    let (one, other) = (Facts { limits: limits(1, 9), ..born.clone() }, Facts { limits: limits(2, 8), ..born });
+    assert_eq!(one.settled(&other).limits, limits(1, 8), "each limit by itself");
+}

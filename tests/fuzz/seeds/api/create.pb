@@ -1,0 +1,3 @@
+
+ahybrid*trueä
+kv

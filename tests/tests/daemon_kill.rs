@@ -86,15 +86,17 @@ fn work(daemon: &Daemon, mark: &str, known: &Mutex<Known>, seed: u64, over: &Ato
         }
         for _ in 0..3 {
             let Some(id) = (!own.is_empty()).then(|| own[dice.below(own.len())].clone()) else { break };
-            match dice.below(if as_root() { 6 } else { 2 }) {
+            match dice.below(if as_root() { 8 } else { 4 }) {
                 0 => {
                     drop(ask(&[&["run", "--rm"], lenient(), &["--", "/bin/sh", "-c", &format!("echo {mark}; exit 3")]]
                         .concat()))
                 }
                 1 => drop(ask(&["logs", &id])),
-                2 => drop(ask(&["pause", &id])),
-                3 => drop(ask(&["resume", &id])),
-                4 => drop(ask(&["mode", "set", &id, dice.of(&["isolation", "hybrid"])])),
+                2 => drop(ask(&[&["run", "--rm", "--pool"], lenient(), &["--", "/bin/sh", "-c", "exit 3"]].concat())),
+                3 => drop(ask(&["exec", &id, "--", "/bin/true"])),
+                4 => drop(ask(&["pause", &id])),
+                5 => drop(ask(&["resume", &id])),
+                6 => drop(ask(&["mode", "set", &id, dice.of(&["isolation", "hybrid"])])),
                 _ => drop(ask(&["limits", "set", &id, "--memory", dice.of(&["64M", "128M", "96M"])])),
             }
         }

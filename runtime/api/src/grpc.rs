@@ -13,7 +13,7 @@ use crate::v1::apex_server::{Apex, ApexServer};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, JsonLine, ListRequest, ListResponse, LogChunk,
     LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -110,6 +110,11 @@ impl Apex for Grpc {
     async fn set_mode(&self, request: Request<SetModeRequest>) -> Answer<Transition> {
         let (peer, message) = opened(request)?;
         one(self.0.set_mode(peer, message).await)
+    }
+
+    async fn suggest_mode(&self, request: Request<SandboxRef>) -> Answer<Suggestion> {
+        let (peer, message) = opened(request)?;
+        one(self.0.suggest_mode(peer, message).await)
     }
 
     async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Answer<Transition> {

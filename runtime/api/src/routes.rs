@@ -15,7 +15,7 @@ use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Limits, ListRequest, ListResponse, LogsRequest, Pool,
     PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
 };
 use crate::{Error, Kind};
 
@@ -205,6 +205,14 @@ pub(crate) static ROUTES: &[Route] = &[
     )
     .body(of::<ModeBody>()),
     route(
+        Verb::Get,
+        "/v1/sandboxes/{id}/suggestion",
+        "suggestMode",
+        "a mode that suits what a watched sandbox was seen to do; it changes nothing",
+        Answer::Message(of::<Suggestion>()),
+        |call| Box::pin(suggest_mode(call)),
+    ),
+    route(
         Verb::Put,
         "/v1/sandboxes/{id}/limits",
         "setLimits",
@@ -379,6 +387,10 @@ async fn set_mode(call: Call) -> Result<Response, Error> {
     let ModeBody { mode, reason } = call.message()?;
     let request = SetModeRequest { id: call.id.clone(), mode, reason };
     json(StatusCode::OK, &call.service.set_mode(call.peer, request).await?)
+}
+
+async fn suggest_mode(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.suggest_mode(call.peer, sandbox(&call)).await?)
 }
 
 async fn set_limits(call: Call) -> Result<Response, Error> {

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, JsonLine, ListRequest, ListResponse, LogChunk,
     LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
@@ -39,6 +39,7 @@ pub trait Service: Send + Sync + 'static {
     async fn events(&self, peer: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error>;
     async fn findings(&self, peer: Peer, request: StreamRequest) -> Result<Streamed<JsonLine>, Error>;
     async fn set_mode(&self, peer: Peer, request: SetModeRequest) -> Result<Transition, Error>;
+    async fn suggest_mode(&self, peer: Peer, sandbox: SandboxRef) -> Result<Suggestion, Error>;
     async fn set_limits(&self, peer: Peer, request: SetLimitsRequest) -> Result<Transition, Error>;
     async fn pause(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
     async fn resume(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;

@@ -153,6 +153,8 @@ pub enum Verb {
 pub enum ModeVerb {
     /// Print the mode that a sandbox is in
     Get { id: String },
+    /// Propose a mode from what a watched sandbox was seen to do; changes nothing
+    Suggest { id: String },
     /// Change it; prints the steps
     Set {
         id: String,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use apex_api::v1::{JsonLine, LimitsInForce, Pool, Sandbox, StatsResponse, Transition, TreeResponse};
+use apex_api::v1::{JsonLine, LimitsInForce, Pool, Sandbox, StatsResponse, Suggestion, Transition, TreeResponse};
 use apex_core::{amount, escape};
 use serde::Serialize;
 use serde_json::Value;
@@ -151,6 +151,15 @@ pub fn tree(tree: &TreeResponse) -> String {
             out.push_str(&format!("  {}", escape::text(&service.words)));
         }
         out.push('\n');
+    }
+    out
+}
+
+/// `apex mode suggest`.
+pub fn suggestion(suggestion: &Suggestion) -> String {
+    let mut out = format!("{}\n", escape::text(&suggestion.mode));
+    for reason in &suggestion.because {
+        out.push_str(&format!("  {}\n", escape::text(reason)));
     }
     out
 }

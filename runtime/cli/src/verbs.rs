@@ -252,6 +252,10 @@ async fn mode(mut client: Client, verb: ModeVerb, json: bool) -> Result<u8> {
             let words = format!("{}\n", apex_core::escape::text(&sandbox.mode));
             done(if json { show::json(&value) } else { show::print(&words) })
         }
+        ModeVerb::Suggest { id } => {
+            let suggestion = got(client.suggest_mode(SandboxRef { id }).await)?;
+            done(if json { show::json(&suggestion) } else { show::print(&show::suggestion(&suggestion)) })
+        }
         ModeVerb::Set { id, mode, reason } => {
             applied(got(client.set_mode(SetModeRequest { id, mode, reason }).await)?, json)
         }

@@ -29,6 +29,7 @@ mod settle;
 mod start;
 mod store;
 mod streams;
+mod suggest;
 mod terminal;
 mod tree;
 mod warden;

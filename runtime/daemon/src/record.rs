@@ -19,6 +19,9 @@ pub struct Record {
     /// Whose it is.
     pub uid: u32,
     pub command: Vec<String>,
+    /// Where whoever asked for it was.
+    #[serde(default)]
+    pub cwd: String,
     pub labels: BTreeMap<String, String>,
     /// Whether its command has a terminal.
     #[serde(default)]
@@ -70,6 +73,7 @@ impl Record {
             name: String::new(),
             uid,
             command: Vec::new(),
+            cwd: String::new(),
             labels: BTreeMap::new(),
             tty: false,
             watch: "off".to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use apex_api::v1::{
     self, AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, JsonLine, ListRequest, ListResponse, LogChunk,
     LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, SandboxRef, SandboxStats, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
 };
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
@@ -23,7 +23,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, options, pool, run};
+use crate::{dial, options, pool, run, suggest};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -137,6 +137,11 @@ impl Service for Face {
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
         let asked = self.judge(peer, &request.id, &record, operation, Some(mode))?;
         self.turn(peer, &sandbox, Wish::Mode(mode), asked, request.reason).await
+    }
+
+    async fn suggest_mode(&self, peer: Peer, sandbox: SandboxRef) -> Result<Suggestion, Error> {
+        let (sandbox, _) = self.asked(peer, &sandbox.id, Operation::Events)?;
+        suggest::mode(&sandbox).await
     }
 
     async fn set_limits(&self, peer: Peer, request: SetLimitsRequest) -> Result<Transition, Error> {

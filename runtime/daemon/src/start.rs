@@ -96,6 +96,7 @@ pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
+    record.cwd = request.cwd.clone();
     record.tty = request.tty;
     record.labels = request.labels.clone().into_iter().collect();
     record.reactions = reactions(&request.on_finding)?;

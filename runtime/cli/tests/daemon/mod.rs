@@ -194,6 +194,10 @@ impl Service for Fake {
         })
     }
 
+    async fn suggest_mode(&self, _: Peer, _: SandboxRef) -> Result<Suggestion, Error> {
+        Ok(Suggestion { mode: "hybrid".to_owned(), because: vec!["a reason".to_owned()], events: 3 })
+    }
+
     async fn set_limits(&self, _: Peer, request: SetLimitsRequest) -> Result<Transition, Error> {
         Ok(Transition { to: request.limits.unwrap().memory, applied: true, ..Default::default() })
     }

@@ -4,7 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::amount::count;
+use crate::event::Address;
 use crate::policy::Mode;
+use crate::summary::Account;
 
 /// What was seen of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,31 @@ pub struct Usage {
     pub refused_calls: u64,
     /// Findings of severity high or above.
     pub findings: u64,
+}
+
+/// Where a run writes for itself.
+const PRIVATE: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/proc", "/run"];
+
+impl Usage {
+    /// From what a run in `cwd` did, and how many findings of severity high or above there are about it.
+    pub fn of(account: &Account, cwd: &str, findings: u64) -> Usage {
+        let is_beneath = |path: &str, dir: &str| {
+            path.strip_prefix(dir.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        // In the root directory everything would be beneath it.
+        let own = [cwd].into_iter().filter(|cwd| cwd.len() > 1).chain(PRIVATE);
+        let is_outside = |path: &str| path.starts_with('/') && !own.clone().any(|dir| is_beneath(path, dir));
+        let is_far = |peer: &str| match peer.parse() {
+            Ok(Address::Inet(address)) => !address.ip().is_loopback(),
+            Ok(_) | Err(_) => false,
+        };
+        Usage {
+            used_network: account.peers.counts.keys().any(|peer| is_far(peer)),
+            written_outside: account.written.counts.keys().filter(|path| is_outside(path)).count() as u64,
+            refused_calls: account.refused.counts.values().sum(),
+            findings,
+        }
+    }
 }
 
 /// A mode and why.

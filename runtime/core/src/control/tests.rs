@@ -8,6 +8,7 @@ use super::*;
 use crate::finding::Severity;
 use crate::policy::{Flags, Inputs, Mode, Network, resolve};
 use crate::seccomp::groups;
+use crate::summary::Account;
 
 const PERSON: Asker = Asker { is_operator_allowed_to_relax: false, automatic: false };
 const OPERATOR: Asker = Asker { is_operator_allowed_to_relax: true, automatic: false };
@@ -457,4 +458,23 @@ fn what_was_broken_off_settles_at_the_tighter_place() {
     let limits = |memory, tasks| Limits { memory_bytes: Some(memory), tasks: Some(tasks), cpu_percent: None };
     let (one, other) = (Facts { limits: limits(1, 9), ..born.clone() }, Facts { limits: limits(2, 8), ..born });
     assert_eq!(one.settled(&other).limits, limits(1, 8), "each limit by itself");
+}
+
+#[test]
+fn what_is_written_and_reached_far_away_counts_as_used() {
+    let mut account = Account::default();
+    let mut usage = |written: &[&str], peers: &[&str], cwd: &str| {
+        account.written.counts = written.iter().map(|path| ((*path).to_owned(), 1)).collect();
+        account.peers.counts = peers.iter().map(|peer| ((*peer).to_owned(), 1)).collect();
+        Usage::of(&account, cwd, 0)
+    };
+    assert_eq!(
+        usage(&["/srv/job/out", "/tmp/x", "/dev/null"], &["inet:127.0.0.1:80", "unix:/run/s"], "/srv/job"),
+        Usage::default()
+    );
+    assert_eq!(usage(&["/srv/jobs/out", "/etc/x"], &[], "/srv/job").written_outside, 2);
+    assert_eq!(usage(&["/srv/out"], &[], "/").written_outside, 1);
+    assert!(usage(&[], &["inet:192.0.2.1:53"], "/").used_network);
+    assert!(usage(&[], &["inet6:[2001:db8::1]:443"], "/").used_network);
+    assert!(!usage(&[], &["inet6:[::1]:443"], "/").used_network);
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,7 +51,7 @@ pub async fn serve(
     service: Arc<dyn Service>,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let router = router(service);
+    let router = router(service.clone());
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let users = Arc::new(Users::default());
     let graceful = GracefulShutdown::new();
@@ -68,8 +69,9 @@ pub async fn serve(
                 // A socket whose other end the kernel cannot name is closed.
                 let Ok(peer) = peer(&stream) else { continue };
                 let Some(seat) = Seat::take(&users, peer.uid) else { continue };
-                let (router, watcher) = (router.clone(), graceful.watcher());
+                let (router, watcher, service) = (router.clone(), graceful.watcher(), service.clone());
                 connections.spawn(async move {
+                    service.connected(peer, stream.as_fd()).await;
                     serve_one(stream, peer, router, watcher).await;
                     drop((place, seat));
                 });

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use apex_api::v1::{
@@ -23,7 +24,7 @@ use crate::record::Record;
 use crate::registry::{Daemon, nobody};
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, options, run};
+use crate::{confine, dial, options, run};
 
 /// Answers of a stream that wait for a slow reader.
 pub const WAITING_MAX: usize = 16;
@@ -83,6 +84,10 @@ impl Face {
 
 #[async_trait::async_trait]
 impl Service for Face {
+    async fn connected(&self, peer: Peer, connection: BorrowedFd<'_>) {
+        self.0.errands.show(peer.uid, peer.gid, connection).await;
+    }
+
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<v1::Sandbox, Error> {
         let daemon = Arc::clone(&self.0);
         let start = async move { start::start(&daemon, peer, &request, Operation::Create, Input::None).await };
@@ -219,7 +224,13 @@ impl Service for Face {
 
     async fn tree(&self, peer: Peer) -> Result<TreeResponse, Error> {
         self.0.judge(peer, Operation::Tree, About::default())?;
-        Ok(TreeResponse { services: self.0.services.states() })
+        let own = v1::ServiceState {
+            name: "apexd".to_owned(),
+            state: "running".to_owned(),
+            restarts: 0,
+            words: confine::in_force(),
+        };
+        Ok(TreeResponse { services: [vec![own], self.0.services.states()].concat() })
     }
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {

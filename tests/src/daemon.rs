@@ -75,6 +75,13 @@ impl Daemon {
         self.restart();
     }
 
+    /// The same with other arguments.
+    #[track_caller]
+    pub fn kill_and_restart_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|word| (*word).to_owned()).collect();
+        self.kill_and_restart();
+    }
+
     /// Starts it anew once it has ended.
     #[track_caller]
     pub fn restart(&mut self) {

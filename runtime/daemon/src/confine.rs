@@ -32,7 +32,9 @@ pub fn confine(reach: &Reach) -> Result<()> {
 
 fn confine_to(reach: &Reach, abi: u32) -> Result<()> {
     match abi {
-        0 => eprintln!("apexd: this kernel has no Landlock: files that are open to apexd's user are open to its API process"),
+        0 => eprintln!(
+            "apexd: this kernel has no Landlock: files that are open to apexd's user are open to its API process"
+        ),
         number => landlock(reach, ABI_KNOWN[(number as usize).min(ABI_KNOWN.len() - 1)])?,
     }
     let arch = Arch::native().context("a filter of system calls: there is none for this machine")?;
@@ -106,7 +108,8 @@ pub fn in_force() -> String {
 fn values(statuses: &[String], name: &str) -> String {
     let field = |status: &String| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(|rest| rest.trim().trim_start_matches('0')).map(|rest| if rest.is_empty() { "0" } else { rest }.to_owned())
+        line.map(|rest| rest.trim().trim_start_matches('0'))
+            .map(|rest| if rest.is_empty() { "0" } else { rest }.to_owned())
     };
     let mut found: Vec<String> = statuses.iter().filter_map(field).collect();
     found.sort_unstable();

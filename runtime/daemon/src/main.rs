@@ -29,6 +29,7 @@ mod start;
 mod store;
 mod streams;
 mod tokens;
+mod trail;
 mod tree;
 mod vouch;
 mod warden;

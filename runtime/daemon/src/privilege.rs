@@ -76,7 +76,9 @@ pub fn choose(named: Option<&str>) -> Result<Option<User>> {
         // Without root nobody becomes anybody; that nobody has to is no error.
         return match (named, found) {
             (Some(_), Some((uid, _))) if uid == own => Ok(None),
-            (Some(name), _) => bail!("--user {name}: only root becomes another user; start apexd as root, or as {name}"),
+            (Some(name), _) => {
+                bail!("--user {name}: only root becomes another user; start apexd as root, or as {name}")
+            }
             (None, _) => Ok(None),
         };
     }

@@ -49,7 +49,10 @@ impl Vouch {
             return Err("this is no connection to the daemon's socket".to_owned());
         }
         if other.path().is_some() || other.as_abstract().is_some() {
-            return Err("the other end of this connection has a name, as whoever listens has; a client of the daemon has none".to_owned());
+            return Err(
+                "the other end of this connection has a name, as whoever listens has; a client of the daemon has none"
+                    .to_owned(),
+            );
         }
         let peer = getsockopt(&connection, PeerCredentials).map_err(words("who is at the other end"))?;
         Ok((peer.uid(), peer.gid(), vouch::seal(&self.key, peer.uid(), peer.gid())))
@@ -80,7 +83,9 @@ fn read_key(dir: BorrowedFd<'_>) -> Result<Option<[u8; KEY_BYTES]>> {
             return Ok(Some(key));
         }
     }
-    eprintln!("apexd: the warden: warden.key was not the warden's own and is made anew; users are asked for by their next connection");
+    eprintln!(
+        "apexd: the warden: warden.key was not the warden's own and is made anew; users are asked for by their next connection"
+    );
     fs::unlink(dir, KEY).context("removing the old warden.key")?;
     Ok(None)
 }

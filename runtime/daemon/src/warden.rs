@@ -344,3 +344,65 @@ fn become_keeper(
     debug_assert!(program.as_raw_fd() >= ASIDE);
     Ok(program)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn packet(uid: u32, gid: u32, token: &str) -> Packet {
+        let request = ToWarden {
+            id: "0123".to_owned(),
+            uid,
+            gid,
+            args: vec!["--".to_owned(), "/bin/true".to_owned()],
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+        };
+        Packet::Start { request, token: token.to_owned() }
+    }
+
+    /// What the warden says to a packet. Nothing here gets as far as a fork, which a test with threads must not do.
+    fn said(warden: &mut Warden<'_>, ours: &OwnedFd, packet: &Packet, fds: &[BorrowedFd<'_>]) -> FromWarden {
+        net::send(ours.as_fd(), &serde_json::to_vec(packet).unwrap(), fds).unwrap();
+        assert!(warden.request().unwrap());
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        let (count, _) = net::receive(ours.as_fd(), &mut bytes).unwrap();
+        serde_json::from_slice(&bytes[..count]).unwrap()
+    }
+
+    #[test]
+    fn a_start_needs_the_seal_of_whoever_has_connected() {
+        let dir = std::env::temp_dir().join(format!("apexd-warden-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir(&dir).unwrap();
+        let listener = UnixListener::bind(dir.join("s")).unwrap();
+        let name = nix::sys::socket::getsockname(listener.as_raw_fd()).unwrap();
+        let vouch = Vouch::take(File::open(&dir).unwrap().as_fd(), name).unwrap();
+        let (ours, its) = net::pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let mut warden = Warden::new(its.as_fd(), &null, vouch, own.0).unwrap();
+        let _client = UnixStream::connect(dir.join("s")).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let question = Packet::Vouch { id: "q".to_owned() };
+        let FromWarden::Vouched { uid, gid, token, .. } = said(&mut warden, &ours, &question, &[accepted.as_fd()])
+        else {
+            panic!("a connection is vouched for");
+        };
+        assert_eq!((uid, gid), own);
+        let fds = [null.as_fd(); FDS + 1];
+        let mut refused = |packet: &Packet, fds: &[BorrowedFd<'_>], part: &str| {
+            let answer = said(&mut warden, &ours, packet, fds);
+            assert!(matches!(&answer, FromWarden::Refused { words, .. } if words.contains(part)), "{part}: {answer:?}");
+        };
+        refused(&packet(own.0, own.1, ""), &fds, "the token is not the warden's");
+        refused(&packet(own.0, own.1 + 1, &token), &fds, "the token is not the warden's");
+        let another = if own.0 == 0 { "the token is not the warden's" } else { "starts nothing as uid" };
+        refused(&packet(own.0 + 1, own.1.max(1), &token), &fds, another);
+        refused(&packet(own.0, own.1, &token), &fds[1..], "descriptors came along");
+        refused(&question, &[null.as_fd()], "the connection's own name");
+        refused(&question, &[], "0 descriptors");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,5 +1,6 @@
 //! A daemon of the test's own, driven through its command as a user would.
 
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -66,11 +67,21 @@ impl Daemon {
     #[track_caller]
     fn until_ready(&self) {
         let end = Instant::now() + PATIENCE;
-        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+        // The socket stands before the sandboxes of the daemon before are taken up.
+        while !self.is_ready().unwrap_or(false) {
             let words = std::fs::read_to_string(self.dir.at("apexd.err")).unwrap_or_default();
             assert!(Instant::now() < end, "apexd does not listen: {words}");
             std::thread::sleep(POLL);
         }
+    }
+
+    fn is_ready(&self) -> std::io::Result<bool> {
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: apex\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.starts_with("HTTP/1.1 200"))
     }
 
     /// Ends the daemon by SIGKILL and starts it anew. The sandboxes know nothing of it.
@@ -78,6 +89,13 @@ impl Daemon {
     pub fn kill_and_restart(&mut self) {
         self.child.kill().expect("it is ours");
         self.restart();
+    }
+
+    /// The same with other arguments.
+    #[track_caller]
+    pub fn kill_and_restart_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|word| (*word).to_owned()).collect();
+        self.kill_and_restart();
     }
 
     /// Starts it anew once it has ended.

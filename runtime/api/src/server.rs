@@ -4,6 +4,7 @@
 //! Everything a stranger can make grow has a bound below. Must not decide who may do what.
 
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +58,7 @@ pub async fn serve(
     service: Arc<dyn Service>,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let router = router(service);
+    let router = router(service.clone());
     let own_uid = own_uid()?;
     let bounds = |all, each| Seats::new(Bounds { own_uid, own: all, each, others: all });
     let connecting = bounds(CONNECTIONS_MAX, CONNECTIONS_PER_USER_MAX);
@@ -77,8 +78,10 @@ pub async fn serve(
                 // A socket whose other end the kernel cannot name is closed.
                 let Some(seat) = stream.peer_cred().ok().and_then(|peer| connecting.take(peer.uid())) else { continue };
                 let (router, watcher, asking) = (router.clone(), graceful.watcher(), Arc::clone(&asking));
+                let service = service.clone();
                 connections.spawn(async move {
                     if let Ok((peer, place)) = find(&stream).await {
+                        service.connected(peer, stream.as_fd()).await;
                         serve_one(stream, Client { peer, place, asking }, router, watcher).await;
                     }
                     drop(seat);

@@ -1,5 +1,6 @@
 //! What the daemon does, whichever way it was asked.
 
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 
 use tokio_stream::Stream;
@@ -29,6 +30,8 @@ pub type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
 #[async_trait::async_trait]
 #[expect(missing_docs, reason = "the proto file says what each call does")]
 pub trait Service: Send + Sync + 'static {
+    /// Somebody has connected. Before the first request of the connection, for whoever must see with their own eyes who that is.
+    async fn connected(&self, _peer: Peer, _connection: BorrowedFd<'_>) {}
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<Sandbox, Error>;
     /// `Run`, `Exec` and `Attach`: the first message tells which.
     async fn run(&self, peer: Peer, input: Streamed<RunInput>) -> Result<Streamed<RunOutput>, Error>;

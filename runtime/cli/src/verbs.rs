@@ -150,6 +150,9 @@ async fn read(mut client: Client, verb: Verb, json: bool) -> Result<u8> {
                 show::json(&verdict)?;
             } else if verdict.intact {
                 show::print(&format!("intact: {} records, head {}\n", verdict.records, verdict.head_sha256))?;
+                if !verdict.words.is_empty() {
+                    show::print(&format!("{}\n", verdict.words))?;
+                }
             }
             if !verdict.intact {
                 bail!("the audit log is broken: {}", verdict.words);

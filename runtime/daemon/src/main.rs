@@ -2,21 +2,25 @@
 //!
 //! Three kinds of processes. The **warden** is forked first, before there is a thread: it alone starts keepers, as whom it is told. A **keeper** is an
 //! `apex-run --keep`, one for each sandbox, which goes on when everything else is gone. The rest is this process: the API, the decisions (which are
-//! `apex-core`'s), the store. It acts on a sandbox only by asking its keeper.
+//! `apex-core`'s), the store. It acts on a sandbox only by asking its keeper, and confines itself before it reads anything that a stranger sent.
 
 mod ask;
 mod audit;
 mod bell;
 mod clock;
+mod confine;
 mod dial;
+mod door;
 mod errand;
 mod exec;
+mod handover;
 mod keeper;
 mod log;
 mod options;
 mod place;
 mod pool;
 mod privilege;
+mod program;
 mod ready;
 mod record;
 mod refusals;
@@ -31,14 +35,19 @@ mod store;
 mod streams;
 mod suggest;
 mod terminal;
+mod tokens;
+mod trail;
 mod tree;
+mod vouch;
 mod warden;
 mod who;
 
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use apex_sys::process::{self, Side};
+use nix::sys::socket::getsockname;
 
 use crate::options::{Action, Options};
 
@@ -62,30 +71,43 @@ fn run() -> Result<()> {
 }
 
 fn serve(options: &Options) -> Result<()> {
-    let place = place::Place::take(&options.state)?;
-    let program = warden::find_program()?;
+    let options = &Options { socket: std::path::absolute(&options.socket)?, ..options.clone() };
+    let user = privilege::choose(options.user.as_deref())?;
+    // All that needs root, or a directory that is root's.
+    let state = handover::prepare(&options.state, user.as_ref())?;
+    let program = program::find()?;
+    let listener = door::listen(&options.socket)?;
     let (ours, its) = apex_sys::net::pair().context("making a socket for the warden")?;
     // Before any thread: what is forked later would inherit locks that nobody gives back.
     match process::clone_into(0, None).context("forking the warden")? {
         Side::Child => {
-            drop(ours);
-            drop(place);
-            process::exit_now(warden::serve(&its, &program))
+            let name = getsockname(listener.as_raw_fd()).context("the name of the socket")?;
+            drop((ours, listener));
+            let owner = user.map_or_else(|| nix::unistd::geteuid().as_raw(), |user| user.uid);
+            process::exit_now(warden::begin(&its, &program, state, name, owner))
         }
         Side::Parent { pid, pidfd } => {
-            drop((its, program));
+            drop((its, program, state));
             // What is made from here on is for nobody else; a keeper has the umask that we were given.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o066));
             raise_descriptors()?;
-            privilege::give_up()?;
+            privilege::give_up(user.as_ref())?;
+            let place = place::Place::take(&options.state)?;
+            confine::confine(&reach(options, user.as_ref()))?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            runtime.block_on(tree::live(options, place, warden::Child { pid, pidfd, socket: ours }))
+            runtime.block_on(tree::live(options, place, warden::Child { pid, pidfd, socket: ours }, listener))
         }
     }
+}
+
+fn reach(options: &Options, user: Option<&privilege::User>) -> confine::Reach {
+    // A user of its own could not remove the socket anyway, and must not be able to make another of its name.
+    let socket_dir = if user.is_some() { None } else { options.socket.parent().map(Into::into) };
+    confine::Reach { state: options.state.clone(), socket_dir, access: options.access.clone() }
 }
 
 /// A sandbox takes five descriptors or so, and the usual limit is made for programs that select(2).

@@ -15,6 +15,7 @@ usage: apexd [OPTIONS]
 
   --socket PATH   where to listen; gRPC and REST (default: /run/apex/apexd.sock)
   --state DIR     where sandboxes, audit log and store lie (default: /var/lib/apex)
+  --user NAME     as whom the process with the API runs when root starts it (default: apexd, if there is that user)
   --access FILE   who may do what, beside the built-in rules (default: /etc/apex/access.toml, if it is there)
   --mode MODE     mode of sandboxes that are created without one: isolation, hybrid or development (default: isolation)
   --max-sandboxes N
@@ -50,6 +51,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// `--state`.
     pub state: PathBuf,
+    /// `--user`.
+    pub user: Option<String>,
     /// `--access`.
     pub access: Option<PathBuf>,
     /// `--mode`.
@@ -67,6 +70,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
     let mut options = Options {
         socket: "/run/apex/apexd.sock".into(),
         state: "/var/lib/apex".into(),
+        user: None,
         access: None,
         mode: Mode::Isolation,
         sandboxes_max: SANDBOXES_MAX,
@@ -78,6 +82,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         match arg {
             Arg::Long("socket") => options.socket = parser.value()?.into(),
             Arg::Long("state") => options.state = parser.value()?.into(),
+            Arg::Long("user") => options.user = Some(parser.value()?.to_string_lossy().into_owned()),
             Arg::Long("access") => options.access = Some(parser.value()?.into()),
             Arg::Long("mode") => options.mode = mode(&parser.value()?.to_string_lossy())?,
             Arg::Long("max-sandboxes") => options.sandboxes_max = sandboxes_max(&parser.value()?.to_string_lossy())?,

@@ -31,22 +31,9 @@ impl Place {
         make_dir(path)?;
         let path = path.canonicalize().with_context(|| format!("finding {}", path.display()))?;
         let about = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?;
-        let own = nix::unistd::geteuid().as_raw();
-        if about.uid() != own || about.mode() & 0o022 != 0 {
-            bail!(
-                "the state directory {} belongs to uid {} and has mode {:o}; it must be yours (uid {own}) and writable by nobody else",
-                path.display(),
-                about.uid(),
-                about.mode() & 0o7777
-            );
-        }
+        judge(&path, about.uid(), about.mode(), nix::unistd::geteuid().as_raw())?;
         make_dir(&path.join("sandboxes"))?;
-        let name = path.join("apexd.lock");
-        let lock = File::options().create(true).append(true).mode(0o600).open(&name);
-        let lock = lock.with_context(|| format!("opening {}", name.display()))?;
-        if lock.try_lock().is_err() {
-            bail!("another apexd has {} already; give each its own --state", path.display());
-        }
+        let lock = lock(&path.join("apexd.lock"), &path)?;
         Ok(Place { path, _lock: lock })
     }
 
@@ -68,7 +55,30 @@ impl Place {
     }
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+/// Whether a state directory is its daemon's alone.
+pub fn judge(path: &Path, uid: u32, mode: u32, own: u32) -> Result<()> {
+    if uid != own || mode & 0o022 != 0 {
+        bail!(
+            "the state directory {} belongs to uid {uid} and has mode {:o}; it must be that of apexd's user (uid {own}) and writable by nobody else",
+            path.display(),
+            mode & 0o7777
+        );
+    }
+    Ok(())
+}
+
+/// One daemon to a directory, as long as this is held.
+pub fn lock(name: &Path, dir: &Path) -> Result<File> {
+    let lock = File::options().create(true).append(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW).open(name);
+    let lock = lock.with_context(|| format!("opening {}", name.display()))?;
+    if lock.try_lock().is_err() {
+        bail!("another apexd has {} already; give each its own --state", dir.display());
+    }
+    Ok(lock)
+}
+
+/// Makes a directory of ours.
+pub fn make_dir(path: &Path) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path);
     made.with_context(|| format!("making the directory {}", path.display()))
 }

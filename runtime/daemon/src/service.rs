@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use apex_api::v1::{
@@ -18,12 +19,13 @@ use apex_core::policy::{Flags, Mode};
 use serde_json::json;
 
 use crate::ask::{About, Asked};
+use crate::audit::{Audit, Checked};
 use crate::bell::{EVENTS, FINDINGS};
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, options, pool, run, suggest};
+use crate::{confine, dial, options, pool, run, suggest};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -72,6 +74,17 @@ impl Face {
         whole(async move { dial::wish(&daemon, &sandbox, wish, asker, &asked, &reason).await }).await
     }
 
+    /// On a thread of its own: the log is as large as it has become.
+    async fn read_audit<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Audit) -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let daemon = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || read(&daemon.audit)).await;
+        let done = done.map_err(anyhow::Error::from).and_then(|outcome| outcome);
+        done.map_err(|error| Error::new(Kind::Internal, format!("{error:#}")))
+    }
+
     fn may_relax(&self, peer: Peer, record: &Record) -> Asker {
         let may = self.0.may(peer, Operation::ModeRelax, record);
         Asker { is_operator_allowed_to_relax: may, automatic: false }
@@ -86,6 +99,10 @@ impl Face {
 
 #[async_trait::async_trait]
 impl Service for Face {
+    async fn connected(&self, peer: Peer, connection: BorrowedFd<'_>) {
+        self.0.errands.show(peer.uid, peer.gid, connection).await;
+    }
+
     async fn create(&self, peer: Peer, request: CreateRequest) -> Result<v1::Sandbox, Error> {
         let daemon = Arc::clone(&self.0);
         let start = async move { start::start(&daemon, peer, &request, Operation::Create, Input::None).await };
@@ -216,33 +233,39 @@ impl Service for Face {
     async fn audit_tail(&self, peer: Peer, request: AuditRequest) -> Result<Streamed<JsonLine>, Error> {
         self.0.judge(peer, Operation::Audit, About::default())?;
         let count = if request.limit == 0 { 100 } else { request.limit.min(AUDIT_MAX) };
-        let lines = self.0.audit.tail(count as usize);
-        let lines = lines.map_err(|error| Error::new(Kind::Internal, format!("{error:#}")))?;
+        let lines = self.read_audit(move |audit| audit.tail(count as usize)).await?;
         Ok(Box::pin(tokio_stream::iter(lines.into_iter().map(|json| Ok(JsonLine { json })))))
     }
 
     async fn audit_verify(&self, peer: Peer) -> Result<AuditVerdict, Error> {
         self.0.judge(peer, Operation::Audit, About::default())?;
-        match self.0.audit.verify() {
-            Ok(Ok(verdict)) => Ok(AuditVerdict {
+        match self.read_audit(Audit::verify).await? {
+            Ok(Checked { verdict, begins_at }) => Ok(AuditVerdict {
                 intact: true,
                 records: verdict.records,
                 head_sha256: verdict.head_sha256,
-                words: String::new(),
+                words: begins_at.map_or_else(String::new, |number| {
+                    format!("it begins with record {number}: the files before are not here")
+                }),
             }),
-            Ok(Err(broken)) => Ok(AuditVerdict {
+            Err(broken) => Ok(AuditVerdict {
                 intact: false,
                 records: broken.line.saturating_sub(1),
                 head_sha256: String::new(),
                 words: format!("line {}: {}", broken.line, broken.words),
             }),
-            Err(error) => Err(Error::new(Kind::Internal, format!("{error:#}"))),
         }
     }
 
     async fn tree(&self, peer: Peer) -> Result<TreeResponse, Error> {
         self.0.judge(peer, Operation::Tree, About::default())?;
-        Ok(TreeResponse { services: self.0.services.states() })
+        let own = v1::ServiceState {
+            name: "apexd".to_owned(),
+            state: "running".to_owned(),
+            restarts: 0,
+            words: confine::in_force(),
+        };
+        Ok(TreeResponse { services: [vec![own], self.0.services.states()].concat() })
     }
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {

@@ -7,8 +7,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::future::Future;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +21,7 @@ use crate::options::Options;
 use crate::place::Place;
 use crate::registry::Daemon;
 use crate::service::Face;
+use crate::tokens::Tokens;
 use crate::{pool, warden};
 
 /// Restarts of one service that are borne.
@@ -33,8 +32,6 @@ const RESTARTS_WITHIN: Duration = Duration::from_secs(30);
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// News of the warden that wait.
 const NEWS_MAX: usize = 1024;
-/// Who may connect: the rules of access say who may do what.
-const SOCKET_MODE: u32 = 0o666;
 
 /// What is known of the services.
 #[derive(Default)]
@@ -58,16 +55,22 @@ impl Services {
 }
 
 /// The daemon's life: until it is told to end, or cannot go on.
-pub async fn live(options: &Options, place: Place, child: warden::Child) -> Result<()> {
+pub async fn live(
+    options: &Options,
+    place: Place,
+    child: warden::Child,
+    listener: std::os::unix::net::UnixListener,
+) -> Result<()> {
     // Both before anything is told to be ready: a signal that comes in between must not kill it half way.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (to, news) = mpsc::channel(NEWS_MAX);
-    let errands = Errands::new(child.socket, to).context("speaking to the warden")?;
+    let tokens = Tokens::open(place.file("tokens"));
+    let errands = Errands::new(child.socket, tokens, to).context("speaking to the warden")?;
     let daemon = Daemon::open(options, place, errands).await?;
     let (stop, stopped) = watch::channel(false);
     let api = supervise(Arc::clone(&daemon), "api", {
-        let (daemon, stopped) = (Arc::clone(&daemon), stopped.clone());
-        move || serve(Arc::clone(&daemon), stopped.clone())
+        let (daemon, listener, stopped) = (Arc::clone(&daemon), Arc::new(listener), stopped.clone());
+        move || serve(Arc::clone(&daemon), Arc::clone(&listener), stopped.clone())
     });
     let bell = supervise(Arc::clone(&daemon), "findings", {
         let daemon = Arc::clone(&daemon);
@@ -93,6 +96,7 @@ pub async fn live(options: &Options, place: Place, child: warden::Child) -> Resu
     // Requests under way get their answers; sandboxes go on.
     let _ = stop.send(true);
     tokio::time::sleep(Duration::from_millis(50)).await;
+    // With a user of its own it cannot: the next daemon, which starts as root, takes the file over.
     let _ = fs::remove_file(&options.socket);
     drop(child.pidfd);
     outcome
@@ -135,27 +139,14 @@ where
     }
 }
 
-async fn serve(daemon: Arc<Daemon>, mut stopped: watch::Receiver<bool>) -> Result<()> {
-    let listener = listen(&daemon.options.socket)?;
+async fn serve(
+    daemon: Arc<Daemon>,
+    listener: Arc<std::os::unix::net::UnixListener>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let listener = listener.try_clone().and_then(UnixListener::from_std).context("taking the socket")?;
     let until = async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     apex_api::server::serve(listener, Arc::new(Face(daemon)), until).await.context("serving the API")
-}
-
-/// A socket file that nobody listens to any more is taken over; one that somebody does is left alone.
-fn listen(path: &Path) -> Result<UnixListener> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("making the directory {}", dir.display()))?;
-    }
-    if path.exists() {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            bail!("somebody listens at {} already; choose another --socket, or end that apexd", path.display());
-        }
-        fs::remove_file(path).with_context(|| format!("removing the old socket {}", path.display()))?;
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("listening at {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))
-        .with_context(|| format!("opening {} to everybody", path.display()))?;
-    Ok(listener)
 }

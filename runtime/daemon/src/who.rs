@@ -18,6 +18,14 @@ pub fn look_up(uid: u32, gid: u32) -> User {
     find(uid, gid, &read("/etc/passwd"), &read("/etc/group"))
 }
 
+/// The user and group id of a user.
+pub fn named(name: &str) -> Option<(u32, u32)> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let mut entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let entry = entries.find(|fields| fields.first() == Some(&name))?;
+    Some((entry.get(2)?.parse().ok()?, entry.get(3)?.parse().ok()?))
+}
+
 fn find(uid: u32, gid: u32, passwd: &str, group: &str) -> User {
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
     let entry = passwd.lines().map(fields).find(|fields| fields.get(2) == Some(&uid.to_string()));

@@ -1,7 +1,7 @@
 //! Interpreters that are started ahead and wait for what they are to run (`--warm`).
 //!
 //! Each is started for itself, in a sandbox of its own, and used once: nothing is shared by copying, neither memory nor a hash seed nor a position in a stream
-//! of random numbers (docs/adr/0013-warm-interpreters.md). What it is to run comes over a socket, as the words of a command line.
+//! of random numbers (docs/adr/0014-warm-interpreters.md). What it is to run comes over a socket, as the words of a command line.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

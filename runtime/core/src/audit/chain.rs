@@ -104,6 +104,16 @@ pub struct Broken {
     pub words: String,
 }
 
+/// What came before the first line of a file that goes on where an older one ended, as its record says and the seal of the line repeats. `None` for any other line.
+/// That nothing else came before is only known with the older file.
+pub fn goes_on_after(line: &[u8]) -> Option<Head> {
+    let sealed = unseal(line).ok()?;
+    let event: serde_json::Value = serde_json::from_slice(line).ok()?;
+    let is_named = event["unmapped"]["before"]["head_sha256"] == sealed.prev_sha256.as_str();
+    let sequence = sealed.head.sequence.checked_sub(1)?;
+    is_named.then_some(Head { sequence, sha256: sealed.prev_sha256 })
+}
+
 /// Checks a trail, line by line without line ends.
 ///
 /// # Errors

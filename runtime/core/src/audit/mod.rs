@@ -33,7 +33,7 @@ use serde_json::Value;
 
 use crate::access::{Operation, Role};
 
-pub use chain::{Anchors, Broken, Chain, GENESIS, Head, LINE_BYTES_MAX, Verdict, verify};
+pub use chain::{Anchors, Broken, Chain, GENESIS, Head, LINE_BYTES_MAX, Verdict, goes_on_after, verify};
 pub use event::CLASS_UID;
 pub use mask::{MASK, mask, mask_value, mask_words};
 

@@ -4,6 +4,7 @@
 //! and [`verify`] proves that a program means the table before anything loads it. [`groups`] holds what `policies/syscalls.toml` says.
 
 pub mod bpf;
+pub mod daemon;
 mod generated;
 pub mod groups;
 pub mod rules;

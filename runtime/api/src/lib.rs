@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod count;
 mod error;
 mod grpc;
 mod openapi;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::Service as _;
 
-use crate::{Peer, Service, grpc, rest};
+use crate::{Peer, Service, count, grpc, rest};
 
 /// Largest message of gRPC and largest body of REST that is read, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -50,7 +51,7 @@ pub async fn serve(
     service: Arc<dyn Service>,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let router = router(service);
+    let router = router(service.clone());
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let users = Arc::new(Users::default());
     let graceful = GracefulShutdown::new();
@@ -68,9 +69,9 @@ pub async fn serve(
                 // A socket whose other end the kernel cannot name is closed.
                 let Ok(peer) = peer(&stream) else { continue };
                 let Some(seat) = Seat::take(&users, peer.uid) else { continue };
-                let (router, watcher) = (router.clone(), graceful.watcher());
+                let (served, watcher) = ((router.clone(), service.clone()), graceful.watcher());
                 connections.spawn(async move {
-                    serve_one(stream, peer, router, watcher).await;
+                    serve_one(stream, peer, served, watcher).await;
                     drop((place, seat));
                 });
             }
@@ -111,14 +112,21 @@ fn router(service: Arc<dyn Service>) -> Router {
     rest::router(service.clone()).route_service("/apex.v1.Apex/{*method}", grpc::server(service))
 }
 
-async fn serve_one(stream: UnixStream, peer: Peer, router: Router, watcher: Watcher) {
+async fn serve_one(stream: UnixStream, peer: Peer, served: (Router, Arc<dyn Service>), watcher: Watcher) {
+    let (router, service) = served;
     let asked = Arc::new(AtomicBool::new(false));
     let has_asked = asked.clone();
     let answers = hyper::service::service_fn(move |request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
-        router.clone().call(request)
+        let (path, service) = (request.uri().path().to_owned(), service.clone());
+        let answer = router.clone().call(request);
+        async move {
+            let Ok(response) = answer.await;
+            count::tell(service.as_ref(), &path, &response);
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);

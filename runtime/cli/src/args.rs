@@ -261,6 +261,9 @@ pub struct Options {
     /// What to do on a finding of severity high or above; needs watching
     #[arg(long, value_name = "REACTION", value_parser = ["warn", "freeze", "cut-network", "isolate", "kill"])]
     pub on_finding: Option<String>,
+    /// Wait so long for room in the budget of the host, such as 30s, instead of being refused
+    #[arg(long, value_name = "DURATION")]
+    pub wait_for_room: Option<String>,
     /// A word of yours that goes along with the sandbox
     #[arg(long = "label", value_name = "K=V")]
     pub labels: Vec<String>,

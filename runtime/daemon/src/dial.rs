@@ -1,18 +1,20 @@
 //! Changes of a sandbox that runs: planned by [`apex_core::control`], carried out by its keeper, taken back when a step fails, written down.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use apex_api::v1;
 use apex_api::{Error, Kind};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
-use apex_core::control::{self, Asker, Found, Refusal, Step, Transition, Wish};
+use apex_core::control::{self, Asker, Found, Limits, Refusal, Step, Transition, Wish};
 use apex_core::finding::Severity;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
 
 use crate::ask::Asked;
 use crate::clock::now_ms;
+use crate::metrics;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 
@@ -20,6 +22,7 @@ use crate::sandbox::Sandbox;
 struct Carried {
     steps: Vec<v1::Step>,
     error: Option<String>,
+    took: Duration,
 }
 
 /// Does what somebody wishes, if it may be.
@@ -37,10 +40,19 @@ pub async fn wish(
         Ok(transition) => transition,
         Err(refusal) => return refused(daemon, sandbox, &facts, &wish, asked, &refusal),
     };
+    // Taken before it is used, and given back after it is not.
+    if let Err(words) = sandbox.room_for(facts.after(&transition, &asker).limits) {
+        let words = format!("cannot {}: {words}", wish.words());
+        daemon.metrics.count(&metrics::TRANSITIONS, &[wish.kind(), "refused"]);
+        daemon.write_down(asked, &sandbox.record(), Outcome::Refused, &words, json!(null), json!(null))?;
+        return Err(Error::new(Kind::Exhausted, words));
+    }
     let before =
         json!({"mode": facts.mode, "limits": facts.limits, "network_cut": facts.network_cut, "frozen": facts.frozen});
     let carried = carry_out(sandbox, &transition).await;
+    tell(daemon, wish.kind(), &carried);
     let after = if carried.error.is_none() { facts.after(&transition, &asker) } else { facts.clone() };
+    settle_room(sandbox, after.limits);
     // Its end is told by the keeper, with how it ended.
     let is_end = matches!(wish, Wish::Kill);
     let stored = if carried.error.is_none() && !is_end {
@@ -73,6 +85,7 @@ fn refused(
     refusal: &Refusal,
 ) -> Result<v1::Transition, Error> {
     let words = refusal.to_string();
+    daemon.metrics.count(&metrics::TRANSITIONS, &[wish.kind(), "refused"]);
     daemon.write_down(asked, &sandbox.record(), Outcome::Refused, &words, json!(null), json!(null))?;
     if let (Refusal::BeyondCeiling { .. }, Wish::Mode(mode)) = (refusal, wish) {
         return Ok(v1::Transition {
@@ -105,7 +118,9 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
         return;
     };
     let carried = carry_out(sandbox, &answer.transition).await;
+    tell(daemon, "finding", &carried);
     let after = record.facts.after_finding(&answer);
+    settle_room(sandbox, if carried.error.is_none() { after.limits } else { record.facts.limits });
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let instead = answer.instead_of.as_ref().map(|refusal| format!(" (frozen instead: {refusal})")).unwrap_or_default();
     let words = format!(
@@ -128,7 +143,21 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
     }
 }
 
+fn tell(daemon: &Daemon, kind: &str, carried: &Carried) {
+    let outcome = if carried.error.is_none() { "applied" } else { "failed" };
+    daemon.metrics.count(&metrics::TRANSITIONS, &[kind, outcome]);
+    daemon.metrics.observe(&metrics::TRANSITION_SECONDS, &[kind], carried.took);
+}
+
+/// What is not in force gives its room back: that always works.
+fn settle_room(sandbox: &Sandbox, limits: Limits) {
+    if let Err(words) = sandbox.room_for(limits) {
+        eprintln!("apexd: sandbox {}: {words}", sandbox.id);
+    }
+}
+
 async fn carry_out(sandbox: &Sandbox, transition: &Transition) -> Carried {
+    let began = Instant::now();
     let mut steps = Vec::new();
     for (done, step) in transition.steps.iter().enumerate() {
         match follow(sandbox, step).await {
@@ -147,11 +176,11 @@ async fn carry_out(sandbox: &Sandbox, transition: &Transition) -> Carried {
                         }
                     }
                 }
-                return Carried { steps, error: Some(error) };
+                return Carried { steps, error: Some(error), took: began.elapsed() };
             }
         }
     }
-    Carried { steps, error: None }
+    Carried { steps, error: None, took: began.elapsed() }
 }
 
 async fn follow(sandbox: &Sandbox, step: &Step) -> Result<String, String> {

@@ -7,11 +7,14 @@
 mod ask;
 mod audit;
 mod bell;
+mod budget;
 mod clock;
 mod dial;
 mod errand;
+mod figures;
 mod keeper;
 mod log;
+mod metrics;
 mod options;
 mod place;
 mod privilege;

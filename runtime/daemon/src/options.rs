@@ -19,6 +19,11 @@ usage: apexd [OPTIONS]
   --mode MODE     mode of sandboxes that are created without one: isolation, hybrid or development (default: isolation)
   --environment NAME
                   label for rules that hold in one environment, such as ci or production
+  --budget KIND=AMOUNT,...
+                  what all sandboxes may have together, by their limits: memory=16G, tasks=8192, cpu=800 (percent of one core), or unlimited
+                  (default: nine tenths of the host's memory and tasks; cpu unlimited)
+  --pressure PERCENT
+                  start nothing new while tasks of the host stand still for want of memory for so much of ten seconds; off for never (default: 40)
   -h, --help      print this text
   -V, --version   print the version
 
@@ -48,7 +53,14 @@ pub struct Options {
     pub mode: Mode,
     /// `--environment`.
     pub environment: Option<String>,
+    /// `--budget`, in its words.
+    pub budget: Option<String>,
+    /// `--pressure`.
+    pub pressure_percent: Option<f64>,
 }
+
+/// Above this the host does little but to look for memory.
+const PRESSURE_PERCENT: f64 = 40.0;
 
 /// Words to options.
 pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
@@ -58,6 +70,8 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         access: None,
         mode: Mode::Isolation,
         environment: None,
+        budget: None,
+        pressure_percent: Some(PRESSURE_PERCENT),
     };
     let mut parser = Parser::from_args(words);
     while let Some(arg) = parser.next()? {
@@ -67,12 +81,25 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             Arg::Long("access") => options.access = Some(parser.value()?.into()),
             Arg::Long("mode") => options.mode = mode(&parser.value()?.to_string_lossy())?,
             Arg::Long("environment") => options.environment = Some(parser.value()?.to_string_lossy().into_owned()),
+            Arg::Long("budget") => options.budget = Some(parser.value()?.to_string_lossy().into_owned()),
+            Arg::Long("pressure") => options.pressure_percent = pressure(&parser.value()?.to_string_lossy())?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Action::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Action::Version),
             other => bail!("{}; `apexd --help` lists the options", other.unexpected()),
         }
     }
     Ok(Action::Serve(options))
+}
+
+fn pressure(word: &str) -> Result<Option<f64>> {
+    let percent = match word {
+        "off" => return Ok(None),
+        number => number.parse().ok().filter(|percent| (0.0..=100.0).contains(percent)),
+    };
+    match percent {
+        Some(percent) => Ok(Some(percent)),
+        None => bail!("--pressure got {word:?}, expected a number from 0 to 100, or off"),
+    }
 }
 
 /// A mode by its name.

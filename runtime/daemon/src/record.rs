@@ -22,6 +22,9 @@ pub struct Record {
     /// What is done on findings.
     pub reactions: Reactions,
     pub facts: Facts,
+    /// What it asked for of the budget, before it stood.
+    #[serde(default)]
+    pub claim: Limits,
     /// Its init, as the host numbers it.
     pub pid: u32,
     pub created_ms: u64,
@@ -62,6 +65,7 @@ impl Record {
             watch: "off".to_owned(),
             reactions: Reactions::default(),
             facts,
+            claim: Limits::default(),
             pid: 0,
             created_ms: now_ms,
             started_ms: 0,

@@ -4,12 +4,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use apex_core::control::State;
+use apex_core::control::{Limits, State};
 use apex_core::keep::{Ended, FromKeeper, Standing, ToKeeper};
 use apex_core::policy::Network;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
+use crate::budget::Reservation;
 use crate::clock::now_ms;
 use crate::keeper::{Keeper, Told};
 use crate::log::Log;
@@ -23,6 +24,8 @@ use crate::streams;
 const CODE_WITHIN: Duration = Duration::from_secs(2);
 /// Connections to one keeper that may break.
 const CONNECTIONS_MAX: u32 = 16;
+/// Exit code of what Apex failed at.
+const FAILED: i32 = 125;
 /// What a keeper holds for the daemon, in this order.
 pub const STDIN: usize = 0;
 
@@ -42,6 +45,8 @@ pub struct Sandbox {
     pub turn: tokio::sync::Mutex<()>,
     /// Exit code of its keeper.
     code: watch::Sender<Option<i32>>,
+    /// Its part of the budget, as long as it lives.
+    room: Mutex<Option<Reservation>>,
 }
 
 impl Sandbox {
@@ -58,6 +63,7 @@ impl Sandbox {
             stdin: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             code: watch::Sender::new(None),
+            room: Mutex::default(),
         })
     }
 
@@ -85,6 +91,38 @@ impl Sandbox {
         if let Err(error) = self.update(store, change) {
             eprintln!("apexd: sandbox {}: {error:#}", self.id);
         }
+    }
+
+    /// It has room in the budget, until it is over.
+    pub fn has_room(&self, room: Reservation) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+    }
+
+    /// Holds room for these limits from now on; less always works.
+    pub fn room_for(&self, limits: Limits) -> Result<(), String> {
+        let room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = room.as_ref().map(|room| room.change(limits));
+        changed.unwrap_or(Ok(())).map_err(|refusal| refusal.to_string())
+    }
+
+    /// Ends its waiting for room; `false` when it does not wait.
+    pub fn give_up(&self, store: &Store) -> bool {
+        // Held meanwhile: it does not get room in between.
+        let room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = room.is_none() && self.record().facts.state == State::Creating;
+        if waits {
+            self.note(store, |record| {
+                record.facts.state = State::Failed;
+                record.error = "it was ended while it waited for room".to_owned();
+                record.ended_ms = now_ms();
+            });
+        }
+        waits
+    }
+
+    fn is_gone(&self) {
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Tells of changes.
@@ -165,7 +203,7 @@ impl Sandbox {
         let mut lost = 0;
         loop {
             match told.recv().await {
-                Some(Told::Standing(standing)) => self.note(&store, |record| stands(record, &standing)),
+                Some(Told::Standing(standing)) => self.stands(&store, &standing).await,
                 Some(Told::Ended(ended)) => return self.ended(&store, ended),
                 Some(Told::Gone) | None => match self.found_again(&mut lost) {
                     Some(again) => told = again,
@@ -173,6 +211,19 @@ impl Sandbox {
                 },
             }
         }
+    }
+
+    /// What it stands with may be more than its request told: a policy may build on files that only the keeper reads.
+    async fn stands(&self, store: &Store, standing: &Standing) {
+        if self.record().facts.state == State::Creating
+            && let Err(words) = self.room_for(standing.limits)
+        {
+            self.note(store, |record| record.error = words);
+            // Its end is told by the keeper; one that does not answer is gone.
+            let _ = self.ask(&ToKeeper::Kill).await;
+            return;
+        }
+        self.note(store, |record| stands(record, standing));
     }
 
     /// A connection that broke may have left the keeper alive: while it listens, the sandbox is there.
@@ -189,14 +240,19 @@ impl Sandbox {
     /// The keeper said how it ended.
     fn ended(&self, store: &Store, ended: Ended) {
         self.note(store, |record| {
-            record.facts.state = if ended.how == "failed" { State::Failed } else { State::Ended };
+            // What was ended for want of room has its words already, and never ran for whoever asked.
+            let had_no_room = record.facts.state == State::Creating && !record.error.is_empty();
+            let has_failed = ended.how == "failed" || had_no_room;
+            record.facts.state = if has_failed { State::Failed } else { State::Ended };
             record.facts.frozen = false;
-            record.exit_code = Some(ended.code.into());
+            record.exit_code = Some(if had_no_room { FAILED } else { ended.code.into() });
             record.ending = ended.how;
-            record.error = ended.words.unwrap_or_default();
+            if !had_no_room {
+                record.error = ended.words.unwrap_or_default();
+            }
             record.ended_ms = ended.time_ns / 1_000_000;
         });
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.is_gone();
     }
 
     /// The keeper is gone: it may have written how it ended, or left it to its exit code.
@@ -227,7 +283,7 @@ impl Sandbox {
         });
         self.out.close();
         self.err.close();
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.is_gone();
     }
 
     fn result(&self) -> Option<Ended> {

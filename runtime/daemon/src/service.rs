@@ -1,7 +1,5 @@
 //! What the API asks, answered: each call finds its sandbox, judges who asks, does it, and writes it down.
 
-use std::collections::HashMap;
-use std::fmt::Write;
 use std::sync::Arc;
 
 use apex_api::v1::{
@@ -12,7 +10,7 @@ use apex_api::v1::{
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
-use apex_core::control::{Asker, Limits, State, Wish, strictness};
+use apex_core::control::{Asker, Limits, Wish, strictness};
 use apex_core::keep::{FromKeeper, ToKeeper, Usage};
 use apex_core::policy::{Flags, Mode};
 use serde_json::json;
@@ -23,7 +21,7 @@ use crate::record::Record;
 use crate::registry::{Daemon, nobody};
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, options, run};
+use crate::{dial, figures, metrics, options, run};
 
 /// Answers of a stream that wait for a slow reader.
 pub const WAITING_MAX: usize = 16;
@@ -250,7 +248,11 @@ impl Service for Face {
 
     async fn metrics(&self, peer: Peer) -> Result<String, Error> {
         self.0.judge(peer, Operation::Metrics, About::default())?;
-        Ok(metrics(&self.0))
+        Ok(figures::text(&self.0))
+    }
+
+    fn answered(&self, way: &'static str, method: &str, status: &'static str) {
+        self.0.metrics.count(&metrics::REQUESTS, &[way, method, status]);
     }
 
     async fn ready(&self) -> Result<(), Error> {
@@ -278,6 +280,9 @@ async fn end(daemon: &Daemon, sandbox: &Arc<Sandbox>, asked: &Asked) -> Result<(
     if sandbox.record().is_over() {
         return Ok(());
     }
+    if sandbox.give_up(&daemon.store) {
+        return daemon.write_down(asked, &sandbox.record(), Outcome::Allowed, "", json!(null), json!(null));
+    }
     let asker = Asker { is_operator_allowed_to_relax: false, automatic: false };
     match dial::wish(daemon, sandbox, Wish::Kill, asker, asked, "").await {
         Ok(transition) if !transition.applied && !sandbox.record().is_over() => {
@@ -302,40 +307,4 @@ fn limits(record: &Record, given: v1::Limits) -> Result<Limits, Error> {
     let flags =
         Flags { memory: some(&given.memory), tasks: some(&given.tasks), cpu: some(&given.cpu), ..Flags::default() };
     flags.limits_over(record.facts.limits).map_err(|error| Error::new(Kind::Invalid, error.to_string()))
-}
-
-/// In Prometheus' text format.
-fn metrics(daemon: &Daemon) -> String {
-    let mut text = String::from("# HELP apex_sandboxes Sandboxes by mode and state.\n# TYPE apex_sandboxes gauge\n");
-    let mut counts: Vec<_> =
-        daemon.by_state().into_iter().map(|((mode, state), count)| (mode, state.name(), count)).collect();
-    counts.sort_unstable();
-    for (mode, state, count) in counts {
-        // A String takes everything.
-        let _ = writeln!(text, "apex_sandboxes{{mode=\"{mode}\",state=\"{state}\"}} {count}");
-    }
-    let (mut findings, mut held): (u64, HashMap<bool, u64>) = (0, HashMap::new());
-    for sandbox in daemon.all() {
-        let record = sandbox.record();
-        findings += record.findings;
-        let is_running = matches!(record.facts.state, State::Running | State::Frozen);
-        *held.entry(is_running && record.facts.tightened_by.is_some()).or_default() += 1;
-    }
-    let _ = writeln!(
-        text,
-        "# HELP apex_findings Findings about the sandboxes that there are.\n# TYPE apex_findings gauge\napex_findings {findings}"
-    );
-    let tightened = held.get(&true).copied().unwrap_or_default();
-    let _ = writeln!(
-        text,
-        "# HELP apex_tightened_sandboxes Sandboxes that a finding tightened.\n# TYPE apex_tightened_sandboxes gauge\napex_tightened_sandboxes {tightened}"
-    );
-    let _ = writeln!(
-        text,
-        "# HELP apex_service_restarts_total Restarts of the daemon's services.\n# TYPE apex_service_restarts_total counter"
-    );
-    for service in daemon.services.states() {
-        let _ = writeln!(text, "apex_service_restarts_total{{service=\"{}\"}} {}", service.name, service.restarts);
-    }
-    text
 }

@@ -1,12 +1,12 @@
 //! From a request to a sandbox that runs.
 //!
-//! Order: what is asked for is judged and written down; a directory, pipes and the keeper's socket are made; the record is stored; the warden starts the
+//! Order: what is asked for is judged; it gets room in the budget, or waits for it; it is written down; a directory, pipes and the keeper's socket are made; the record is stored; the warden starts the
 //! keeper. A daemon that ends in between leaves a directory without a record, or a record without a keeper: the next one clears both up.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use apex_api::v1::CreateRequest;
@@ -22,12 +22,12 @@ use tokio::net::unix::pipe;
 use crate::ask::About;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
-use crate::options;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::warden::ToWarden;
 use crate::who;
+use crate::{bell, budget, metrics, options};
 
 /// How long building a sandbox may take.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -56,10 +56,15 @@ pub async fn start(
     operation: Operation,
     input: Input,
 ) -> Result<Arc<Sandbox>, Error> {
-    let record = record_of(daemon, peer, request)?;
+    let (record, wait) = (record_of(daemon, peer, request)?, budget::wait_of(request)?);
     let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
     daemon.add(&sandbox)?;
+    if let Err(error) = budget::admit(daemon, &sandbox, &asked, wait).await {
+        let _ = daemon.forget(&sandbox);
+        return Err(error);
+    }
+    let began = Instant::now();
     let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
     let begun = match daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
@@ -68,15 +73,28 @@ pub async fn start(
     if let Err(error) = begun {
         // Nothing runs: nobody should find what is not there.
         let _ = daemon.forget(&sandbox);
+        daemon.metrics.count(&metrics::STARTS, &[record.facts.born.name(), "error"]);
         return Err(error);
     }
     let is_decided = |record: &Record| record.facts.state != State::Creating;
     if tokio::time::timeout(READY_WITHIN, sandbox.until(is_decided)).await.is_err() {
         let words =
             format!("sandbox {} did not stand within {} s; `apex kill` ends it", sandbox.id, READY_WITHIN.as_secs());
+        daemon.metrics.count(&metrics::STARTS, &[record.facts.born.name(), "error"]);
         return Err(Error::new(Kind::Unavailable, words));
     }
+    tell_start(daemon, &sandbox.record(), began);
     Ok(sandbox)
+}
+
+/// A command that has ended by now did run.
+fn tell_start(daemon: &Daemon, record: &Record, began: Instant) {
+    let mode = record.facts.born.name();
+    let has_failed = matches!(record.facts.state, State::Failed | State::Lost);
+    daemon.metrics.count(&metrics::STARTS, &[mode, if has_failed { "failed" } else { "running" }]);
+    if !has_failed {
+        daemon.metrics.observe(&metrics::START_SECONDS, &[mode], began.elapsed());
+    }
 }
 
 fn invalid(words: impl Into<String>) -> Error {
@@ -101,6 +119,7 @@ fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Rec
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
+    record.claim = budget::claim_of(daemon, request, record.facts.born);
     record.labels = request.labels.clone().into_iter().collect();
     record.reactions = reactions(&request.on_finding)?;
     record.watch = match request.watch.as_str() {
@@ -206,6 +225,7 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyho
     sandbox.pump(err, &sandbox.err, "standard error")?;
     if sandbox.record().watch != "off" {
         daemon.bell.watch(sandbox)?;
+        bell::count_at_end(daemon, sandbox);
     }
     if sandbox.live(&daemon.store).is_err() {
         // Quicker gone than connected to: it left word of why.

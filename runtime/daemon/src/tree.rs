@@ -76,6 +76,7 @@ pub async fn live(options: &Options, place: Place, child: warden::Child) -> Resu
             async move { daemon.bell.ring(&daemon).await }
         }
     });
+    let _ = daemon.metrics.warden.set(child.pid);
     daemon.services.note("warden", "running", 0, format!("pid {}", child.pid));
     let api = tokio::spawn(api);
     let outcome = tokio::select! {

@@ -1,0 +1,151 @@
+//! The daemon's budget, what its sandboxes use, what is done at a limit, and its metrics.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use apex_tests::daemon::{Daemon, lenient};
+use apex_tests::{as_root, sandbox, skip};
+
+/// How long anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn metrics(daemon: &Daemon) -> String {
+    let mut stream = UnixStream::connect(daemon.socket()).expect("it listens");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: apex\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    text.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
+}
+
+/// The number of one series, 0 where it is not there.
+fn metric(daemon: &Daemon, series: &str) -> f64 {
+    let text = metrics(daemon);
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0.0, |number| number.parse().expect("a number"))
+}
+
+#[track_caller]
+fn until_metric(daemon: &Daemon, series: &str, is_so: impl Fn(f64) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so(metric(daemon, series)) {
+        assert!(Instant::now() < end, "{series} is {}", metric(daemon, series));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn sleeper<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&["create"], lenient(), args, &["--", "/bin/sleep", "300"]].concat()
+}
+
+fn begin(daemon: &Daemon, args: &[&str]) -> Child {
+    daemon.command(&sleeper(args)).spawn().expect("apex starts")
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_told_who_holds_it() {
+    let daemon = Daemon::start(&["--budget", "memory=700M"]);
+    let id = daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+    let refused = daemon.apex(&sleeper(&["--memory", "400M"]));
+    assert_eq!(refused.code, 125, "{refused:?}");
+    for word in ["asks for memory 400M", "300M of 700M are free", &id, "--wait-for-room", "--memory", "--budget"] {
+        assert!(refused.err().contains(word), "{word}: {refused:?}");
+    }
+    let never = daemon.apex(&sleeper(&["--memory", "701M", "--wait-for-room", "1m"]));
+    assert!(never.code == 125 && never.err().contains("the whole budget"), "{never:?}");
+    assert_eq!(daemon.json(&["ls"]).as_array().map(Vec::len), Some(1), "what was refused is not there");
+    let refusals = daemon.audit().into_iter().filter(|line| line.to_string().contains("no room")).count();
+    assert_eq!(refusals, 2, "{:?}", daemon.audit());
+    daemon.apex(&["kill", &id]).expect_code(0);
+    daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+    assert_eq!(metric(&daemon, "apex_budget_reserved{resource=\"memory\"}"), f64::from(400 << 20));
+    assert_eq!(metric(&daemon, "apex_starts_total{mode=\"isolation\",result=\"refused\"}"), 2.0);
+    assert_eq!(metric(&daemon, "apex_starts_total{mode=\"isolation\",result=\"running\"}"), 2.0);
+}
+
+#[test]
+fn a_start_waits_for_room_until_it_is_there_or_its_time_is_over() {
+    let daemon = Daemon::start(&["--budget", "memory=700M"]);
+    let id = daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+    let waiting = begin(&daemon, &["--memory", "400M", "--wait-for-room", "5m"]);
+    until_metric(&daemon, "apex_budget_waiting", |count| count == 1.0);
+    // A smaller one of the same user does not pass it by, but is not waited for either.
+    let behind = daemon.apex(&sleeper(&["--memory", "200M"]));
+    assert!(behind.code == 125 && behind.err().contains("1 of your own starts waits"), "{behind:?}");
+    let late = daemon.apex(&sleeper(&["--memory", "400M", "--wait-for-room", "300ms"]));
+    assert!(late.code == 125 && late.err().contains("of waiting"), "{late:?}");
+    daemon.apex(&["kill", &id]).expect_code(0);
+    let output = sandbox::collect(waiting).expect_code(0);
+    assert_eq!(daemon.json(&["inspect", output.out().trim()])["state"], "running");
+    assert_eq!(metric(&daemon, "apex_budget_waiting"), 0.0);
+}
+
+#[test]
+fn a_start_that_waits_can_be_ended() {
+    let daemon = Daemon::start(&["--budget", "memory=700M"]);
+    daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+    let waiting = begin(&daemon, &["--memory", "400M", "--name", "later", "--wait-for-room", "5m"]);
+    until_metric(&daemon, "apex_budget_waiting", |count| count == 1.0);
+    assert_eq!(daemon.json(&["inspect", "later"])["state"], "creating");
+    daemon.apex(&["kill", "later"]).expect_code(0);
+    let output = sandbox::collect(waiting);
+    assert!(output.code == 125 && output.err().contains("ended while it waited"), "{output:?}");
+    assert_eq!(metric(&daemon, "apex_budget_waiting"), 0.0);
+    assert_eq!(metric(&daemon, "apex_budget_reserved{resource=\"memory\"}"), f64::from(400 << 20));
+}
+
+#[test]
+fn the_next_daemon_counts_what_it_takes_up() {
+    let mut daemon = Daemon::start(&["--budget", "memory=700M"]);
+    let id = daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+    daemon.kill_and_restart();
+    assert_eq!(metric(&daemon, "apex_budget_reserved{resource=\"memory\"}"), f64::from(400 << 20));
+    let refused = daemon.apex(&sleeper(&["--memory", "400M"]));
+    assert!(refused.code == 125 && refused.err().contains(&id), "{refused:?}");
+    daemon.apex(&["kill", &id]).expect_code(0);
+    daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+}
+
+#[test]
+fn lowered_limits_make_room_which_is_then_not_there_to_be_taken_back() {
+    if !as_root() {
+        skip!("only root has limits that can be changed here");
+    }
+    let daemon = Daemon::start(&["--budget", "memory=700M"]);
+    let first = daemon.create(&["--memory", "400M"], &["/bin/sleep", "300"]);
+    daemon.apex(&["limits", "set", &first, "--memory", "100M"]).expect_code(0);
+    let second = daemon.create(&["--memory", "500M"], &["/bin/sleep", "300"]);
+    let refused = daemon.apex(&["limits", "set", &first, "--memory", "400M"]);
+    assert!(refused.code == 125 && refused.err().contains(&second), "{refused:?}");
+    assert_eq!(daemon.json(&["inspect", &first])["limits"]["memory_bytes"], 100 << 20);
+    daemon.apex(&["kill", &second]).expect_code(0);
+    daemon.apex(&["limits", "set", &first, "--memory", "400M"]).expect_code(0);
+}
+
+/// The daemon does not read what a policy builds on: what the sandbox stands with is what counts.
+#[test]
+fn a_policy_does_not_bring_more_than_there_is_room_for() {
+    let daemon = Daemon::start(&["--budget", "memory=2560M"]);
+    let wide = daemon.dir().file("wide.toml", "[resources]\nmemory = \"3G\"\n");
+    let through = daemon.dir().file("through.toml", &format!("extends = [{wide:?}]\n"));
+    let output = daemon.apex(&sleeper(&["--mode", "hybrid", "--policy", &through]));
+    assert!(output.code == 125 && output.err().contains("no room"), "{output:?}");
+    until_metric(&daemon, "apex_budget_reserved{resource=\"memory\"}", |bytes| bytes == 0.0);
+    let states = daemon.json(&["ls", "--all"]);
+    assert!(states.as_array().is_some_and(|rows| rows.iter().all(|row| row["state"] == "failed")), "{states}");
+}
+
+#[test]
+fn under_pressure_nothing_new_is_started() {
+    if std::fs::read_to_string("/proc/pressure/memory").is_err() {
+        skip!("this kernel does not tell of pressure");
+    }
+    // From nothing at all on.
+    let daemon = Daemon::start(&["--pressure", "0"]);
+    let refused = daemon.apex(&sleeper(&[]));
+    assert!(refused.code == 125 && refused.err().contains("short of memory"), "{refused:?}");
+    let late = daemon.apex(&sleeper(&["--wait-for-room", "200ms"]));
+    assert!(late.code == 125 && late.err().contains("of waiting the host is short of memory"), "{late:?}");
+}

@@ -149,3 +149,63 @@ fn under_pressure_nothing_new_is_started() {
     let late = daemon.apex(&sleeper(&["--wait-for-room", "200ms"]));
     assert!(late.code == 125 && late.err().contains("of waiting the host is short of memory"), "{late:?}");
 }
+
+/// A number of what a sandbox uses, 0 where it is not told.
+fn used(sandbox: &serde_json::Value, field: &str) -> u64 {
+    sandbox["usage"][field].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn what_a_sandbox_uses_is_told() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let daemon = Daemon::start(&[]);
+    let out = daemon.dir().dir("out");
+    let work = format!(
+        "dd if=/dev/zero of=/tmp/x bs=1M count=20 2>/dev/null; dd if=/dev/zero of={out}/f bs=1M count=8 conv=fsync 2>/dev/null; \
+         for n in 1 2 3; do echo hello >/dev/udp/127.0.0.1/9; done; while :; do :; done"
+    );
+    let args = ["--memory", "128M", "--cpu", "30", "--rw", &out];
+    let id = daemon.create(&args, &["/bin/bash", "-c", &work]);
+    let told = daemon.until(&id, |sandbox| used(sandbox, "cpu_us") > 0 && used(sandbox, "cpu_throttled_us") > 0);
+    let told = if used(&told, "network_sent_bytes") > 0 {
+        told
+    } else {
+        daemon.until(&id, |sandbox| used(sandbox, "network_sent_bytes") > 0)
+    };
+    assert!(used(&told, "memory_peak_bytes") >= 20 << 20, "{told:#}");
+    assert!(used(&told, "memory_peak_bytes") >= used(&told, "memory_bytes"), "{told:#}");
+    assert!(used(&told, "memory_shared_bytes") >= 20 << 20, "a private directory is memory: {told:#}");
+    assert!(used(&told, "io_written_bytes") >= 8 << 20, "{told:#}");
+    assert!(used(&told, "network_received_bytes") > 0, "{told:#}");
+    assert!(used(&told, "cpu_periods") >= used(&told, "cpu_throttled_periods"), "{told:#}");
+    assert_eq!((used(&told, "oom_kills"), used(&told, "tasks_refused")), (0, 0), "{told:#}");
+    let table = daemon.apex(&["stats"]).expect_code(0);
+    assert!(table.out().contains("THROTTLED") && table.out().contains(&id), "{table:?}");
+    // The network of the host is everybody's: what of it is this sandbox's is not known.
+    let id = daemon.create(&["--mode", "hybrid", "--net", "host"], &["/bin/sleep", "300"]);
+    let told = daemon.json(&["inspect", &id]);
+    assert!(told["usage"]["tasks"].as_u64() > Some(0) && told["usage"]["network_sent_bytes"].is_null(), "{told:#}");
+    daemon.apex(&["kill", &id]).expect_code(0);
+    assert!(daemon.json(&["inspect", &id])["usage"].is_null(), "what is over uses nothing");
+}
+
+#[test]
+fn limits_that_were_met_are_counted() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let daemon = Daemon::start(&[]);
+    let forks = "(n=0; while [ $n -lt 20 ]; do sleep 300 & n=$((n+1)); done) 2>/dev/null; exec sleep 300";
+    let id = daemon.create(&["--tasks", "6"], &["/bin/sh", "-c", forks]);
+    daemon.until(&id, |sandbox| used(sandbox, "tasks_refused") > 0);
+    let table = daemon.apex(&["stats"]).expect_code(0);
+    assert!(table.out().contains("tasks 1"), "{table:?}");
+    let eats = "(head -c 100M /dev/zero | tail) 2>/dev/null; exec sleep 300";
+    let id = daemon.create(&["--memory", "32M"], &["/bin/sh", "-c", eats]);
+    let told = daemon.until(&id, |sandbox| used(sandbox, "oom_kills") > 0);
+    // Or not counted: cgroup v1, where the limit with swap is the same.
+    assert!(told["usage"]["memory_limit_hits"].as_u64() != Some(0), "{told:#}");
+    assert_eq!(used(&told, "memory_peak_bytes"), 32 << 20, "{told:#}");
+}

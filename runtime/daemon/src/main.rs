@@ -28,6 +28,7 @@ mod start;
 mod store;
 mod streams;
 mod tree;
+mod usage;
 mod warden;
 mod who;
 

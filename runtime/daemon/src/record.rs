@@ -83,6 +83,11 @@ impl Record {
         matches!(self.facts.state, State::Ended | State::Failed | State::Lost)
     }
 
+    /// Whether its command runs, or stands still.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.facts.state, State::Running | State::Frozen)
+    }
+
     /// As the API tells it.
     pub fn wire(&self) -> v1::Sandbox {
         let facts = &self.facts;
@@ -120,6 +125,7 @@ impl Record {
             tightened_by: facts.tightened_by.clone().unwrap_or_default(),
             findings: self.findings,
             network: network.to_owned(),
+            usage: None,
         }
     }
 }

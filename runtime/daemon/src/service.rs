@@ -11,7 +11,7 @@ use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::control::{Asker, Limits, Wish, strictness};
-use apex_core::keep::{FromKeeper, ToKeeper, Usage};
+use apex_core::keep::ToKeeper;
 use apex_core::policy::{Flags, Mode};
 use serde_json::json;
 
@@ -21,7 +21,7 @@ use crate::record::Record;
 use crate::registry::{Daemon, nobody};
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, figures, metrics, options, run};
+use crate::{dial, figures, metrics, options, run, usage};
 
 /// Answers of a stream that wait for a slow reader.
 pub const WAITING_MAX: usize = 16;
@@ -106,7 +106,9 @@ impl Service for Face {
 
     async fn inspect(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
         let (sandbox, _) = self.asked(peer, &sandbox.id, Operation::Inspect)?;
-        Ok(sandbox.record().wire())
+        let record = sandbox.record();
+        let usage = if record.is_alive() { usage::of(&sandbox).await } else { None };
+        Ok(v1::Sandbox { usage: usage.as_deref().map(usage::wire), ..record.wire() })
     }
 
     async fn logs(&self, peer: Peer, request: LogsRequest) -> Result<Streamed<LogChunk>, Error> {
@@ -227,11 +229,7 @@ impl Service for Face {
             if record.is_over() || !self.0.may(peer, Operation::Stats, &record) {
                 continue;
             }
-            let usage = match sandbox.ask(&ToKeeper::Use).await {
-                Ok(FromKeeper::Used(usage)) => usage,
-                // It is about to end: a row without numbers tells no lie.
-                Ok(_) | Err(_) => Usage::default(),
-            };
+            let usage = usage::of(&sandbox).await.unwrap_or_default();
             rows.push(SandboxStats {
                 id: record.id,
                 name: record.name,
@@ -241,6 +239,7 @@ impl Service for Face {
                 tasks: usage.tasks,
                 cpu_us: usage.cpu_us,
                 findings: record.findings,
+                usage: Some(usage::wire(&usage)),
             });
         }
         Ok(StatsResponse { sandboxes: rows })

@@ -9,7 +9,7 @@ use apex_core::control::Limits;
 use apex_core::keep::{Standing, Usage};
 
 use crate::supervise::Running;
-use crate::watch;
+use crate::{usage, watch};
 
 /// What can be asked of a sandbox that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Answer {
     /// It was done.
     Done(String),
     /// What it uses.
-    Used(Usage),
+    Used(Box<Usage>),
 }
 
 /// Whoever gives the orders. Nothing of it may wait: the sandbox is supervised beside it.
@@ -110,10 +110,7 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
             done(if cut { "every packet is refused" } else { "packets pass" })
         }
         Order::Kill => done("it is ended"),
-        Order::Use => {
-            let usage = running.cgroup.as_ref().map(|cgroup| cgroup.usage()).transpose();
-            usage.map(|usage| Answer::Used(usage.unwrap_or_default())).map_err(|error| chain(&error))
-        }
+        Order::Use => usage::of(running).map(Box::new).map(Answer::Used).map_err(|error| chain(&error)),
     }
 }
 

@@ -197,15 +197,99 @@ fn limits_that_were_met_are_counted() {
         skip!("no delegated cgroup for an unprivileged user");
     }
     let daemon = Daemon::start(&[]);
-    let forks = "(n=0; while [ $n -lt 20 ]; do sleep 300 & n=$((n+1)); done) 2>/dev/null; exec sleep 300";
-    let id = daemon.create(&["--tasks", "6"], &["/bin/sh", "-c", forks]);
+    let id = daemon.create(&["--tasks", "6"], &["/bin/sh", "-c", FORKS]);
     daemon.until(&id, |sandbox| used(sandbox, "tasks_refused") > 0);
     let table = daemon.apex(&["stats"]).expect_code(0);
     assert!(table.out().contains("tasks 1"), "{table:?}");
-    let eats = "(head -c 100M /dev/zero | tail) 2>/dev/null; exec sleep 300";
-    let id = daemon.create(&["--memory", "32M"], &["/bin/sh", "-c", eats]);
+    let id = daemon.create(&["--memory", "32M"], &["/bin/sh", "-c", EATS]);
     let told = daemon.until(&id, |sandbox| used(sandbox, "oom_kills") > 0);
     // Or not counted: cgroup v1, where the limit with swap is the same.
     assert!(told["usage"]["memory_limit_hits"].as_u64() != Some(0), "{told:#}");
     assert_eq!(used(&told, "memory_peak_bytes"), 32 << 20, "{told:#}");
+}
+
+/// What eats more memory than it may have, and then sleeps.
+const EATS: &str = "(head -c 200M /dev/zero | tail) 2>/dev/null; exec sleep 300";
+/// What starts more tasks than it may have, and then sleeps.
+const FORKS: &str = "(n=0; while [ $n -lt 20 ]; do sleep 300 & n=$((n+1)); done) 2>/dev/null; exec sleep 300";
+
+#[test]
+fn a_sandbox_at_its_limit_of_memory_is_frozen_and_can_be_released() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let daemon = Daemon::start(&[]);
+    let args = ["--memory", "48M", "--on-limit", "memory=freeze"];
+    let id = daemon.create(&args, &["/bin/sh", "-c", EATS]);
+    let frozen = daemon.until(&id, |sandbox| sandbox["state"] == "frozen");
+    for field in ["tightened_by", "limit_reached"] {
+        assert!(
+            frozen[field].as_str().is_some_and(|words| words.contains("limit of memory 48M reached")),
+            "{frozen:#}"
+        );
+    }
+    let audit = daemon.audit();
+    let line = audit.iter().find(|line| line.to_string().contains("limit: limit of memory"));
+    assert!(line.is_some_and(|line| line["api"]["operation"] == "limits"), "{audit:?}");
+    assert_eq!(metric(&daemon, "apex_limits_hit_total{resource=\"memory\",action=\"freeze\"}"), 1.0);
+    daemon.apex(&["resume", &id]).expect_code(0);
+    let released = daemon.json(&["inspect", &id]);
+    assert_eq!((released["state"].as_str(), released["tightened_by"].as_str()), (Some("running"), Some("")));
+}
+
+#[test]
+fn a_sandbox_at_its_limit_of_tasks_is_ended() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let daemon = Daemon::start(&[]);
+    let args = ["--tasks", "6", "--on-limit", "tasks=terminate"];
+    let id = daemon.create(&args, &["/bin/sh", "-c", FORKS]);
+    let ended = daemon.until(&id, |sandbox| sandbox["state"] == "ended");
+    assert!(ended["limit_reached"].as_str().is_some_and(|words| words.contains("(terminate)")), "{ended:#}");
+}
+
+#[test]
+fn a_sandbox_that_always_wants_more_cpu_is_throttled() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let daemon = Daemon::start(&[]);
+    let args = ["--cpu", "20", "--on-limit", "cpu=throttle"];
+    let id = daemon.create(&args, &["/bin/sh", "-c", "while :; do :; done"]);
+    let told = daemon.until(&id, |sandbox| sandbox["limits"]["cpu_percent"] == 10);
+    assert_eq!(told["limits_born"]["cpu_percent"], 20, "{told:#}");
+    assert_eq!(told["state"], "running");
+}
+
+#[test]
+fn a_limit_that_is_only_told_is_told_once_by_whatever_daemon() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let mut daemon = Daemon::start(&[]);
+    let args = ["--memory", "48M", "--on-limit", "memory=warn"];
+    let id = daemon.create(&args, &["/bin/sh", "-c", EATS]);
+    let warned = daemon.until(&id, |sandbox| sandbox["limit_reached"] != "");
+    assert_eq!(warned["state"], "running", "{warned:#}");
+    daemon.kill_and_restart();
+    // Longer than two looks.
+    std::thread::sleep(Duration::from_millis(2500));
+    let told = daemon.audit().into_iter().filter(|line| line.to_string().contains("limit of memory")).count();
+    assert_eq!(told, 1, "{:?}", daemon.audit());
+    assert_eq!(daemon.json(&["inspect", &id])["state"], "running");
+}
+
+#[test]
+fn what_is_no_action_at_a_limit_is_refused() {
+    let daemon = Daemon::start(&[]);
+    for (words, expected) in [("time=warn", "ends a sandbox by itself"), ("memory=stop", "there are warn, throttle")] {
+        let refused = daemon.apex(&sleeper(&["--on-limit", words]));
+        assert!(refused.code == 125 && refused.err().contains(expected), "{refused:?}");
+    }
+    if !as_root() {
+        // Nothing is seen without a cgroup, and that is said.
+        let id = daemon.create(&["--on-limit", "memory=warn"], &["/bin/sleep", "300"]);
+        daemon.until(&id, |sandbox| sandbox["limit_reached"].as_str().is_some_and(|words| words.contains("no cgroup")));
+    }
 }

@@ -47,6 +47,7 @@ pub fn create(options: Options) -> Result<CreateRequest> {
         on_finding: options.on_finding.unwrap_or_default(),
         labels: options.labels.iter().map(label).collect::<Result<_>>()?,
         workdir: options.workdir.unwrap_or_default(),
+        on_limit: options.on_limit,
         wait_for_room: options.wait_for_room.unwrap_or_default(),
     })
 }

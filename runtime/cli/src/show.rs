@@ -107,6 +107,7 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("watch", sandbox.watch.clone()),
         ("findings", sandbox.findings.to_string()),
         ("tightened by", sandbox.tightened_by.clone()),
+        ("limit reached", sandbox.limit_reached.clone()),
         ("labels", labels.join(" ")),
     ];
     let rows: Vec<_> = rows.into_iter().filter(|(_, word)| !word.is_empty()).collect();

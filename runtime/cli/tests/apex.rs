@@ -164,6 +164,10 @@ fn what_is_asked_for_is_what_was_typed() {
         "a=b=c",
         "--wait-for-room",
         "30s",
+        "--on-limit",
+        "memory=freeze",
+        "--on-limit",
+        "cpu=warn",
         "--",
         "ls",
         "--json",
@@ -177,7 +181,7 @@ fn what_is_asked_for_is_what_was_typed() {
         "command": ["ls", "--json"], "env": ["K=V=W"], "cwd": dir, "ro": [format!("{dir}/a:/b")], "rw": ["/c"],
         "tmpfs": ["/t:1M"], "deny": [format!("{dir}/d")], "optional": ["netns"], "net": "none",
         "limits": { "memory": "1G", "tasks": "9", "cpu": "50", "time": "5s" }, "watch": "default",
-        "on_finding": "isolate", "labels": { "a": "b=c" }, "workdir": "/w", "wait_for_room": "30s",
+        "on_finding": "isolate", "labels": { "a": "b=c" }, "workdir": "/w", "wait_for_room": "30s", "on_limit": ["memory=freeze", "cpu=warn"],
     });
     assert_eq!(request, expected);
     check(&daemon, &["create", "ls"], 0, "sb2\n", "");

@@ -107,11 +107,18 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
     }
 }
 
-/// Counts what was seen and lost of a sandbox, once it is over: the last line of its record sums it up.
+/// Counts how a sandbox ended, once it is over, and what was seen and lost of it: the last line of its record sums that up.
 pub fn count_at_end(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) {
     let (daemon, sandbox) = (Arc::clone(daemon), Arc::clone(sandbox));
     tokio::spawn(async move {
-        sandbox.until(Record::is_over).await;
+        let record = sandbox.until(Record::is_over).await;
+        // Two limits end a sandbox by themselves, whatever was asked for.
+        if let kind @ ("memory" | "time") = record.ending.as_str() {
+            daemon.metrics.count(&metrics::LIMITS_HIT, &[kind, "ended"]);
+        }
+        if record.watch == "off" {
+            return;
+        }
         let Some(end) = last_line(&sandbox).filter(|line| line["event"] == "end") else { return };
         daemon.metrics.add(&metrics::EVENTS, &[], end["events"].as_u64().unwrap_or(0));
         for (reason, count) in end["lost"].as_object().into_iter().flatten() {

@@ -7,7 +7,7 @@ use apex_api::v1;
 use apex_api::{Error, Kind};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
-use apex_core::control::{self, Asker, Found, Limits, Refusal, Step, Transition, Wish};
+use apex_core::control::{self, Answer, Asker, Found, Limits, Reached, Refusal, Step, Transition, Wish};
 use apex_core::finding::Severity;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::ask::Asked;
 use crate::clock::now_ms;
 use crate::metrics;
+use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 
@@ -117,14 +118,41 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
     let Some(answer) = control::on_finding(&record.facts, found, &record.reactions, &defaults, now_ms()) else {
         return;
     };
+    carry_answer(daemon, sandbox, &record, &answer, ("finding", Operation::ModeTighten)).await;
+}
+
+/// Answers a limit that was reached, by what was configured for this sandbox. What is only told is written down as well.
+pub async fn react_to_limit(daemon: &Daemon, sandbox: &Arc<Sandbox>, reached: &Reached) {
+    let _turn = sandbox.turn.lock().await;
+    let record = sandbox.record();
+    let defaults = |mode| daemon.defaults(mode);
+    let hold_down_ms = record.reactions.hold_down_ms;
+    if let Some(answer) = control::on_limit(&record.facts, reached, hold_down_ms, &defaults, now_ms()) {
+        return carry_answer(daemon, sandbox, &record, &answer, ("limit", Operation::Limits)).await;
+    }
+    let words = format!("{} ({}: nothing more is done)", reached.words, reached.action.name());
+    let asked = Asked::by_itself(Operation::Limits);
+    if let Err(error) = daemon.write_down(&asked, &record, Outcome::Allowed, &words, json!(null), json!(null)) {
+        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+    }
+}
+
+async fn carry_answer(
+    daemon: &Daemon,
+    sandbox: &Arc<Sandbox>,
+    record: &Record,
+    answer: &Answer,
+    (kind, operation): (&str, Operation),
+) {
     let carried = carry_out(sandbox, &answer.transition).await;
-    tell(daemon, "finding", &carried);
-    let after = record.facts.after_finding(&answer);
+    tell(daemon, kind, &carried);
+    let after = record.facts.after_finding(answer);
     settle_room(sandbox, if carried.error.is_none() { after.limits } else { record.facts.limits });
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let instead = answer.instead_of.as_ref().map(|refusal| format!(" (frozen instead: {refusal})")).unwrap_or_default();
     let words = format!(
-        "finding: {title}{instead}{}",
+        "{kind}: {}{instead}{}",
+        answer.because,
         carried.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     );
     if carried.error.is_none()
@@ -133,12 +161,9 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
     {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
-    let before =
-        json!({"mode": record.facts.mode, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
-    let now = json!({"mode": after.mode, "frozen": after.frozen, "network_cut": after.network_cut, "steps": answer.transition.steps});
-    if let Err(error) =
-        daemon.write_down(&Asked::by_itself(Operation::ModeTighten), &record, outcome, &words, before, now)
-    {
+    let before = json!({"mode": record.facts.mode, "limits": record.facts.limits, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
+    let now = json!({"mode": after.mode, "frozen": after.frozen, "network_cut": after.network_cut, "limits": after.limits, "steps": answer.transition.steps});
+    if let Err(error) = daemon.write_down(&Asked::by_itself(operation), record, outcome, &words, before, now) {
         eprintln!("apexd: sandbox {}: {error}", sandbox.id);
     }
 }

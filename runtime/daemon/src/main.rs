@@ -13,6 +13,7 @@ mod dial;
 mod errand;
 mod figures;
 mod keeper;
+mod limits;
 mod log;
 mod metrics;
 mod options;

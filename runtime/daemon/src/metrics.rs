@@ -49,6 +49,11 @@ pub static ROOM_SECONDS: Family = histogram(
     "How long starts that were ready to wait for room did so, in vain or not.",
 );
 pub static FINDINGS: Family = counter("apex_findings_total", &["severity", "rule"], "Findings, as they are read.");
+pub static LIMITS_HIT: Family = counter(
+    "apex_limits_hit_total",
+    &["resource", "action"],
+    "Limits that were reached by sandboxes with --on-limit, and those that ended one.",
+);
 pub static EVENTS: Family = counter("apex_events_total", &[], "Events of watched sandboxes, counted when one ends.");
 pub static EVENTS_LOST: Family =
     counter("apex_events_lost_total", &["reason"], "Events that were lost, counted when a sandbox ends.");
@@ -63,11 +68,12 @@ pub static REQUESTS: Family =
     counter("apex_api_requests_total", &["api", "method", "status"], "Requests of the API, by how they were answered.");
 
 /// All that is counted, in the order in which it is told.
-static FAMILIES: [&Family; 9] = [
+static FAMILIES: [&Family; 10] = [
     &STARTS,
     &START_SECONDS,
     &ROOM_SECONDS,
     &FINDINGS,
+    &LIMITS_HIT,
     &EVENTS,
     &EVENTS_LOST,
     &TRANSITIONS,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use apex_api::v1;
-use apex_core::control::{Facts, Limits, Reactions, State};
+use apex_core::control::{Facts, Limits, OnLimits, Reactions, Seen, State};
 use apex_core::policy::{Mode, Network};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,15 @@ pub struct Record {
     /// What is done on findings.
     pub reactions: Reactions,
     pub facts: Facts,
+    /// What is done at limits.
+    #[serde(default)]
+    pub on_limits: OnLimits,
+    /// What of them was seen.
+    #[serde(default)]
+    pub seen: Seen,
+    /// The last that was reached, with what was done; empty for none.
+    #[serde(default)]
+    pub limit_reached: String,
     /// What it asked for of the budget, before it stood.
     #[serde(default)]
     pub claim: Limits,
@@ -65,6 +74,9 @@ impl Record {
             watch: "off".to_owned(),
             reactions: Reactions::default(),
             facts,
+            on_limits: OnLimits::default(),
+            seen: Seen::default(),
+            limit_reached: String::new(),
             claim: Limits::default(),
             pid: 0,
             created_ms: now_ms,
@@ -126,6 +138,7 @@ impl Record {
             findings: self.findings,
             network: network.to_owned(),
             usage: None,
+            limit_reached: self.limit_reached.clone(),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::audit::Audit;
 use crate::bell::{self, Bell};
 use crate::budget::Budget;
 use crate::errand::Errands;
+use crate::limits::Watched;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::place::Place;
@@ -41,6 +42,7 @@ pub struct Daemon {
     pub services: Services,
     pub budget: Arc<Budget>,
     pub metrics: Metrics,
+    pub watched: Watched,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -57,6 +59,7 @@ impl Daemon {
             services: Services::default(),
             budget: Budget::new(options)?,
             metrics: Metrics::default(),
+            watched: Watched::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -85,6 +88,8 @@ impl Daemon {
                 continue;
             }
             sandbox.has_room(self.budget.hold(claim));
+            self.watched.watch(&sandbox);
+            bell::count_at_end(self, &sandbox);
             match sandbox.live(&self.store) {
                 Ok(keeper) => {
                     if let Err(words) = sandbox.take_streams(&keeper).await {
@@ -92,7 +97,6 @@ impl Daemon {
                     }
                     if is_watched {
                         self.bell.watch(&sandbox)?;
-                        bell::count_at_end(self, &sandbox);
                         bell::look(self, &sandbox).await;
                     }
                 }

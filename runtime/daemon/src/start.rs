@@ -13,7 +13,7 @@ use apex_api::v1::CreateRequest;
 use apex_api::{Error, Kind, Peer};
 use apex_core::access::Operation;
 use apex_core::audit::{Outcome, mask_words};
-use apex_core::control::{Reaction, Reactions, State};
+use apex_core::control::{OnLimits, Reaction, Reactions, State};
 use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
@@ -119,6 +119,7 @@ fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Rec
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
     record.name = request.name.clone();
     record.command = request.command.clone();
+    record.on_limits = OnLimits::parse(&request.on_limit).map_err(|words| invalid(format!("on_limit: {words}")))?;
     record.claim = budget::claim_of(daemon, request, record.facts.born);
     record.labels = request.labels.clone().into_iter().collect();
     record.reactions = reactions(&request.on_finding)?;
@@ -225,8 +226,9 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyho
     sandbox.pump(err, &sandbox.err, "standard error")?;
     if sandbox.record().watch != "off" {
         daemon.bell.watch(sandbox)?;
-        bell::count_at_end(daemon, sandbox);
     }
+    bell::count_at_end(daemon, sandbox);
+    daemon.watched.watch(sandbox);
     if sandbox.live(&daemon.store).is_err() {
         // Quicker gone than connected to: it left word of why.
         sandbox.vanished(&daemon.store).await;

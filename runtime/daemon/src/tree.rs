@@ -23,7 +23,7 @@ use crate::options::Options;
 use crate::place::Place;
 use crate::registry::Daemon;
 use crate::service::Face;
-use crate::warden;
+use crate::{limits, warden};
 
 /// Restarts of one service that are borne.
 const RESTARTS_MAX: usize = 5;
@@ -76,6 +76,13 @@ pub async fn live(options: &Options, place: Place, child: warden::Child) -> Resu
             async move { daemon.bell.ring(&daemon).await }
         }
     });
+    let limits = supervise(Arc::clone(&daemon), "limits", {
+        let daemon = Arc::clone(&daemon);
+        move || {
+            let daemon = Arc::clone(&daemon);
+            async move { limits::look(&daemon).await }
+        }
+    });
     let _ = daemon.metrics.warden.set(child.pid);
     daemon.services.note("warden", "running", 0, format!("pid {}", child.pid));
     let api = tokio::spawn(api);
@@ -83,6 +90,7 @@ pub async fn live(options: &Options, place: Place, child: warden::Child) -> Resu
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
         outcome = bell => outcome,
+        outcome = limits => outcome,
         outcome = hear(&daemon, news) => outcome,
         outcome = wait_for(api) => outcome,
     };

@@ -9,6 +9,7 @@ pub mod attack;
 pub mod daemon;
 pub mod leaks;
 pub mod programs;
+pub mod prometheus;
 pub mod sandbox;
 pub mod session;
 pub mod snapshot;

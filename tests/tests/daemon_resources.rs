@@ -6,16 +6,22 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use apex_tests::daemon::{Daemon, lenient};
-use apex_tests::{as_root, sandbox, skip};
+use apex_tests::{as_root, leaks, sandbox, skip};
 
 /// How long anything here may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn metrics(daemon: &Daemon) -> String {
+fn get(daemon: &Daemon, path: &str) -> String {
     let mut stream = UnixStream::connect(daemon.socket()).expect("it listens");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: apex\r\nConnection: close\r\n\r\n").expect("it reads");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: apex\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it reads");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("it answers");
+    text
+}
+
+fn metrics(daemon: &Daemon) -> String {
+    let text = get(daemon, "/metrics");
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
     text.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
 }
@@ -292,4 +298,97 @@ fn what_is_no_action_at_a_limit_is_refused() {
         let id = daemon.create(&["--on-limit", "memory=warn"], &["/bin/sleep", "300"]);
         daemon.until(&id, |sandbox| sandbox["limit_reached"].as_str().is_some_and(|words| words.contains("no cgroup")));
     }
+}
+
+#[test]
+fn metrics_are_what_prometheus_reads() {
+    let daemon = Daemon::start(&["--budget", "memory=2G"]);
+    let id = daemon.create(&["--name", "one"], &["/bin/sleep", "300"]);
+    daemon.apex(&sleeper(&["--memory", "3G"]));
+    daemon.apex(&[&["create"], lenient(), &["--", "/no/such/program"]].concat());
+    daemon.apex(&["inspect", "nobody"]);
+    get(&daemon, "/nothing/here/{with=\"braces\"}");
+    get(&daemon, "/v1/sandboxes/none");
+    daemon.apex(&["kill", &id]).expect_code(0);
+    let text = metrics(&daemon);
+    assert_eq!(apex_tests::prometheus::faults(&text), Vec::<String>::new(), "{text}");
+    let check = |series: &str, expected: f64| assert_eq!(metric(&daemon, series), expected, "{series} in {text}");
+    check("apex_starts_total{mode=\"isolation\",result=\"running\"}", 1.0);
+    check("apex_starts_total{mode=\"isolation\",result=\"refused\"}", 1.0);
+    check("apex_starts_total{mode=\"isolation\",result=\"failed\"}", 1.0);
+    check("apex_start_seconds_count{mode=\"isolation\"}", 1.0);
+    check("apex_transitions_total{kind=\"kill\",outcome=\"applied\"}", 1.0);
+    check("apex_transition_seconds_bucket{kind=\"kill\",le=\"+Inf\"}", 1.0);
+    check("apex_api_requests_total{api=\"grpc\",method=\"Inspect\",status=\"not-found\"}", 1.0);
+    check("apex_api_requests_total{api=\"grpc\",method=\"Create\",status=\"exhausted\"}", 1.0);
+    check("apex_api_requests_total{api=\"rest\",method=\"other\",status=\"not-found\"}", 1.0);
+    assert!(!text.contains("braces"), "a stranger's words are no labels: {text}");
+    for process in ["apexd", "warden"] {
+        let bytes = metric(&daemon, &format!("apex_process_resident_bytes{{process=\"{process}\"}}"));
+        assert!((100e3..1e9).contains(&bytes), "{process}: {bytes}");
+    }
+}
+
+#[test]
+fn what_was_seen_and_concluded_is_counted() {
+    if !as_root() {
+        skip!("only root loads probes");
+    }
+    let daemon = Daemon::start(&[]);
+    let home = daemon.dir().dir("home");
+    for name in [".ssh/id_rsa", ".aws/credentials", ".netrc", ".docker/config.json", ".kube/config", ".pgpass"] {
+        daemon.dir().file(&format!("home/{name}"), "secret");
+    }
+    let sweep = "cd /tmp/h; cat .ssh/id_rsa .aws/credentials .netrc .docker/config.json .kube/config .pgpass >/dev/null; sleep 300";
+    let args = ["--watch", "--on-finding", "freeze", "--ro", &format!("{home}:/tmp/h")];
+    let id = daemon.create(&args, &["/bin/sh", "-c", sweep]);
+    daemon.until(&id, |sandbox| sandbox["state"] == "frozen");
+    assert_eq!(metric(&daemon, "apex_transitions_total{kind=\"finding\",outcome=\"applied\"}"), 1.0);
+    daemon.apex(&["kill", &id]).expect_code(0);
+    until_metric(&daemon, "apex_events_total", |count| count > 0.0);
+    let text = metrics(&daemon);
+    assert!(text.contains("apex_findings_total{severity=\"high\",rule=\""), "{text}");
+    assert_eq!(apex_tests::prometheus::faults(&text), Vec::<String>::new(), "{text}");
+}
+
+/// The launcher of a sandbox: the cgroups bear its pid.
+fn keeper(sandbox: &serde_json::Value) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox["pid"])).expect("it runs");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("it has a parent");
+    parent.trim().parse().expect("a number")
+}
+
+#[test]
+fn what_ends_leaves_nothing_and_touches_nobody() {
+    if !as_root() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
+    let daemon = Daemon::start(&[]);
+    let start = |args: &[&str], command: &[&str]| {
+        let id = daemon.create(args, command);
+        let keeper = keeper(&daemon.json(&["inspect", &id]));
+        assert!(!leaks::cgroups(keeper).is_empty(), "it has cgroups");
+        (id, keeper)
+    };
+    let sleep = ["/bin/sleep", "300"];
+    let bystander = start(&[], &sleep);
+    let before = leaks::cgroups(bystander.1);
+    let by_hand = start(&[], &sleep);
+    let by_limit =
+        start(&["--tasks", "6", "--on-limit", "tasks=terminate"], &["/bin/sh", "-c", &format!("sleep 1; {FORKS}")]);
+    let by_itself = start(&[], &["/bin/sleep", "1"]);
+    daemon.apex(&["kill", &by_hand.0]).expect_code(0);
+    for (id, keeper) in [by_hand, by_limit, by_itself] {
+        daemon.until(&id, |sandbox| sandbox["state"] == "ended");
+        let end = Instant::now() + PATIENCE;
+        while !leaks::cgroups(keeper).is_empty() || std::fs::exists(format!("/proc/{keeper}")).unwrap_or(true) {
+            assert!(Instant::now() < end, "left behind: {:?}", leaks::cgroups(keeper));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        daemon.apex(&["rm", &id]).expect_code(0);
+    }
+    assert_eq!(leaks::cgroups(bystander.1), before);
+    assert_eq!(daemon.json(&["inspect", &bystander.0])["state"], "running");
+    assert_eq!(metric(&daemon, "apex_budget_reserved{resource=\"memory\"}"), f64::from(512 << 20));
+    assert_eq!(std::fs::read_dir(daemon.dir().at("state/sandboxes")).expect("it is there").count(), 1);
 }

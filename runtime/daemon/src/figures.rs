@@ -42,7 +42,7 @@ fn budget(daemon: &Daemon, text: &mut Text) {
     let of = |limits: Limits| Kind::ALL.map(|kind| (kind.name(), kind.of(limits)));
     let both = [
         (
-            "apex_budget_total",
+            "apex_budget_size",
             "What sandboxes may have together; memory in bytes, CPU in percent of one core.",
             figures.total,
         ),

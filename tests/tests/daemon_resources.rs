@@ -6,7 +6,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use apex_tests::daemon::{Daemon, lenient};
-use apex_tests::{as_root, leaks, sandbox, skip};
+use apex_tests::{as_root, has_cgroup, leaks, sandbox, skip};
 
 /// How long anything here may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -133,6 +133,9 @@ fn lowered_limits_make_room_which_is_then_not_there_to_be_taken_back() {
 /// The daemon does not read what a policy builds on: what the sandbox stands with is what counts.
 #[test]
 fn a_policy_does_not_bring_more_than_there_is_room_for() {
+    if !has_cgroup() {
+        skip!("no delegated cgroup for an unprivileged user");
+    }
     let daemon = Daemon::start(&["--budget", "memory=2560M"]);
     let wide = daemon.dir().file("wide.toml", "[resources]\nmemory = \"3G\"\n");
     let through = daemon.dir().file("through.toml", &format!("extends = [{wide:?}]\n"));

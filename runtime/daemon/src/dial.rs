@@ -7,7 +7,7 @@ use apex_api::v1;
 use apex_api::{Error, Kind};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
-use apex_core::control::{self, Answer, Asker, Found, Limits, Reached, Refusal, Step, Transition, Wish};
+use apex_core::control::{self, Answer, Asker, Found, Reached, Refusal, Step, Transition, Wish};
 use apex_core::finding::Severity;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
@@ -42,7 +42,9 @@ pub async fn wish(
         Err(refusal) => return refused(daemon, sandbox, &facts, &wish, asked, &refusal),
     };
     // Taken before it is used, and given back after it is not.
-    if let Err(words) = sandbox.room_for(facts.after(&transition, &asker).limits) {
+    if facts.has_limits
+        && let Err(words) = sandbox.room_for(facts.after(&transition, &asker).limits)
+    {
         let words = format!("cannot {}: {words}", wish.words());
         daemon.metrics.count(&metrics::TRANSITIONS, &[wish.kind(), "refused"]);
         daemon.write_down(asked, &sandbox.record(), Outcome::Refused, &words, json!(null), json!(null))?;
@@ -53,7 +55,7 @@ pub async fn wish(
     let carried = carry_out(sandbox, &transition).await;
     tell(daemon, wish.kind(), &carried);
     let after = if carried.error.is_none() { facts.after(&transition, &asker) } else { facts.clone() };
-    settle_room(sandbox, after.limits);
+    settle_room(sandbox, &after);
     // Its end is told by the keeper, with how it ended.
     let is_end = matches!(wish, Wish::Kill);
     let stored = if carried.error.is_none() && !is_end {
@@ -147,7 +149,7 @@ async fn carry_answer(
     let carried = carry_out(sandbox, &answer.transition).await;
     tell(daemon, kind, &carried);
     let after = record.facts.after_finding(answer);
-    settle_room(sandbox, if carried.error.is_none() { after.limits } else { record.facts.limits });
+    settle_room(sandbox, if carried.error.is_none() { &after } else { &record.facts });
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let instead = answer.instead_of.as_ref().map(|refusal| format!(" (frozen instead: {refusal})")).unwrap_or_default();
     let words = format!(
@@ -175,8 +177,10 @@ fn tell(daemon: &Daemon, kind: &str, carried: &Carried) {
 }
 
 /// What is not in force gives its room back: that always works.
-fn settle_room(sandbox: &Sandbox, limits: Limits) {
-    if let Err(words) = sandbox.room_for(limits) {
+fn settle_room(sandbox: &Sandbox, facts: &control::Facts) {
+    if facts.has_limits
+        && let Err(words) = sandbox.room_for(facts.limits)
+    {
         eprintln!("apexd: sandbox {}: {words}", sandbox.id);
     }
 }

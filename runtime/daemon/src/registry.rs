@@ -127,12 +127,10 @@ impl Daemon {
         self.defaults[mode.name()]
     }
 
-    /// What a sandbox of the daemon before holds of the budget: before it stood that is known from its request alone.
+    /// What a sandbox of the daemon before holds of the budget: before it stood, and without a cgroup, that is known from its request alone.
     fn held(&self, record: &Record) -> Limits {
-        match record.facts.state {
-            State::Creating => record.claim,
-            _ => self.budget.claimed(record.facts.limits),
-        }
+        let stands = record.facts.state != State::Creating && record.facts.has_limits;
+        if stands { self.budget.claimed(record.facts.limits) } else { record.claim }
     }
 
     fn insert(&self, sandbox: &Arc<Sandbox>) {

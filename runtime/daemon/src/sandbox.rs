@@ -213,9 +213,11 @@ impl Sandbox {
         }
     }
 
-    /// What it stands with may be more than its request told: a policy may build on files that only the keeper reads.
+    /// What it stands with may be more than its request told: a policy may build on files that only the keeper reads. Without a cgroup it is held to nothing, and
+    /// what it asked for counts on.
     async fn stands(&self, store: &Store, standing: &Standing) {
         if self.record().facts.state == State::Creating
+            && standing.has_limits
             && let Err(words) = self.room_for(standing.limits)
         {
             self.note(store, |record| record.error = words);

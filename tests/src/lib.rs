@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod leaks;
 pub mod modes;
 pub mod programs;
+pub mod prometheus;
 pub mod sandbox;
 pub mod session;
 pub mod snapshot;

@@ -43,6 +43,11 @@ impl Kind {
         self.row().0
     }
 
+    /// The one with this HTTP status.
+    pub(crate) fn of_status(status: u16) -> Option<Kind> {
+        Self::ALL.iter().find(|row| row.3 == status).map(|row| row.0)
+    }
+
     /// Its HTTP status.
     pub fn status(self) -> u16 {
         self.row().2

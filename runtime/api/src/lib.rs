@@ -6,6 +6,7 @@
 
 pub mod client;
 mod codec;
+mod count;
 mod error;
 mod grpc;
 mod openapi;

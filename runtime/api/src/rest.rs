@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio_stream::{Stream, StreamExt};
 
+use crate::count::Served;
 use crate::routes::{ROUTES, Route};
 use crate::server::{BODY_READ_TIMEOUT, MESSAGE_BYTES_MAX};
 use crate::v1::JsonLine;
@@ -49,8 +50,11 @@ pub(crate) fn router(service: Arc<dyn Service>) -> Router {
 }
 
 async fn handle(route: &'static Route, service: Arc<dyn Service>, request: Request) -> Response {
+    let name = Served(route.name);
     let answer = async { (route.serve)(Call::open(route, service, request).await?).await };
-    answer.await.unwrap_or_else(|error| refused(&error))
+    let mut answer = answer.await.unwrap_or_else(|error| refused(&error));
+    answer.extensions_mut().insert(name);
+    answer
 }
 
 /// An error with the status of its kind.

@@ -24,7 +24,7 @@ use tower::Service as _;
 
 use crate::peer::{self, Place};
 use crate::seats::{Bounds, Seat, Seats};
-use crate::{Error, Kind, Peer, Service, grpc, rest};
+use crate::{Error, Kind, Peer, Service, count, grpc, rest};
 
 /// Largest message of gRPC and largest body of REST that is read, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -82,7 +82,7 @@ pub async fn serve(
                 connections.spawn(async move {
                     if let Ok((peer, place)) = find(&stream).await {
                         service.connected(peer, stream.as_fd()).await;
-                        serve_one(stream, Client { peer, place, asking }, router, watcher).await;
+                        serve_one(stream, Client { peer, place, asking, service }, router, watcher).await;
                     }
                     drop(seat);
                 });
@@ -132,11 +132,12 @@ fn router(service: Arc<dyn Service>) -> Router {
     rest::router(service.clone()).route_service("/apex.v1.Apex/{*method}", grpc::server(service))
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection, and who is asked.
 struct Client {
     peer: Peer,
     place: Place,
     asking: Arc<Seats>,
+    service: Arc<dyn Service>,
 }
 
 async fn serve_one(stream: UnixStream, client: Client, router: Router, watcher: Watcher) {
@@ -145,7 +146,13 @@ async fn serve_one(stream: UnixStream, client: Client, router: Router, watcher: 
     let client = Arc::new(client);
     let answers = hyper::service::service_fn(move |request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
-        answer(Arc::clone(&client), router.clone(), request.map(Body::new))
+        let (path, client) = (request.uri().path().to_owned(), Arc::clone(&client));
+        let answer = answer(Arc::clone(&client), router.clone(), request.map(Body::new));
+        async move {
+            let answer = answer.await?;
+            count::tell(client.service.as_ref(), &path, &answer);
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);

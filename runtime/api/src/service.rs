@@ -58,6 +58,8 @@ pub trait Service: Send + Sync + 'static {
     async fn drain_pools(&self, peer: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error>;
     /// Prometheus' text format.
     async fn metrics(&self, peer: Peer) -> Result<String, Error>;
+    /// A request was answered: `grpc` or `rest`, which call or route, and `ok`, the word of an error, or `unknown`. Each from a fixed set.
+    fn answered(&self, _way: &'static str, _method: &str, _status: &'static str) {}
     /// Whether requests are served; the reason when they are not.
     async fn ready(&self) -> Result<(), Error>;
 }

@@ -312,6 +312,12 @@ pub struct Options {
     /// What to do on a finding of severity high or above; needs watching
     #[arg(long, value_name = "REACTION", value_parser = ["warn", "freeze", "cut-network", "isolate", "kill"])]
     pub on_finding: Option<String>,
+    /// What to do when it reaches a limit: of memory, tasks or cpu, warn, throttle (half of its CPU time), freeze or terminate
+    #[arg(long, value_name = "LIMIT=ACTION")]
+    pub on_limit: Vec<String>,
+    /// Wait so long for room in the budget of the host, such as 30s, instead of being refused
+    #[arg(long, value_name = "DURATION")]
+    pub wait_for_room: Option<String>,
     /// A word of yours that goes along with the sandbox
     #[arg(long = "label", value_name = "K=V")]
     pub labels: Vec<String>,

@@ -51,6 +51,8 @@ pub fn create(options: Options) -> Result<CreateRequest> {
         warm: options.warm,
         tty: options.tty == "yes",
         size: None,
+        on_limit: options.on_limit,
+        wait_for_room: options.wait_for_room.unwrap_or_default(),
     })
 }
 

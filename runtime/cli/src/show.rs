@@ -4,7 +4,9 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use apex_api::v1::{JsonLine, LimitsInForce, Pool, Sandbox, StatsResponse, Suggestion, Transition, TreeResponse};
+use apex_api::v1::{
+    JsonLine, LimitsInForce, Pool, Sandbox, SandboxStats, StatsResponse, Suggestion, Transition, TreeResponse, Usage,
+};
 use apex_core::{amount, escape};
 use serde::Serialize;
 use serde_json::Value;
@@ -101,10 +103,13 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("error", sandbox.error.clone()),
         ("limits", sandbox.limits.as_ref().map(limits).unwrap_or_default()),
         ("born with", sandbox.limits_born.as_ref().map(limits).unwrap_or_default()),
+        ("uses", sandbox.usage.as_ref().map(uses).unwrap_or_default()),
+        ("limit hits", sandbox.usage.as_ref().map(hits).unwrap_or_default()),
         ("network", sandbox.network.clone()),
         ("watch", sandbox.watch.clone()),
         ("findings", sandbox.findings.to_string()),
         ("tightened by", sandbox.tightened_by.clone()),
+        ("limit reached", sandbox.limit_reached.clone()),
         ("labels", labels.join(" ")),
     ];
     let rows: Vec<_> = rows.into_iter().filter(|(_, word)| !word.is_empty()).collect();
@@ -119,6 +124,17 @@ fn limits(limits: &LimitsInForce) -> String {
         or_unlimited(limits.tasks.map(|tasks| tasks.to_string())),
         or_unlimited(limits.cpu_percent.map(|percent| format!("{percent}%"))),
     )
+}
+
+fn uses(usage: &Usage) -> String {
+    let parts = [
+        ("memory", usage.memory_bytes.map(bytes)),
+        ("at most", usage.memory_peak_bytes.map(bytes)),
+        ("tasks", usage.tasks.map(|tasks| tasks.to_string())),
+        ("cpu", usage.cpu_us.map(seconds)),
+    ];
+    let known = parts.into_iter().filter_map(|(name, word)| Some(format!("{name} {}", word?)));
+    known.collect::<Vec<_>>().join(", ")
 }
 
 /// The steps of a change, one to a line.
@@ -187,23 +203,57 @@ pub fn pools(pools: &[Pool]) -> String {
 
 /// `apex stats`.
 pub fn stats(stats: &StatsResponse) -> String {
-    let rows: Vec<Vec<String>> = stats
-        .sandboxes
-        .iter()
-        .map(|one| {
-            vec![
-                one.id.clone(),
-                one.name.clone(),
-                one.mode.clone(),
-                one.state.clone(),
-                one.memory_bytes.map(bytes).unwrap_or_default(),
-                one.tasks.map(|tasks| tasks.to_string()).unwrap_or_default(),
-                one.cpu_us.map(|us| format!("{}.{:02}s", us / 1_000_000, us / 10_000 % 100)).unwrap_or_default(),
-                one.findings.to_string(),
-            ]
-        })
-        .collect();
-    table(&["ID", "NAME", "MODE", "STATE", "MEMORY", "TASKS", "CPU", "FINDINGS"], &rows)
+    let row = |one: &SandboxStats| {
+        let usage = one.usage.unwrap_or_default();
+        let size = |count: Option<u64>| count.map(bytes).unwrap_or_default();
+        let both = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (None, None) => String::new(),
+            _ => format!("{} / {}", size(one), size(other)),
+        };
+        vec![
+            one.id.clone(),
+            one.name.clone(),
+            one.mode.clone(),
+            one.state.clone(),
+            size(one.memory_bytes),
+            size(usage.memory_peak_bytes),
+            one.tasks.map(|tasks| tasks.to_string()).unwrap_or_default(),
+            one.cpu_us.map(seconds).unwrap_or_default(),
+            usage.cpu_throttled_us.map(seconds).unwrap_or_default(),
+            both(usage.io_read_bytes, usage.io_written_bytes),
+            both(usage.network_received_bytes, usage.network_sent_bytes),
+            hits(&usage),
+            one.findings.to_string(),
+        ]
+    };
+    let headings = [
+        "ID",
+        "NAME",
+        "MODE",
+        "STATE",
+        "MEMORY",
+        "PEAK",
+        "TASKS",
+        "CPU",
+        "THROTTLED",
+        "IO R/W",
+        "NET IN/OUT",
+        "LIMIT HITS",
+        "FINDINGS",
+    ];
+    let rows: Vec<_> = stats.sandboxes.iter().map(row).collect();
+    table(&headings, &rows)
+}
+
+fn seconds(us: u64) -> String {
+    format!("{}.{:02}s", us / 1_000_000, us / 10_000 % 100)
+}
+
+/// How often which limit was met; what never was is left out.
+fn hits(usage: &Usage) -> String {
+    let kinds = [("memory", usage.memory_limit_hits), ("oom", usage.oom_kills), ("tasks", usage.tasks_refused)];
+    let met = kinds.into_iter().filter_map(|(kind, count)| Some((kind, count.filter(|count| *count > 0)?)));
+    met.map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 /// `apex findings`: OCSF Detection Findings (docs/reference/findings.md).

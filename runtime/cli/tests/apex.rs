@@ -166,6 +166,12 @@ fn what_is_asked_for_is_what_was_typed() {
         "--warm",
         "--tty",
         "yes",
+        "--wait-for-room",
+        "30s",
+        "--on-limit",
+        "memory=freeze",
+        "--on-limit",
+        "cpu=warn",
         "--",
         "ls",
         "--json",
@@ -180,6 +186,7 @@ fn what_is_asked_for_is_what_was_typed() {
         "tmpfs": ["/t:1M"], "deny": [format!("{dir}/d")], "optional": ["netns"], "net": "none",
         "limits": { "memory": "1G", "tasks": "9", "cpu": "50", "time": "5s" }, "watch": "default",
         "on_finding": "isolate", "labels": { "a": "b=c" }, "workdir": "/w", "pool": true, "warm": true, "tty": true, "size": null,
+        "wait_for_room": "30s", "on_limit": ["memory=freeze", "cpu=warn"],
     });
     assert_eq!(request, expected);
     check(&daemon, &["create", "ls"], 0, "sb2\n", "");

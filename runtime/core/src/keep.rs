@@ -100,7 +100,7 @@ pub enum FromKeeper {
         words: String,
     },
     /// What the sandbox uses.
-    Used(Usage),
+    Used(Box<Usage>),
     /// The descriptors come along that are still held, in the order in which they were handed over.
     Streams {
         /// Of each that was handed over, whether it is held.
@@ -145,7 +145,7 @@ pub struct Standing {
     pub mode: String,
 }
 
-/// What a sandbox uses at this moment; `None` for what this host does not count.
+/// What a sandbox uses at this moment, and what it met since its start; `None` for what this host does not count, or a keeper of an earlier version does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Bytes.
@@ -154,6 +154,30 @@ pub struct Usage {
     pub tasks: Option<u64>,
     /// Microseconds of CPU since its start.
     pub cpu_us: Option<u64>,
+    /// Most bytes that were ever used at once.
+    pub memory_peak_bytes: Option<u64>,
+    /// Of the memory, bytes in private directories and in what processes share: it does not go with a process.
+    pub memory_shared_bytes: Option<u64>,
+    /// How often the kernel had to reclaim, or refuse, because the limit of memory was reached.
+    pub memory_limit_hits: Option<u64>,
+    /// Processes that the kernel killed because of it.
+    pub oom_kills: Option<u64>,
+    /// Forks and clones refused because the limit of tasks was reached.
+    pub tasks_refused: Option<u64>,
+    /// Periods in which CPU time was asked for under a limit, and of those the ones in which it ran out.
+    pub cpu_periods: Option<u64>,
+    /// See there.
+    pub cpu_throttled_periods: Option<u64>,
+    /// Microseconds that processes waited for the next period, all processors together.
+    pub cpu_throttled_us: Option<u64>,
+    /// Bytes from storage since its start.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes to storage.
+    pub io_written_bytes: Option<u64>,
+    /// Bytes that came in over a network of its own, its loopback included; `None` with the network of the host.
+    pub network_received_bytes: Option<u64>,
+    /// Bytes that went out.
+    pub network_sent_bytes: Option<u64>,
 }
 
 /// How a sandbox ended.

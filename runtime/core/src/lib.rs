@@ -9,6 +9,7 @@ pub mod amount;
 pub mod audit;
 pub mod backtest;
 pub mod baseline;
+pub mod budget;
 pub mod control;
 pub mod detect;
 pub mod doctor;

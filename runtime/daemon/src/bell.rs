@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
-use crate::{dial, ready};
+use crate::{dial, metrics, ready};
 
 /// Where a sandbox's prober writes its findings.
 pub const FINDINGS: &str = "findings.jsonl";
@@ -24,6 +24,8 @@ pub const FINDINGS: &str = "findings.jsonl";
 pub const EVENTS: &str = "events.jsonl";
 /// Bytes of findings that are judged at once; what a finding holds is bounded by the prober.
 const READ_BYTES_MAX: u64 = 1 << 20;
+/// The last line of a record is far below.
+const LAST_BYTES_MAX: u64 = 64 << 10;
 
 /// Who is told when a file grows.
 pub struct Bell {
@@ -126,7 +128,9 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
         // Others have their turn as well.
         tokio::task::yield_now().await;
         for finding in findings {
+            let rule = finding["finding_info"]["analytic"]["uid"].as_str().unwrap_or("none");
             if let Some(severity) = severity(&finding) {
+                daemon.metrics.count(&metrics::FINDINGS, &[severity.name(), rule]);
                 let title = finding["finding_info"]["title"].as_str().unwrap_or("a finding");
                 dial::react(daemon, sandbox, severity, title).await;
             }
@@ -140,6 +144,36 @@ fn note(daemon: &Daemon, sandbox: &Sandbox, change: impl FnOnce(&mut Record)) {
     if let Err(error) = sandbox.update(&daemon.store, change) {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
+}
+
+/// Counts how a sandbox ended, once it is over, and what was seen and lost of it: the last line of its record sums that up.
+pub fn count_at_end(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) {
+    let (daemon, sandbox) = (Arc::clone(daemon), Arc::clone(sandbox));
+    tokio::spawn(async move {
+        let record = sandbox.until(Record::is_over).await;
+        // Two limits end a sandbox by themselves, whatever was asked for.
+        if let kind @ ("memory" | "time") = record.ending.as_str() {
+            daemon.metrics.count(&metrics::LIMITS_HIT, &[kind, "ended"]);
+        }
+        if record.watch == "off" {
+            return;
+        }
+        let Some(end) = last_line(&sandbox).filter(|line| line["event"] == "end") else { return };
+        daemon.metrics.add(&metrics::EVENTS, &[], end["events"].as_u64().unwrap_or(0));
+        for (reason, count) in end["lost"].as_object().into_iter().flatten() {
+            daemon.metrics.add(&metrics::EVENTS_LOST, &[reason], count.as_u64().unwrap_or(0));
+        }
+    });
+}
+
+fn last_line(sandbox: &Sandbox) -> Option<Value> {
+    let mut file = std::fs::File::open(sandbox.dir.file(EVENTS)).ok()?;
+    let from = file.metadata().ok()?.len().saturating_sub(LAST_BYTES_MAX);
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LAST_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let line = bytes.trim_ascii_end().rsplit(|byte| *byte == b'\n').next()?;
+    serde_json::from_slice(line).ok()
 }
 
 fn whole_lines(sandbox: &Sandbox, from: u64) -> std::io::Result<Option<(Vec<u8>, u64)>> {

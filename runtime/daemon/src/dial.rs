@@ -1,18 +1,21 @@
 //! Changes of a sandbox that runs: planned by [`apex_core::control`], carried out by its keeper, taken back when a step fails, written down.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use apex_api::v1;
 use apex_api::{Error, Kind};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
-use apex_core::control::{self, Asker, Found, Refusal, Step, Transition, Wish};
+use apex_core::control::{self, Answer, Asker, Found, Reached, Refusal, Step, Transition, Wish};
 use apex_core::finding::Severity;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
 
 use crate::ask::Asked;
 use crate::clock::now_ms;
+use crate::metrics;
+use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::settle;
@@ -21,6 +24,7 @@ use crate::settle;
 struct Carried {
     steps: Vec<v1::Step>,
     error: Option<String>,
+    took: Duration,
 }
 
 /// Does what somebody wishes, if it may be.
@@ -38,6 +42,15 @@ pub async fn wish(
         Ok(transition) => transition,
         Err(refusal) => return refused(daemon, sandbox, &facts, &wish, asked, &refusal),
     };
+    // Taken before it is used, and given back after it is not.
+    if facts.has_limits
+        && let Err(words) = sandbox.room_for(facts.after(&transition, &asker).limits)
+    {
+        let words = format!("cannot {}: {words}", wish.words());
+        daemon.metrics.count(&metrics::TRANSITIONS, &[wish.kind(), "refused"]);
+        daemon.write_down(asked, &sandbox.record(), Outcome::Refused, &words, json!(null), json!(null))?;
+        return Err(Error::new(Kind::Exhausted, words));
+    }
     let before =
         json!({"mode": facts.mode, "limits": facts.limits, "network_cut": facts.network_cut, "frozen": facts.frozen});
     // Its end is told by the keeper, with how it ended.
@@ -51,7 +64,9 @@ pub async fn wish(
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
     let carried = carry_out(sandbox, &transition).await;
+    tell(daemon, wish.kind(), &carried);
     let after = if carried.error.is_none() { wanted } else { facts.clone() };
+    settle_room(sandbox, &after);
     let now_in_force = Some(&after).filter(|_| carried.error.is_none());
     let stored = if is_end { Ok(()) } else { settle::end(daemon, sandbox, now_in_force) };
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
@@ -79,6 +94,7 @@ fn refused(
     refusal: &Refusal,
 ) -> Result<v1::Transition, Error> {
     let words = refusal.to_string();
+    daemon.metrics.count(&metrics::TRANSITIONS, &[wish.kind(), "refused"]);
     daemon.write_down(asked, &sandbox.record(), Outcome::Refused, &words, json!(null), json!(null))?;
     if let (Refusal::BeyondCeiling { .. }, Wish::Mode(mode)) = (refusal, wish) {
         return Ok(v1::Transition {
@@ -110,32 +126,74 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
     let Some(answer) = control::on_finding(&record.facts, found, &record.reactions, &defaults, now_ms()) else {
         return;
     };
-    let after = record.facts.after_finding(&answer);
+    carry_answer(daemon, sandbox, &record, &answer, ("finding", Operation::ModeTighten)).await;
+}
+
+/// Answers a limit that was reached, by what was configured for this sandbox. What is only told is written down as well.
+pub async fn react_to_limit(daemon: &Daemon, sandbox: &Arc<Sandbox>, reached: &Reached) {
+    let _turn = sandbox.turn.lock().await;
+    let record = sandbox.record();
+    let defaults = |mode| daemon.defaults(mode);
+    let hold_down_ms = record.reactions.hold_down_ms;
+    if let Some(answer) = control::on_limit(&record.facts, reached, hold_down_ms, &defaults, now_ms()) {
+        return carry_answer(daemon, sandbox, &record, &answer, ("limit", Operation::Limits)).await;
+    }
+    let words = format!("{} ({}: nothing more is done)", reached.words, reached.action.name());
+    let asked = Asked::by_itself(Operation::Limits);
+    if let Err(error) = daemon.write_down(&asked, &record, Outcome::Allowed, &words, json!(null), json!(null)) {
+        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+    }
+}
+
+async fn carry_answer(
+    daemon: &Daemon,
+    sandbox: &Arc<Sandbox>,
+    record: &Record,
+    answer: &Answer,
+    (kind, operation): (&str, Operation),
+) {
+    let after = record.facts.after_finding(answer);
     let is_end = answer.transition.steps.contains(&Step::Kill);
     if !is_end && let Err(error) = settle::begin(daemon, sandbox, &after) {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
     let carried = carry_out(sandbox, &answer.transition).await;
+    tell(daemon, kind, &carried);
+    settle_room(sandbox, if carried.error.is_none() { &after } else { &record.facts });
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let instead = answer.instead_of.as_ref().map(|refusal| format!(" (frozen instead: {refusal})")).unwrap_or_default();
     let words = format!(
-        "finding: {title}{instead}{}",
+        "{kind}: {}{instead}{}",
+        answer.because,
         carried.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     );
     if !is_end && let Err(error) = settle::end(daemon, sandbox, Some(&after).filter(|_| carried.error.is_none())) {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
-    let before =
-        json!({"mode": record.facts.mode, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
-    let now = json!({"mode": after.mode, "frozen": after.frozen, "network_cut": after.network_cut, "steps": answer.transition.steps});
-    if let Err(error) =
-        daemon.write_down(&Asked::by_itself(Operation::ModeTighten), &record, outcome, &words, before, now)
-    {
+    let before = json!({"mode": record.facts.mode, "limits": record.facts.limits, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
+    let now = json!({"mode": after.mode, "frozen": after.frozen, "network_cut": after.network_cut, "limits": after.limits, "steps": answer.transition.steps});
+    if let Err(error) = daemon.write_down(&Asked::by_itself(operation), record, outcome, &words, before, now) {
         eprintln!("apexd: sandbox {}: {error}", sandbox.id);
     }
 }
 
+fn tell(daemon: &Daemon, kind: &str, carried: &Carried) {
+    let outcome = if carried.error.is_none() { "applied" } else { "failed" };
+    daemon.metrics.count(&metrics::TRANSITIONS, &[kind, outcome]);
+    daemon.metrics.observe(&metrics::TRANSITION_SECONDS, &[kind], carried.took);
+}
+
+/// What is not in force gives its room back: that always works.
+fn settle_room(sandbox: &Sandbox, facts: &control::Facts) {
+    if facts.has_limits
+        && let Err(words) = sandbox.room_for(facts.limits)
+    {
+        eprintln!("apexd: sandbox {}: {words}", sandbox.id);
+    }
+}
+
 async fn carry_out(sandbox: &Sandbox, transition: &Transition) -> Carried {
+    let began = Instant::now();
     let mut steps = Vec::new();
     for (done, step) in transition.steps.iter().enumerate() {
         match follow(sandbox, step).await {
@@ -154,11 +212,11 @@ async fn carry_out(sandbox: &Sandbox, transition: &Transition) -> Carried {
                         }
                     }
                 }
-                return Carried { steps, error: Some(error) };
+                return Carried { steps, error: Some(error), took: began.elapsed() };
             }
         }
     }
-    Carried { steps, error: None }
+    Carried { steps, error: None, took: began.elapsed() }
 }
 
 async fn follow(sandbox: &Sandbox, step: &Step) -> Result<String, String> {

@@ -23,6 +23,11 @@ usage: apexd [OPTIONS]
   --environment NAME
                   label for rules that hold in one environment, such as ci or production
   --pool-max N    sandboxes that all pools together hold ready (default: 64)
+  --budget KIND=AMOUNT,...
+                  what all sandboxes may have together, by their limits: memory=16G, tasks=8192, cpu=800 (percent of one core), or unlimited
+                  (default: unlimited)
+  --pressure PERCENT
+                  start nothing new while tasks of the host stand still for want of memory for so much of ten seconds; off for never (default: 40)
   -h, --help      print this text
   -V, --version   print the version
 
@@ -63,7 +68,14 @@ pub struct Options {
     pub environment: Option<String>,
     /// `--pool-max`.
     pub pool_max: usize,
+    /// `--budget`, in its words.
+    pub budget: Option<String>,
+    /// `--pressure`.
+    pub pressure_percent: Option<f64>,
 }
+
+/// Above this the host does little but to look for memory.
+const PRESSURE_PERCENT: f64 = 40.0;
 
 /// Words to options.
 pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
@@ -76,6 +88,8 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         sandboxes_max: SANDBOXES_MAX,
         environment: None,
         pool_max: POOL_MAX,
+        budget: None,
+        pressure_percent: Some(PRESSURE_PERCENT),
     };
     let mut parser = Parser::from_args(words);
     while let Some(arg) = parser.next()? {
@@ -88,6 +102,8 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             Arg::Long("max-sandboxes") => options.sandboxes_max = sandboxes_max(&parser.value()?.to_string_lossy())?,
             Arg::Long("environment") => options.environment = Some(parser.value()?.to_string_lossy().into_owned()),
             Arg::Long("pool-max") => options.pool_max = parser.value()?.parse()?,
+            Arg::Long("budget") => options.budget = Some(parser.value()?.to_string_lossy().into_owned()),
+            Arg::Long("pressure") => options.pressure_percent = pressure(&parser.value()?.to_string_lossy())?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Action::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Action::Version),
             other => bail!("{}; `apexd --help` lists the options", other.unexpected()),
@@ -101,6 +117,17 @@ fn sandboxes_max(word: &str) -> Result<usize> {
     match word.parse() {
         Ok(count @ 1..=SANDBOXES_MAX) => Ok(count),
         _ => bail!("--max-sandboxes takes a number from 1 to {SANDBOXES_MAX}, not {word:?}"),
+    }
+}
+
+fn pressure(word: &str) -> Result<Option<f64>> {
+    let percent = match word {
+        "off" => return Ok(None),
+        number => number.parse().ok().filter(|percent| (0.0..=100.0).contains(percent)),
+    };
+    match percent {
+        Some(percent) => Ok(Some(percent)),
+        None => bail!("--pressure got {word:?}, expected a number from 0 to 100, or off"),
     }
 }
 

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use apex_api::v1::{self, CreateRequest};
 use apex_api::{Error, Kind, Peer};
+use apex_core::budget::Claim;
 use apex_core::control::State;
 use apex_core::keep::{Standing, ToKeeper};
 use apex_core::policy::Mode;
 use tokio::sync::Notify;
 
+use crate::budget;
 use crate::clock::now_ms;
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -289,6 +291,7 @@ pub async fn take(
         let mut own = record.clone();
         own.id = sandbox.id.clone();
         own.created_ms = now_ms();
+        own.claim = sandbox.record().claim;
         sandbox::stands(&mut own, &standing);
         sandbox.adopt(own);
         if let Err(error) = admit(&sandbox) {
@@ -327,7 +330,7 @@ fn discard(daemon: &Arc<Daemon>, unused: Vec<Ready>) {
         tokio::spawn(async move {
             let _ = sandbox.ask(&ToKeeper::Kill).await;
             sandbox.until(Record::is_over).await;
-            sandbox.is_gone().await;
+            sandbox.until_gone().await;
             if let Err(error) = daemon.forget(&sandbox) {
                 eprintln!("apexd: a sandbox of a pool: {error:#}");
             }
@@ -364,8 +367,12 @@ async fn build(daemon: &Arc<Daemon>, peer: Peer, mode: Mode, request: &CreateReq
     let mut record = Record::new(start::fresh_id(), peer.uid, mode, now_ms());
     record.command = request.command.clone();
     record.watch = request.watch.clone();
+    record.claim = budget::claim_of(daemon, request, mode);
+    let claim = Claim { id: record.id.clone(), uid: record.uid, amounts: record.claim };
+    let room = daemon.budget.reserve(claim, None).await.map_err(|refusal| refusal.to_string())?;
     record.tty = request.tty;
     let sandbox = Sandbox::unkept(record, daemon);
+    sandbox.has_room(room);
     let stands = match start::begin_deferred(daemon, peer, request, &sandbox).await {
         Ok(()) => sandbox.stands_within(start::READY_WITHIN).await,
         Err(error) => Err(error.words),

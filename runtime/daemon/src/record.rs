@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use apex_api::v1;
-use apex_core::control::{Facts, Limits, Reactions, State};
+use apex_core::control::{Facts, Limits, OnLimits, Reactions, Seen, State};
 use apex_core::policy::{Mode, Network};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,18 @@ pub struct Record {
     /// What it is about to become, while a transition is carried out.
     #[serde(default)]
     pub under_way: Option<Facts>,
+    /// What is done at limits.
+    #[serde(default)]
+    pub on_limits: OnLimits,
+    /// What of them was seen.
+    #[serde(default)]
+    pub seen: Seen,
+    /// The last that was reached, with what was done; empty for none.
+    #[serde(default)]
+    pub limit_reached: String,
+    /// What it asked for of the budget, before it stood.
+    #[serde(default)]
+    pub claim: Limits,
     /// Its init, as the host numbers it.
     pub pid: u32,
     pub created_ms: u64,
@@ -80,6 +92,10 @@ impl Record {
             reactions: Reactions::default(),
             facts,
             under_way: None,
+            on_limits: OnLimits::default(),
+            seen: Seen::default(),
+            limit_reached: String::new(),
+            claim: Limits::default(),
             pid: 0,
             created_ms: now_ms,
             started_ms: 0,
@@ -113,6 +129,11 @@ impl Record {
             row.command.push("...".to_owned());
         }
         row
+    }
+
+    /// Whether its command runs, or stands still.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.facts.state, State::Running | State::Frozen)
     }
 
     /// As the API tells it.
@@ -152,6 +173,8 @@ impl Record {
             tightened_by: facts.tightened_by.clone().unwrap_or_default(),
             findings: self.findings,
             network: network.to_owned(),
+            usage: None,
+            limit_reached: self.limit_reached.clone(),
         }
     }
 }

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use apex_api::v1::CreateRequest;
 use apex_api::{Error, Kind};
 use apex_core::access::Policy;
+use apex_core::budget::Claim;
 use apex_core::control::{Limits, ModeDefaults, State};
 use apex_core::policy::{self, Inputs, Mode};
 use apex_core::seccomp::groups;
@@ -14,7 +16,10 @@ use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::bell::{self, Bell};
+use crate::budget::Budget;
 use crate::errand::Errands;
+use crate::limits::Watched;
+use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::place::Place;
 use crate::pool::Pool;
@@ -44,6 +49,9 @@ pub struct Daemon {
     pub pool: Pool,
     pub services: Services,
     pub refusals: Mutex<Refusals>,
+    pub budget: Arc<Budget>,
+    pub metrics: Metrics,
+    pub watched: Watched,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -60,6 +68,9 @@ impl Daemon {
             pool: Pool::new(options.pool_max),
             services: Services::default(),
             refusals: Mutex::default(),
+            budget: Budget::new(options)?,
+            metrics: Metrics::default(),
+            watched: Watched::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -78,6 +89,7 @@ impl Daemon {
         for record in self.store.all()? {
             let dir = self.place.sandbox(&record.id);
             let is_over = record.is_over();
+            let claim = Claim { id: record.id.clone(), uid: record.uid, amounts: self.held(&record) };
             let sandbox = Sandbox::new(record, dir);
             self.insert(&sandbox);
             if is_over {
@@ -85,6 +97,9 @@ impl Daemon {
                 sandbox.err.close();
                 continue;
             }
+            sandbox.has_room(self.budget.hold(claim));
+            self.watched.watch(&sandbox);
+            bell::count_at_end(self, &sandbox);
             let daemon = Arc::clone(self);
             taking.spawn(async move { daemon.take_up_one(&sandbox).await });
         }
@@ -127,6 +142,12 @@ impl Daemon {
     pub fn defaults(&self, mode: Mode) -> ModeDefaults {
         // Every mode is there since the start.
         self.defaults[mode.name()]
+    }
+
+    /// What a sandbox of the daemon before holds of the budget: before it stood, and without a cgroup, that is known from its request alone.
+    fn held(&self, record: &Record) -> Limits {
+        let stands = record.facts.state != State::Creating && record.facts.has_limits;
+        if stands { self.budget.claimed(record.facts.limits) } else { record.claim }
     }
 
     fn insert(&self, sandbox: &Arc<Sandbox>) {
@@ -211,16 +232,6 @@ impl Daemon {
             )),
         }
     }
-
-    /// How many there are in each state.
-    pub fn by_state(&self) -> HashMap<(&'static str, State), u64> {
-        let mut counts = HashMap::new();
-        for sandbox in self.all() {
-            let facts = sandbox.record().facts;
-            *counts.entry((facts.mode.name(), facts.state)).or_default() += 1;
-        }
-        counts
-    }
 }
 
 /// That there is no such sandbox.
@@ -243,21 +254,7 @@ fn access(options: &Options) -> Result<Policy> {
 
 /// Resolved from the mode alone; what it leaves unlimited gets this host as its bound, so that there is something to be lowered and given back.
 fn mode_defaults(mode: Mode) -> Result<ModeDefaults> {
-    let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
-    let inputs = Inputs {
-        mode: Some(mode),
-        profile: None,
-        policy_file: None,
-        flags: policy::Flags::default(),
-        user_config: None,
-        // Of nobody: only limits and network are asked for.
-        home: Some("/nonexistent".into()),
-        cwd: "/nonexistent/job".into(),
-        tmpdir: None,
-        system_config: None,
-        groups: &groups,
-    };
-    let policy = policy::resolve(&inputs, &mut |_: &std::path::Path| Ok(None));
+    let policy = resolved(mode, &CreateRequest::default());
     let policy = policy.map_err(|error| anyhow::anyhow!("resolving mode {}: {error}", mode.name()))?;
     let mut defaults = ModeDefaults::from(&policy);
     let host = host_limits();
@@ -269,11 +266,38 @@ fn mode_defaults(mode: Mode) -> Result<ModeDefaults> {
     Ok(defaults)
 }
 
+/// The limits of a request by profile and policy, where no file is needed to say so.
+pub fn limits_of(mode: Mode, request: &CreateRequest) -> Option<Limits> {
+    resolved(mode, request).ok().map(|policy| Limits::from(&policy.resources))
+}
+
+/// Of the request's mode, profile and policy text alone: no file of anybody is read.
+fn resolved(mode: Mode, request: &CreateRequest) -> Result<policy::Policy, policy::PolicyError> {
+    const TEXT: &str = "/nonexistent/policy.toml";
+    let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
+    let inputs = Inputs {
+        mode: Some(mode),
+        profile: Some(request.profile.clone()).filter(|name| !name.is_empty()),
+        policy_file: (!request.policy_toml.is_empty()).then(|| TEXT.into()),
+        flags: policy::Flags::default(),
+        user_config: None,
+        // Of nobody: only limits and network are asked for.
+        home: Some("/nonexistent".into()),
+        cwd: "/nonexistent/job".into(),
+        tmpdir: None,
+        system_config: None,
+        groups: &groups,
+    };
+    policy::resolve(&inputs, &mut |path: &std::path::Path| {
+        Ok((path == std::path::Path::new(TEXT)).then(|| request.policy_toml.clone()))
+    })
+}
+
 /// Tasks of a sandbox for which nobody set a limit.
 const TASKS: u64 = 16_384;
 
 /// All memory and all processors.
-fn host_limits() -> Limits {
+pub fn host_limits() -> Limits {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use apex_api::{Error, Kind};
-use apex_core::control::State;
+use apex_core::control::{Limits, State};
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
 use apex_core::policy::Network;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::budget::Reservation;
 use crate::clock::now_ms;
 use crate::keeper::{Keeper, SpawnedEnd, Told};
 use crate::log::Log;
@@ -29,6 +30,8 @@ const CODE_WITHIN: Duration = Duration::from_secs(2);
 const RESULT_BYTES_MAX: u64 = 2 * PACKET_BYTES_MAX as u64;
 /// Connections to one keeper that may break.
 const CONNECTIONS_MAX: u32 = 16;
+/// Exit code of what Apex failed at.
+const FAILED: i32 = 125;
 /// What a keeper holds for the daemon, in this order.
 pub const STDIN: usize = 0;
 
@@ -75,6 +78,8 @@ pub struct Sandbox {
     spawned: Mutex<HashMap<i32, Slot>>,
     numbers: AtomicI32,
     standing: OnceLock<Standing>,
+    /// Its part of the budget, as long as it lives.
+    room: Mutex<Option<Reservation>>,
 }
 
 impl Sandbox {
@@ -99,6 +104,7 @@ impl Sandbox {
             spawned: Mutex::default(),
             numbers: AtomicI32::new(1),
             standing: OnceLock::new(),
+            room: Mutex::default(),
         })
     }
 
@@ -170,6 +176,37 @@ impl Sandbox {
         }
     }
 
+    /// It has room in the budget, until it is over.
+    pub fn has_room(&self, room: Reservation) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+    }
+
+    /// Holds room for these limits from now on; less always works.
+    pub fn room_for(&self, limits: Limits) -> Result<(), String> {
+        let room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = room.as_ref().map(|room| room.change(limits));
+        changed.unwrap_or(Ok(())).map_err(|refusal| refusal.to_string())
+    }
+
+    /// Ends its waiting for room; `false` when it does not wait.
+    pub fn give_up(&self, store: &Store) -> bool {
+        // Held meanwhile: it does not get room in between.
+        let room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = room.is_none() && self.record().facts.state == State::Creating;
+        if waits {
+            self.note(store, |record| {
+                record.facts.state = State::Failed;
+                record.error = "it was ended while it waited for room".to_owned();
+                record.ended_ms = now_ms();
+            });
+        }
+        waits
+    }
+
+    fn give_back(&self) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Tells of changes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -190,7 +227,7 @@ impl Sandbox {
     }
 
     /// Waits until nothing is left of it, for a sandbox that is over and lived with.
-    pub async fn is_gone(&self) {
+    pub async fn until_gone(&self) {
         let has_keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if has_keeper {
             // The sender lives as long as this value.
@@ -323,7 +360,7 @@ impl Sandbox {
             match told.recv().await {
                 Some(Told::Standing(standing)) => {
                     let _ = self.standing.set(standing.clone());
-                    self.note(&store, |record| stands(record, &standing));
+                    self.stands(&store, &standing).await;
                 }
                 Some(Told::Terminal { spawned: None, master }) => {
                     if let Err(error) = self.take_terminal(master).await {
@@ -357,6 +394,21 @@ impl Sandbox {
         }
     }
 
+    /// What it stands with may be more than its request told: a policy may build on files that only the keeper reads. Without a cgroup it is held to nothing, and
+    /// what it asked for counts on.
+    async fn stands(&self, store: &Store, standing: &Standing) {
+        if self.record().facts.state == State::Creating
+            && standing.has_limits
+            && let Err(words) = self.room_for(standing.limits)
+        {
+            self.note(store, |record| record.error = words);
+            // Its end is told by the keeper; one that does not answer is gone.
+            let _ = self.ask(&ToKeeper::Kill).await;
+            return;
+        }
+        self.note(store, |record| stands(record, standing));
+    }
+
     /// A connection that broke may have left the keeper alive: while it listens, the sandbox is there.
     fn found_again(&self, lost: &mut u32) -> Option<mpsc::Receiver<Told>> {
         *lost += 1;
@@ -371,14 +423,20 @@ impl Sandbox {
     /// The keeper said how it ended.
     fn ended(&self, store: &Store, ended: Ended) {
         self.note(store, |record| {
-            record.facts.state = if ended.how == "failed" { State::Failed } else { State::Ended };
+            // What was ended for want of room has its words already, and never ran for whoever asked.
+            let had_no_room = record.facts.state == State::Creating && !record.error.is_empty();
+            let has_failed = ended.how == "failed" || had_no_room;
+            record.facts.state = if has_failed { State::Failed } else { State::Ended };
             record.facts.frozen = false;
-            record.exit_code = Some(ended.code.into());
+            record.exit_code = Some(if had_no_room { FAILED } else { ended.code.into() });
             record.ending = ended.how;
-            record.error = ended.words.unwrap_or_default();
+            if !had_no_room {
+                record.error = ended.words.unwrap_or_default();
+            }
             record.ended_ms = ended.time_ns / 1_000_000;
         });
         self.slots().clear();
+        self.give_back();
         if self.record().tty && !self.has_terminal.load(Ordering::Relaxed) {
             self.out.close();
         }
@@ -413,6 +471,7 @@ impl Sandbox {
         self.out.close();
         self.err.close();
         self.slots().clear();
+        self.give_back();
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

@@ -1,7 +1,5 @@
 //! What the API asks, answered: each call finds its sandbox, judges who asks, does it, and writes it down.
 
-use std::collections::HashMap;
-use std::fmt::Write;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -13,7 +11,7 @@ use apex_api::v1::{
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
-use apex_core::control::{Asker, Limits, State, Wish, strictness};
+use apex_core::control::{Asker, Limits, Wish, strictness};
 use apex_core::keep::{FromKeeper, ToKeeper, Usage};
 use apex_core::policy::{Flags, Mode};
 use serde_json::json;
@@ -25,7 +23,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{confine, dial, options, pool, run, suggest};
+use crate::{confine, dial, figures, metrics, options, pool, run, suggest, usage};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -128,7 +126,9 @@ impl Service for Face {
 
     async fn inspect(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {
         let (sandbox, _) = self.asked(peer, &sandbox.id, Operation::Inspect)?;
-        Ok(sandbox.record().wire())
+        let record = sandbox.record();
+        let usage = if record.is_alive() { usage::of(&sandbox).await } else { None };
+        Ok(v1::Sandbox { usage: usage.as_deref().map(usage::wire), ..record.wire() })
     }
 
     async fn logs(&self, peer: Peer, request: LogsRequest) -> Result<Streamed<LogChunk>, Error> {
@@ -220,7 +220,7 @@ impl Service for Face {
         let daemon = Arc::clone(&self.0);
         whole(async move {
             end(&daemon, &sandbox, &asked).await?;
-            if tokio::time::timeout(GONE_WITHIN, sandbox.is_gone()).await.is_err() {
+            if tokio::time::timeout(GONE_WITHIN, sandbox.until_gone()).await.is_err() {
                 let words = format!("sandbox {} has ended and is not taken down yet; try again", sandbox.id);
                 return Err(Error::new(Kind::Unavailable, words));
             }
@@ -282,7 +282,7 @@ impl Service for Face {
         let mut rows = Vec::new();
         for (record, used) in asking {
             let usage = match used.await {
-                Ok(Ok(Ok(FromKeeper::Used(usage)))) => usage,
+                Ok(Ok(Ok(FromKeeper::Used(usage)))) => *usage,
                 // It is about to end, or stopped: a row without numbers tells no lie.
                 _ => Usage::default(),
             };
@@ -295,6 +295,7 @@ impl Service for Face {
                 tasks: usage.tasks,
                 cpu_us: usage.cpu_us,
                 findings: record.findings,
+                usage: Some(usage::wire(&usage)),
             });
         }
         Ok(StatsResponse { sandboxes: rows })
@@ -333,7 +334,11 @@ impl Service for Face {
 
     async fn metrics(&self, peer: Peer) -> Result<String, Error> {
         self.0.judge(peer, Operation::Metrics, About::default())?;
-        Ok(metrics(&self.0))
+        Ok(figures::text(&self.0))
+    }
+
+    fn answered(&self, way: &'static str, method: &str, status: &'static str) {
+        self.0.metrics.count(&metrics::REQUESTS, &[way, method, status]);
     }
 
     async fn ready(&self) -> Result<(), Error> {
@@ -361,6 +366,9 @@ async fn end(daemon: &Daemon, sandbox: &Arc<Sandbox>, asked: &Asked) -> Result<(
     if sandbox.record().is_over() {
         return Ok(());
     }
+    if sandbox.give_up(&daemon.store) {
+        return daemon.write_down(asked, &sandbox.record(), Outcome::Allowed, "", json!(null), json!(null));
+    }
     let asker = Asker { is_operator_allowed_to_relax: false, automatic: false };
     match dial::wish(daemon, sandbox, Wish::Kill, asker, asked, "").await {
         Ok(transition) if !transition.applied => {
@@ -387,49 +395,4 @@ fn limits(record: &Record, given: v1::Limits) -> Result<Limits, Error> {
     let flags =
         Flags { memory: some(&given.memory), tasks: some(&given.tasks), cpu: some(&given.cpu), ..Flags::default() };
     flags.limits_over(record.facts.limits).map_err(|error| Error::new(Kind::Invalid, error.to_string()))
-}
-
-/// In Prometheus' text format.
-fn metrics(daemon: &Daemon) -> String {
-    let mut text = String::from("# HELP apex_sandboxes Sandboxes by mode and state.\n# TYPE apex_sandboxes gauge\n");
-    let mut counts: Vec<_> =
-        daemon.by_state().into_iter().map(|((mode, state), count)| (mode, state.name(), count)).collect();
-    counts.sort_unstable();
-    for (mode, state, count) in counts {
-        // A String takes everything.
-        let _ = writeln!(text, "apex_sandboxes{{mode=\"{mode}\",state=\"{state}\"}} {count}");
-    }
-    let (mut findings, mut held): (u64, HashMap<bool, u64>) = (0, HashMap::new());
-    for sandbox in daemon.all() {
-        let record = sandbox.record();
-        findings += record.findings;
-        let is_running = matches!(record.facts.state, State::Running | State::Frozen);
-        *held.entry(is_running && record.facts.tightened_by.is_some()).or_default() += 1;
-    }
-    let _ = writeln!(
-        text,
-        "# HELP apex_findings Findings about the sandboxes that there are.\n# TYPE apex_findings gauge\napex_findings {findings}"
-    );
-    let (ready, hits, misses) = daemon.pool.counts();
-    let pool = [
-        ("apex_pool_ready", "gauge", "Sandboxes that were built ahead and wait.", ready),
-        ("apex_pool_hits_total", "counter", "Requests that got one of them.", hits),
-        ("apex_pool_misses_total", "counter", "Requests for one that had to wait for a new one.", misses),
-    ];
-    for (name, kind, help, value) in pool {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
-    }
-    let tightened = held.get(&true).copied().unwrap_or_default();
-    let _ = writeln!(
-        text,
-        "# HELP apex_tightened_sandboxes Sandboxes that a finding tightened.\n# TYPE apex_tightened_sandboxes gauge\napex_tightened_sandboxes {tightened}"
-    );
-    let _ = writeln!(
-        text,
-        "# HELP apex_service_restarts_total Restarts of the daemon's services.\n# TYPE apex_service_restarts_total counter"
-    );
-    for service in daemon.services.states() {
-        let _ = writeln!(text, "apex_service_restarts_total{{service=\"{}\"}} {}", service.name, service.restarts);
-    }
-    text
 }

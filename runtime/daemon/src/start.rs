@@ -1,19 +1,19 @@
 //! From a request to a sandbox that runs.
 //!
-//! Order: what is asked for is judged and written down; a directory, pipes and the keeper's socket are made; the record is stored; the warden starts the
+//! Order: what is asked for is judged; it gets room in the budget, or waits for it; it is written down; a directory, pipes and the keeper's socket are made; the record is stored; the warden starts the
 //! keeper. A daemon that ends in between leaves a directory without a record, or a record without a keeper: the next one clears both up.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use apex_api::v1::CreateRequest;
 use apex_api::{Error, Kind, Peer};
 use apex_core::access::Operation;
 use apex_core::audit::{Outcome, mask_words};
-use apex_core::control::{Reaction, Reactions, State};
+use apex_core::control::{OnLimits, Reaction, Reactions, State};
 use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
@@ -22,7 +22,6 @@ use crate::ask::About;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
 use crate::errand::NotStarted;
-use crate::options;
 use crate::pool::{self, Taken};
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -31,6 +30,7 @@ use crate::sandbox::Sandbox;
 use crate::terminal::{self, Sink};
 use crate::warden::ToWarden;
 use crate::who;
+use crate::{bell, budget, metrics, options};
 
 /// How long building a sandbox may take.
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -54,21 +54,29 @@ pub async fn start(
     operation: Operation,
     input: Input,
 ) -> Result<Arc<Sandbox>, Error> {
-    let record = record_of(daemon, peer, request)?;
+    let (record, wait) = (record_of(daemon, peer, request)?, budget::wait_of(request)?);
     let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
-    let admit = |sandbox: &Arc<Sandbox>| {
-        daemon.add(sandbox)?;
+    let began = Instant::now();
+    let note = |sandbox: &Arc<Sandbox>| {
         let record = sandbox.record();
         let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
         daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after)
     };
+    let admit = |sandbox: &Arc<Sandbox>| daemon.add(sandbox).and_then(|()| note(sandbox));
     if request.pool
         && let Taken::Started(sandbox) = pool::take(daemon, peer, request, &record, input, admit).await?
     {
+        tell_start(daemon, &sandbox.record(), began);
         return Ok(sandbox);
     }
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
-    let begun = match admit(&sandbox) {
+    daemon.add(&sandbox)?;
+    if let Err(error) = budget::admit(daemon, &sandbox, &asked, wait).await {
+        let _ = daemon.forget(&sandbox);
+        return Err(error);
+    }
+    let began = Instant::now();
+    let begun = match note(&sandbox) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
         Err(error) => Err(error),
     };
@@ -76,15 +84,28 @@ pub async fn start(
         // Nothing runs: nobody should find what is not there, and the log that allowed it says so.
         let _ = daemon.write_down(&asked, &record, Outcome::Failed, &error.words, json!(null), json!(null));
         daemon.discard(&sandbox);
+        daemon.metrics.count(&metrics::STARTS, &[record.facts.born.name(), "error"]);
         return Err(error);
     }
     let is_decided = |record: &Record| record.facts.state != State::Creating;
     if tokio::time::timeout(READY_WITHIN, sandbox.until(is_decided)).await.is_err() {
         let words =
             format!("sandbox {} did not stand within {} s; `apex kill` ends it", sandbox.id, READY_WITHIN.as_secs());
+        daemon.metrics.count(&metrics::STARTS, &[record.facts.born.name(), "error"]);
         return Err(Error::new(Kind::Unavailable, words));
     }
+    tell_start(daemon, &sandbox.record(), began);
     Ok(sandbox)
+}
+
+/// A command that has ended by now did run.
+fn tell_start(daemon: &Daemon, record: &Record, began: Instant) {
+    let mode = record.facts.born.name();
+    let has_failed = matches!(record.facts.state, State::Failed | State::Lost);
+    daemon.metrics.count(&metrics::STARTS, &[mode, if has_failed { "failed" } else { "running" }]);
+    if !has_failed {
+        daemon.metrics.observe(&metrics::START_SECONDS, &[mode], began.elapsed());
+    }
 }
 
 fn invalid(words: impl Into<String>) -> Error {
@@ -98,6 +119,8 @@ pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result
     record.command = request.command.clone();
     record.cwd = request.cwd.clone();
     record.tty = request.tty;
+    record.on_limits = OnLimits::parse(&request.on_limit).map_err(|words| invalid(format!("on_limit: {words}")))?;
+    record.claim = budget::claim_of(daemon, request, record.facts.born);
     record.labels = request.labels.clone().into_iter().collect();
     record.reactions = reactions(&request.on_finding)?;
     record.watch = match request.watch.as_str() {
@@ -241,6 +264,8 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyho
     if sandbox.record().watch != "off" {
         daemon.bell.watch(sandbox)?;
     }
+    bell::count_at_end(daemon, sandbox);
+    daemon.watched.watch(sandbox);
     Ok(())
 }
 

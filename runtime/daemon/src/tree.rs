@@ -22,7 +22,7 @@ use crate::place::Place;
 use crate::registry::Daemon;
 use crate::service::Face;
 use crate::tokens::Tokens;
-use crate::{pool, warden};
+use crate::{limits, pool, warden};
 
 /// Restarts of one service that are borne.
 const RESTARTS_MAX: usize = 5;
@@ -83,6 +83,14 @@ pub async fn live(
         let daemon = Arc::clone(&daemon);
         move || pool::fill(Arc::clone(&daemon))
     });
+    let limits = supervise(Arc::clone(&daemon), "limits", {
+        let daemon = Arc::clone(&daemon);
+        move || {
+            let daemon = Arc::clone(&daemon);
+            async move { limits::look(&daemon).await }
+        }
+    });
+    let _ = daemon.metrics.warden.set(child.pid);
     daemon.services.note("warden", "running", 0, format!("pid {}", child.pid));
     let api = tokio::spawn(api);
     let outcome = tokio::select! {
@@ -90,6 +98,7 @@ pub async fn live(
         _ = terminate.recv() => Ok(()),
         outcome = bell => outcome,
         outcome = pool => outcome,
+        outcome = limits => outcome,
         outcome = hear(&daemon, news) => outcome,
         outcome = wait_for(api) => outcome,
     };

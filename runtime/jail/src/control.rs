@@ -17,7 +17,7 @@ use apex_sys::process::Ended;
 use crate::seal::{ARGUMENT_BYTES_MAX, ARGUMENTS_MAX};
 use crate::step::{Failure, Step};
 use crate::supervise::Running;
-use crate::{spawn, supervise, watch, wire};
+use crate::{spawn, supervise, usage, watch, wire};
 
 /// As a shell has them.
 const CODE_NOT_EXECUTABLE: i32 = 126;
@@ -74,7 +74,7 @@ pub enum Answer {
     /// It was done.
     Done(String),
     /// What it uses.
-    Used(Usage),
+    Used(Box<Usage>),
 }
 
 /// Whoever gives the orders. Nothing of it may wait: the sandbox is supervised beside it.
@@ -217,10 +217,7 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
             done(if cut { "every packet is refused" } else { "packets pass" })
         }
         Order::Kill => done("it is ended"),
-        Order::Use => {
-            let usage = running.cgroup.as_ref().map(|cgroup| cgroup.usage()).transpose();
-            usage.map(|usage| Answer::Used(usage.unwrap_or_default())).map_err(|error| chain(&error))
-        }
+        Order::Use => usage::of(running).map(Box::new).map(Answer::Used).map_err(|error| chain(&error)),
     }
 }
 

@@ -24,5 +24,6 @@ pub mod step;
 pub mod streams;
 mod supervise;
 mod trees;
+mod usage;
 pub mod watch;
 mod wire;

@@ -109,19 +109,31 @@ pub fn on_finding(
         Reaction::Isolate => Wish::Mode(Mode::Isolation),
         Reaction::Kill => Wish::Kill,
     };
-    let plan = |wish: &Wish| plan(facts, wish, &Asker::AUTOMATIC, defaults, now_ms);
-    let (transition, instead_of) = match plan(&wish) {
-        Ok(transition) => (transition, None),
-        Err(refusal) => (plan(&Wish::Freeze).ok()?, Some(refusal)),
-    };
-    if transition.is_empty() {
-        return None;
-    }
     let times = facts.tightened_times.saturating_add(1);
     let hold_until_ms = if reactions.flaps_max > 0 && times >= reactions.flaps_max {
         u64::MAX
     } else {
         now_ms.saturating_add(reactions.hold_down_ms)
     };
-    Some(Answer { transition, because: found.title.to_owned(), hold_until_ms, instead_of })
+    answer(facts, &wish, found.title, hold_until_ms, defaults, now_ms)
+}
+
+/// A wish that nobody has to be asked for; what cannot be carried out is replaced by freezing.
+pub(super) fn answer(
+    facts: &Facts,
+    wish: &Wish,
+    because: &str,
+    hold_until_ms: u64,
+    defaults: &dyn Fn(Mode) -> ModeDefaults,
+    now_ms: u64,
+) -> Option<Answer> {
+    let plan = |wish: &Wish| plan(facts, wish, &Asker::AUTOMATIC, defaults, now_ms);
+    let (transition, instead_of) = match plan(wish) {
+        Ok(transition) => (transition, None),
+        Err(refusal) => (plan(&Wish::Freeze).ok()?, Some(refusal)),
+    };
+    if transition.is_empty() {
+        return None;
+    }
+    Some(Answer { transition, because: because.to_owned(), hold_until_ms, instead_of })
 }

@@ -30,6 +30,18 @@ pub enum Wish {
 }
 
 impl Wish {
+    /// Its kind, in a word.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Wish::Mode(_) => "mode",
+            Wish::Limits(_) => "limits",
+            Wish::Freeze => "freeze",
+            Wish::Thaw => "thaw",
+            Wish::Network { .. } => "network",
+            Wish::Kill => "kill",
+        }
+    }
+
     /// What is asked for, to end the sentence "cannot ...".
     pub fn words(&self) -> String {
         match self {

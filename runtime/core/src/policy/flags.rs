@@ -58,6 +58,11 @@ pub struct Flags {
     pub optional: Vec<String>,
 }
 
+/// A time as `--time` takes it, in milliseconds; `None` is unlimited. `option` is where it was given.
+pub fn time_ms(option: &'static str, text: &str) -> Result<Option<u64>, PolicyError> {
+    Ok(amount::<Millis>(option, text)?.value.0)
+}
+
 impl Flags {
     /// Limits of a sandbox that runs, with those that are given in the place of those in force.
     pub fn limits_over(&self, now: crate::control::Limits) -> Result<crate::control::Limits, PolicyError> {

@@ -32,7 +32,7 @@ pub(crate) use error::nearest;
 pub use file::FILE_SIZE_MAX;
 pub(crate) use file::Lines;
 pub(crate) use file::{LearnedTable, SeenTable, shaped};
-pub use flags::Flags;
+pub use flags::{Flags, time_ms};
 pub use merge::PATH_RULES_MAX;
 pub use path::is_within;
 pub(crate) use path::normalise;

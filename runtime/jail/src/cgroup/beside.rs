@@ -29,6 +29,10 @@ impl Beside {
         self.0.dir.fd()
     }
 
+    pub(super) fn dir(&self) -> &dir::Dir {
+        &self.0.dir
+    }
+
     /// Stops every process inside, or lets them go on.
     pub fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         v2::freeze(&self.0.dir, frozen)

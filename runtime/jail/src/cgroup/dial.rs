@@ -1,20 +1,19 @@
-//! Limits that are changed, and use that is read, while the sandbox runs.
+//! Limits that are changed while the sandbox runs.
 //!
 //! Input: which limits, already judged. One that cannot be set stays as it was, and so do those after it. Must not go
 //! beyond what the sandbox was planned with: whoever asks has seen to that.
 
 use apex_core::control::Limits;
-use apex_core::keep::Usage;
 
 use super::dir::Dir;
-use super::effective::{self, Keyed};
+use super::effective;
 use super::error::CgroupError;
 use super::v1::PERIOD_US;
 use super::{Cgroup, Controller, Kind};
 
 /// Bytes of memory, and of memory and swap together.
 const MEMORY: &str = "memory.limit_in_bytes";
-const SUM: &str = "memory.memsw.limit_in_bytes";
+pub(super) const SUM: &str = "memory.memsw.limit_in_bytes";
 
 impl Cgroup {
     /// Sets all of them; what is absent is unlimited from now on. Tells what was set, in words.
@@ -35,29 +34,6 @@ impl Cgroup {
             }
         }
         Ok(limits.to_string())
-    }
-
-    /// What is used at this moment.
-    pub fn usage(&self) -> Result<Usage, CgroupError> {
-        let number = |controller, file: &str| match self.dir_if_any(controller) {
-            Some(dir) if dir.has(file) => effective::number(dir, file).map(Some),
-            _ => Ok(None),
-        };
-        Ok(match &self.kind {
-            Kind::V1(_) => Usage {
-                memory_bytes: number(Controller::Memory, "memory.usage_in_bytes")?,
-                tasks: number(Controller::Pids, "pids.current")?,
-                cpu_us: number(Controller::Cpu, "cpuacct.usage")?.map(|ns| ns / 1000),
-            },
-            Kind::V2(_) | Kind::Scope(_) => Usage {
-                memory_bytes: number(Controller::Memory, "memory.current")?,
-                tasks: number(Controller::Pids, "pids.current")?,
-                cpu_us: match self.dir_if_any(Controller::Cpu) {
-                    Some(dir) => Keyed::read(dir, "cpu.stat")?.get("usage_usec")?,
-                    None => None,
-                },
-            },
-        })
     }
 
     /// The kernel insists that the sum never falls below memory alone: whichever way both move, one of the two orders does it.
@@ -97,7 +73,7 @@ impl Cgroup {
         }
     }
 
-    fn dir_if_any(&self, controller: Controller) -> Option<&Dir> {
+    pub(super) fn dir_if_any(&self, controller: Controller) -> Option<&Dir> {
         let file = match controller {
             Controller::Memory => "memory.max",
             Controller::Pids => "pids.max",

@@ -32,4 +32,5 @@ pub mod receipt;
 pub mod refusal;
 pub mod seccomp;
 pub mod summary;
+pub mod supervise;
 pub mod watch;

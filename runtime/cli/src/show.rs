@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use apex_api::v1::{JsonLine, LimitsInForce, Sandbox, StatsResponse, Transition, TreeResponse};
+use apex_api::v1::{JsonLine, LimitsInForce, Sandbox, ServiceState, StatsResponse, Transition, TreeResponse};
 use apex_core::{amount, escape};
 use serde::Serialize;
 use serde_json::Value;
@@ -141,18 +141,39 @@ pub fn transition(transition: &Transition) -> String {
 /// `apex tree`.
 pub fn tree(tree: &TreeResponse) -> String {
     let mut out = "apexd\n".to_owned();
-    for (at, service) in tree.services.iter().enumerate() {
-        let branch = if at + 1 == tree.services.len() { "`--" } else { "|--" };
-        out.push_str(&format!("{branch} {}  {}", escape::text(&service.name), escape::text(&service.state)));
+    branch(&mut out, &beneath(tree, ""), "");
+    out
+}
+
+/// A line of a tree and what hangs beneath it.
+struct Twig {
+    words: String,
+    beneath: Vec<Twig>,
+}
+
+/// The services that are part of this one.
+fn beneath(tree: &TreeResponse, under: &str) -> Vec<Twig> {
+    let services = tree.services.iter().filter(|service| service.under == under);
+    let twig = |service: &ServiceState| {
+        let mut words = format!("{}  {}", escape::text(&service.name), escape::text(&service.state));
         if service.restarts > 0 {
-            out.push_str(&format!("  restarts: {}", service.restarts));
+            words.push_str(&format!("  restarts: {}", service.restarts));
         }
         if !service.words.is_empty() {
-            out.push_str(&format!("  {}", escape::text(&service.words)));
+            words.push_str(&format!("  {}", escape::text(&service.words)));
         }
-        out.push('\n');
+        let beneath = if service.name.is_empty() { Vec::new() } else { beneath(tree, &service.name) };
+        Twig { words, beneath }
+    };
+    services.map(twig).collect()
+}
+
+fn branch(out: &mut String, twigs: &[Twig], indent: &str) {
+    for (at, twig) in twigs.iter().enumerate() {
+        let (mark, further) = if at + 1 == twigs.len() { ("`--", "    ") } else { ("|--", "|   ") };
+        out.push_str(&format!("{indent}{mark} {}\n", twig.words));
+        branch(out, &twig.beneath, &format!("{indent}{further}"));
     }
-    out
 }
 
 /// `apex stats`.

@@ -8,6 +8,7 @@ mod ask;
 mod audit;
 mod bell;
 mod clock;
+mod crew;
 mod dial;
 mod errand;
 mod keeper;

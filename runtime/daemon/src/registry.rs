@@ -12,12 +12,12 @@ use apex_core::seccomp::groups;
 
 use crate::audit::Audit;
 use crate::bell::{self, Bell};
+use crate::crew::Services;
 use crate::errand::Errands;
 use crate::options::Options;
 use crate::place::Place;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
-use crate::tree::Services;
 
 /// Sandboxes that one daemon has, those that have ended included.
 pub const SANDBOXES_MAX: usize = 4096;
@@ -33,7 +33,7 @@ pub struct Daemon {
     pub access: Policy,
     pub errands: Arc<Errands>,
     pub bell: Bell,
-    pub services: Services,
+    pub services: Arc<Services>,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -47,7 +47,7 @@ impl Daemon {
             access: access(options)?,
             errands,
             bell: Bell::new()?,
-            services: Services::default(),
+            services: Arc::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))

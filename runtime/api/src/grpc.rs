@@ -11,9 +11,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::server::MESSAGE_BYTES_MAX;
 use crate::v1::apex_server::{Apex, ApexServer};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, Empty, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
-    RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, Empty, Group, GroupRef, GroupsResponse, JsonLine, ListRequest,
+    ListResponse, LogChunk, LogsRequest, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
+    SetModeRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -155,5 +155,20 @@ impl Apex for Grpc {
     async fn stats(&self, request: Request<Empty>) -> Answer<StatsResponse> {
         let (peer, Empty {}) = opened(request)?;
         one(self.0.stats(peer).await)
+    }
+
+    async fn up(&self, request: Request<UpRequest>) -> Answer<Group> {
+        let (peer, message) = opened(request)?;
+        one(self.0.up(peer, message).await)
+    }
+
+    async fn down(&self, request: Request<GroupRef>) -> Answer<Group> {
+        let (peer, message) = opened(request)?;
+        one(self.0.down(peer, message).await)
+    }
+
+    async fn groups(&self, request: Request<Empty>) -> Answer<GroupsResponse> {
+        let (peer, Empty {}) = opened(request)?;
+        one(self.0.groups(peer).await)
     }
 }

@@ -13,9 +13,9 @@ use tokio_stream::StreamExt;
 use crate::openapi;
 use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, Limits, ListRequest, ListResponse, LogsRequest, RemoveRequest, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest, StatsResponse, StreamRequest, Transition,
-    TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest, ListResponse,
+    LogsRequest, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest, StatsResponse,
+    StreamRequest, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind};
 
@@ -281,6 +281,32 @@ pub(crate) static ROUTES: &[Route] = &[
         Box::pin(stats(call))
     }),
     route(
+        Verb::Post,
+        "/v1/groups",
+        "up",
+        "start a group of sandboxes and keep it running; answers when that is written down, and members start",
+        Answer::Message(of::<Group>()),
+        |call| Box::pin(up(call)),
+    )
+    .body(of::<UpRequest>())
+    .status(201),
+    route(
+        Verb::Get,
+        "/v1/groups",
+        "groups",
+        "the groups that are there",
+        Answer::Message(of::<GroupsResponse>()),
+        |call| Box::pin(groups(call)),
+    ),
+    route(
+        Verb::Delete,
+        "/v1/groups/{group}",
+        "down",
+        "end a group and forget it; answers when its sandboxes are gone",
+        Answer::Message(of::<Group>()),
+        |call| Box::pin(down(call)),
+    ),
+    route(
         Verb::Get,
         "/v1/audit",
         "auditTail",
@@ -408,6 +434,20 @@ async fn tree(call: Call) -> Result<Response, Error> {
 
 async fn stats(call: Call) -> Result<Response, Error> {
     json(StatusCode::OK, &call.service.stats(call.peer).await?)
+}
+
+async fn up(call: Call) -> Result<Response, Error> {
+    let request: UpRequest = call.message()?;
+    json(StatusCode::CREATED, &call.service.up(call.peer, request).await?)
+}
+
+async fn groups(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.groups(call.peer).await?)
+}
+
+async fn down(call: Call) -> Result<Response, Error> {
+    let group = GroupRef { name: call.id.clone() };
+    json(StatusCode::OK, &call.service.down(call.peer, group).await?)
 }
 
 async fn audit_tail(call: Call) -> Result<Response, Error> {

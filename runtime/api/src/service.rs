@@ -6,9 +6,9 @@ use tokio_stream::Stream;
 
 use crate::Error;
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
-    RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, Group, GroupRef, GroupsResponse, JsonLine, ListRequest, ListResponse,
+    LogChunk, LogsRequest, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest,
+    SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse, UpRequest,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
@@ -49,6 +49,9 @@ pub trait Service: Send + Sync + 'static {
     async fn audit_verify(&self, peer: Peer) -> Result<AuditVerdict, Error>;
     async fn tree(&self, peer: Peer) -> Result<TreeResponse, Error>;
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error>;
+    async fn up(&self, peer: Peer, request: UpRequest) -> Result<Group, Error>;
+    async fn down(&self, peer: Peer, group: GroupRef) -> Result<Group, Error>;
+    async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error>;
     /// Prometheus' text format.
     async fn metrics(&self, peer: Peer) -> Result<String, Error>;
     /// Whether requests are served; the reason when they are not.

@@ -4,7 +4,9 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use apex_api::v1::{JsonLine, LimitsInForce, Sandbox, ServiceState, StatsResponse, Transition, TreeResponse};
+use apex_api::v1::{
+    Group, JsonLine, LimitsInForce, MemberState, Sandbox, ServiceState, StatsResponse, Transition, TreeResponse,
+};
 use apex_core::{amount, escape};
 use serde::Serialize;
 use serde_json::Value;
@@ -106,6 +108,9 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("findings", sandbox.findings.to_string()),
         ("tightened by", sandbox.tightened_by.clone()),
         ("labels", labels.join(" ")),
+        ("group", sandbox.group.clone()),
+        ("member", sandbox.member.clone()),
+        ("predecessor", sandbox.predecessor.clone()),
     ];
     let rows: Vec<_> = rows.into_iter().filter(|(_, word)| !word.is_empty()).collect();
     sheet(&rows)
@@ -141,7 +146,9 @@ pub fn transition(transition: &Transition) -> String {
 /// `apex tree`.
 pub fn tree(tree: &TreeResponse) -> String {
     let mut out = "apexd\n".to_owned();
-    branch(&mut out, &beneath(tree, ""), "");
+    let mut twigs = beneath(tree, "");
+    twigs.extend(tree.groups.iter().map(group));
+    branch(&mut out, &twigs, "");
     out
 }
 
@@ -166,6 +173,24 @@ fn beneath(tree: &TreeResponse, under: &str) -> Vec<Twig> {
         Twig { words, beneath }
     };
     services.map(twig).collect()
+}
+
+fn group(group: &Group) -> Twig {
+    let member = |member: &MemberState| {
+        let mut words = format!("{}  {}", escape::text(&member.name), escape::text(&member.state));
+        if member.restarts > 0 {
+            words.push_str(&format!("  restarts: {}", member.restarts));
+        }
+        for more in [&member.sandbox, &member.words] {
+            words.push_str(&if more.is_empty() { String::new() } else { format!("  {}", escape::text(more)) });
+        }
+        Twig { words, beneath: Vec::new() }
+    };
+    let words = [&group.name, &group.state, &group.strategy, &group.words].map(|word| escape::text(word).into_owned());
+    Twig {
+        words: format!("group {}", words.join("  ").trim_end()),
+        beneath: group.members.iter().map(member).collect(),
+    }
 }
 
 fn branch(out: &mut String, twigs: &[Twig], indent: &str) {

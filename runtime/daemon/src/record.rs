@@ -33,6 +33,14 @@ pub struct Record {
     pub findings: u64,
     /// Bytes of the findings file that were judged.
     pub findings_read: u64,
+    /// The group and the member that it is; empty for none.
+    #[serde(default)]
+    pub group: String,
+    #[serde(default)]
+    pub member: String,
+    /// The one in whose place it stands; empty for none.
+    #[serde(default)]
+    pub predecessor: String,
 }
 
 impl Record {
@@ -71,12 +79,22 @@ impl Record {
             error: String::new(),
             findings: 0,
             findings_read: 0,
+            group: String::new(),
+            member: String::new(),
+            predecessor: String::new(),
         }
     }
 
     /// Whether nothing more will happen to it.
     pub fn is_over(&self) -> bool {
         matches!(self.facts.state, State::Ended | State::Failed | State::Lost)
+    }
+
+    /// Whether the other one was in its place before: of the same member of the same owner's group.
+    pub fn succeeds(&self, other: &Record) -> bool {
+        !self.group.is_empty()
+            && other.is_over()
+            && (&self.group, &self.member, self.uid) == (&other.group, &other.member, other.uid)
     }
 
     /// As the API tells it.
@@ -116,6 +134,9 @@ impl Record {
             tightened_by: facts.tightened_by.clone().unwrap_or_default(),
             findings: self.findings,
             network: network.to_owned(),
+            group: self.group.clone(),
+            member: self.member.clone(),
+            predecessor: self.predecessor.clone(),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::bell::{self, Bell};
 use crate::crew::Services;
 use crate::errand::Errands;
+use crate::groups::Groups;
 use crate::options::Options;
 use crate::place::Place;
 use crate::sandbox::Sandbox;
@@ -34,6 +35,7 @@ pub struct Daemon {
     pub errands: Arc<Errands>,
     pub bell: Bell,
     pub services: Arc<Services>,
+    pub groups: Groups,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -48,6 +50,7 @@ impl Daemon {
             errands,
             bell: Bell::new()?,
             services: Arc::default(),
+            groups: Groups::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -57,6 +60,7 @@ impl Daemon {
             place,
         });
         daemon.take_up().await?;
+        daemon.groups.take_up(&daemon.store)?;
         Ok(daemon)
     }
 
@@ -123,8 +127,13 @@ impl Daemon {
             let words = format!("there are {SANDBOXES_MAX} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
-        let name = sandbox.record().name;
-        if !name.is_empty() && sandboxes.values().any(|other| other.record().name == name) {
+        let record = sandbox.record();
+        let name = &record.name;
+        let holds = |other: &Arc<Sandbox>| {
+            let other = other.record();
+            other.name == *name && !record.succeeds(&other)
+        };
+        if !name.is_empty() && sandboxes.values().any(holds) {
             let words = format!("there is a sandbox of the name {name:?} already; choose another, or remove that one");
             return Err(Error::new(Kind::Conflict, words));
         }
@@ -159,7 +168,9 @@ impl Daemon {
             sandboxes.values().filter(|sandbox| !word.is_empty() && sandbox.record().name == word).collect();
         let begun: Vec<_> =
             sandboxes.values().filter(|sandbox| !word.is_empty() && sandbox.id.starts_with(word)).collect();
-        match (named.first(), begun.as_slice()) {
+        // Predecessors of a member have its name too.
+        let named = named.into_iter().max_by_key(|sandbox| (!sandbox.record().is_over(), sandbox.record().created_ms));
+        match (named, begun.as_slice()) {
             (Some(sandbox), _) => Ok(Arc::clone(sandbox)),
             (None, [sandbox]) => Ok(Arc::clone(sandbox)),
             (None, []) => Err(nobody(word)),

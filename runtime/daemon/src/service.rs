@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use apex_api::v1::{
-    self, AuditRequest, AuditVerdict, CreateRequest, JsonLine, ListRequest, ListResponse, LogChunk, LogsRequest,
-    RemoveRequest, RunInput, RunOutput, SandboxRef, SandboxStats, SetLimitsRequest, SetModeRequest, SignalRequest,
-    StatsResponse, StreamRequest, Transition, TreeResponse,
+    self, AuditRequest, AuditVerdict, CreateRequest, Group, GroupRef, GroupsResponse, JsonLine, ListRequest,
+    ListResponse, LogChunk, LogsRequest, RemoveRequest, RunInput, RunOutput, SandboxRef, SandboxStats,
+    SetLimitsRequest, SetModeRequest, SignalRequest, StatsResponse, StreamRequest, Transition, TreeResponse, UpRequest,
 };
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
@@ -23,7 +23,7 @@ use crate::record::Record;
 use crate::registry::{Daemon, nobody};
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{dial, options, run};
+use crate::{dial, groups, options, run};
 
 /// Answers of a stream that wait for a slow reader.
 pub const WAITING_MAX: usize = 16;
@@ -219,7 +219,7 @@ impl Service for Face {
 
     async fn tree(&self, peer: Peer) -> Result<TreeResponse, Error> {
         self.0.judge(peer, Operation::Tree, About::default())?;
-        Ok(TreeResponse { services: self.0.services.states() })
+        Ok(TreeResponse { services: self.0.services.states(), groups: groups::visible(&self.0, peer) })
     }
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {
@@ -246,6 +246,20 @@ impl Service for Face {
             });
         }
         Ok(StatsResponse { sandboxes: rows })
+    }
+
+    async fn up(&self, peer: Peer, request: UpRequest) -> Result<Group, Error> {
+        let daemon = Arc::clone(&self.0);
+        whole(async move { groups::up(&daemon, peer, request) }).await
+    }
+
+    async fn down(&self, peer: Peer, group: GroupRef) -> Result<Group, Error> {
+        let daemon = Arc::clone(&self.0);
+        whole(async move { groups::down(&daemon, peer, &group.name).await }).await
+    }
+
+    async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error> {
+        Ok(GroupsResponse { groups: groups::visible(&self.0, peer) })
     }
 
     async fn metrics(&self, peer: Peer) -> Result<String, Error> {

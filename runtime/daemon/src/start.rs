@@ -19,7 +19,7 @@ use apex_core::policy::Mode;
 use serde_json::json;
 use tokio::net::unix::pipe;
 
-use crate::ask::About;
+use crate::ask::{About, Asked};
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
 use crate::options;
@@ -58,10 +58,22 @@ pub async fn start(
 ) -> Result<Arc<Sandbox>, Error> {
     let record = record_of(daemon, peer, request)?;
     let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
+    start_as(daemon, peer, request, record, &asked, input).await
+}
+
+/// The same, of somebody who may, with this record.
+pub async fn start_as(
+    daemon: &Arc<Daemon>,
+    peer: Peer,
+    request: &CreateRequest,
+    record: Record,
+    asked: &Asked,
+    input: Input,
+) -> Result<Arc<Sandbox>, Error> {
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
     daemon.add(&sandbox)?;
     let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
-    let begun = match daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after) {
+    let begun = match daemon.write_down(asked, &record, Outcome::Allowed, "", json!(null), after) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
         Err(error) => Err(error),
     };
@@ -83,7 +95,8 @@ fn invalid(words: impl Into<String>) -> Error {
     Error::new(Kind::Invalid, words)
 }
 
-fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
+/// What a request asks for, as far as the daemon judges it.
+pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
     if request.command.is_empty() {
         return Err(invalid("there is no command; give one"));
     }

@@ -5,7 +5,8 @@
 //! |-- warden       never started anew: what it keeps cannot be had again without the privileges that only the start has
 //! `-- services     one-for-one
 //!     |-- api
-//!     `-- findings
+//!     |-- findings
+//!     `-- groups
 //! ```
 //!
 //! A service that fails is started anew by itself. When they fail too often, all of them begin anew, once; when that does not help either, the daemon ends, and its own
@@ -25,6 +26,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::crew::{Rules, Service, supervise};
 use crate::errand::{Errands, News};
+use crate::groups;
 use crate::options::Options;
 use crate::place::Place;
 use crate::registry::Daemon;
@@ -92,7 +94,9 @@ fn services(daemon: &Arc<Daemon>, stopped: &watch::Receiver<bool>) -> Vec<Servic
         let daemon = Arc::clone(&ringing);
         async move { daemon.bell.ring(&daemon).await }
     });
-    vec![findings, api]
+    let supervising = Arc::clone(daemon);
+    let groups = Service::new("groups", move || groups::live(Arc::clone(&supervising)));
+    vec![findings, groups, api]
 }
 
 /// What the warden tells. Nobody else listens there, so the lock is free.

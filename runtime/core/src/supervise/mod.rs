@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use file::{GroupFile, MemberFile, read};
 pub use machine::{Found, Happened, Machine, Order, Phase, Status};
-pub use spec::{Draft, Member, Spec, SpecError};
+pub use spec::{Draft, Member, Spec, SpecError, check_name};
 
 /// Most members of one group.
 pub const MEMBERS_MAX: usize = 64;

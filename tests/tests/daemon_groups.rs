@@ -203,7 +203,7 @@ fn a_wrong_file_is_refused_with_its_line_and_the_nearest_key() {
 #[test]
 fn groups_of_others_are_not_seen_and_strangers_have_none() {
     if !as_root() {
-        return skip("only root has others' groups");
+        skip!("only root has others' groups");
     }
     let daemon = Daemon::start(&[]);
     up(&daemon, "", &[("a", SLEEP, "")]);
@@ -217,6 +217,27 @@ fn groups_of_others_are_not_seen_and_strangers_have_none() {
     let refused = as_nobody(&["up", &path]);
     assert!(refused.code == 125 && refused.err().contains("cannot up"), "{refused:?}");
     assert!(all_run(&group(&daemon)), "it runs on");
+}
+
+#[test]
+fn what_a_finding_ended_is_not_started_anew() {
+    if !as_root() {
+        skip!("only root loads probes");
+    }
+    let daemon = Daemon::start(&[]);
+    let home = daemon.dir().dir("home");
+    let names = [".ssh/id_rsa", ".aws/credentials", ".netrc", ".docker/config.json", ".kube/config", ".pgpass"];
+    for name in names {
+        daemon.dir().file(&format!("home/{name}"), "secret");
+    }
+    let sweep =
+        format!("\"/bin/sh\", \"-c\", \"sleep 0.5; cd /tmp/h; cat {} > /dev/null; sleep 300\"", names.join(" "));
+    let watched = format!("mode = \"hybrid\"\nwatch = \"default\"\non_finding = \"kill\"\nro = [\"{home}:/tmp/h\"]");
+    up(&daemon, "intensity = { restarts = 2, within = \"1h\" }", &[("thief", sweep.as_str(), watched.as_str())]);
+    let failed = until(&daemon, |group| group["state"] == "failed");
+    assert!(failed["words"].as_str().is_some_and(|words| words.contains("tightened by a finding")), "{failed:#}");
+    let starts = daemon.json(&["ls", "--all"]);
+    assert_eq!(starts.as_array().map(Vec::len), Some(1), "there was one, and no other: {starts:#}");
 }
 
 #[test]

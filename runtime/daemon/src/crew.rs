@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use apex_api::v1::ServiceState;
+use apex_core::amount;
 use apex_core::supervise::{
     BackOff, Draft, Happened, Intensity, Machine, Order, Phase, Restart, Spec, Status, Strategy,
 };
@@ -208,9 +209,9 @@ impl Crew {
         if let Status::Failed { member } = self.machine.status() {
             let (intensity, name) = (self.rules.intensity, self.service(member).name);
             let words = format!(
-                "service {name} ended and more than {} restarts within {} s are not borne",
+                "service {name} ended and more than {} restarts within {} are not borne",
                 intensity.restarts,
-                intensity.within_ms / 1000
+                amount::duration(intensity.within_ms)
             );
             return Err(error(member)).context(words);
         }
@@ -290,7 +291,7 @@ mod tests {
         let error = supervise(Arc::clone(&known), RULES, crew).await.expect_err("it fails");
         let words = format!("{error:#}");
         assert!(
-            words.contains("service b ended and more than 2 restarts within 60 s") && words.contains("number 2"),
+            words.contains("service b ended and more than 2 restarts within 1m") && words.contains("number 2"),
             "{words}"
         );
         assert_eq!(read(&counts), [1, 3, 0]);

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::ask::Asked;
 use crate::clock::now_ms;
+use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 
@@ -112,9 +113,14 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
         "finding: {title}{instead}{}",
         carried.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     );
+    // How it ended is told by the keeper; that a finding ended it is known here alone.
+    let is_end = answer.transition.steps.contains(&Step::Kill);
+    let change = |record: &mut Record| match is_end {
+        true => record.facts.tightened_by.clone_from(&after.tightened_by),
+        false => record.facts = after.clone(),
+    };
     if carried.error.is_none()
-        && !answer.transition.steps.contains(&Step::Kill)
-        && let Err(error) = sandbox.update(&daemon.store, |record| record.facts = after.clone())
+        && let Err(error) = sandbox.update(&daemon.store, change)
     {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use apex_api::v1::{self, CreateRequest};
 use apex_core::access::Operation;
+use apex_core::amount;
 use apex_core::audit::Outcome;
 use apex_core::supervise::{Found, Happened, Machine, Order, Phase, Status};
 use serde::{Deserialize, Serialize};
@@ -250,8 +251,8 @@ fn ended(daemon: &Daemon, group: &Group, member: usize, well: bool, words: Strin
         let has_failed = before == Status::Up && matches!(state.machine.status(), Status::Failed { .. });
         has_failed.then(|| {
             let (name, intensity) = (&state.machine.spec().members[member].name, state.machine.spec().intensity);
-            let within_ms = intensity.within_ms;
-            let most = format!("more than {} restarts within {within_ms} ms are not borne", intensity.restarts);
+            let within = amount::duration(intensity.within_ms);
+            let most = format!("more than {} restarts within {within} are not borne", intensity.restarts);
             state.words = format!("{most}; {name} last ended so: {words}");
             state.words.clone()
         })

@@ -69,6 +69,7 @@ async fn begin(daemon: &Arc<Daemon>, group: &Group, member: usize) -> Result<Str
     let state = group.state();
     let owner = Peer { uid: group.asked.uid, gid: group.asked.gid, pid: 0 };
     let words = |error: apex_api::Error| error.words;
+    refuse_tightened(daemon, &state.members[member].sandbox).await?;
     let mut record = start::record_of(daemon, owner, request).map_err(words)?;
     record.group.clone_from(&group.asked.name);
     record.member = group.member_name(member);
@@ -86,6 +87,19 @@ async fn begin(daemon: &Arc<Daemon>, group: &Group, member: usize) -> Result<Str
     };
     let sandbox = start::start_as(daemon, owner, request, record, &asked, Input::None).await.map_err(words)?;
     Ok(sandbox.id.clone())
+}
+
+/// A new sandbox in the place of one that a finding tightened would be laxer than that, and nothing relaxes it but somebody who may.
+async fn refuse_tightened(daemon: &Daemon, before: &str) -> Result<(), String> {
+    let Some(sandbox) = daemon.find(before).ok().filter(|sandbox| sandbox.id == before) else { return Ok(()) };
+    // Whoever answers a finding holds it: what ended it may not be written down yet.
+    let _turn = sandbox.turn.lock().await;
+    match sandbox.record().facts.tightened_by {
+        Some(finding) => Err(format!(
+            "not started anew: {before} was tightened by a finding ({finding}); look at it (`apex findings {before}`), then bring the group down, remove it, and bring the group up"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Asks one to end, and ends it when it does not.

@@ -238,7 +238,7 @@ impl Service for Fake {
     async fn tree(&self, _: Peer) -> Result<TreeResponse, Error> {
         let service =
             |name: &str| ServiceState { name: name.to_owned(), state: "running".to_owned(), ..Default::default() };
-        Ok(TreeResponse { services: vec![service("api"), service("audit")] })
+        Ok(TreeResponse { services: vec![service("api"), service("audit")], ..Default::default() })
     }
 
     async fn stats(&self, _: Peer) -> Result<StatsResponse, Error> {

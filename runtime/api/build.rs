@@ -1,7 +1,7 @@
 //! The wire types from `proto/`, without a protoc of the system.
 
 /// What a client sends: a field that nobody knows is refused, as it would be ignored otherwise. An answer may grow, and old clients go on.
-const REQUESTS: [&str; 11] = [
+const REQUESTS: [&str; 14] = [
     "CreateRequest",
     "Limits",
     "SandboxRef",
@@ -13,6 +13,9 @@ const REQUESTS: [&str; 11] = [
     "SignalRequest",
     "RemoveRequest",
     "AuditRequest",
+    "UpRequest",
+    "GroupMember",
+    "GroupRef",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

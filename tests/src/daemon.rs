@@ -209,7 +209,14 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Also when the test fails, which has its own words by then; a daemon that is gone has nobody to end its sandboxes for.
+        // Also when the test fails, which has its own words by then; a daemon that is gone has nobody to end its sandboxes for. Groups first: they would start others.
+        if let Ok(output) = self.command(&["--json", "groups"]).output()
+            && let Ok(Value::Array(groups)) = serde_json::from_slice(&output.stdout)
+        {
+            for group in groups {
+                let _ = self.command(&["down", group["name"].as_str().unwrap_or_default()]).output();
+            }
+        }
         if let Ok(output) = self.command(&["--json", "ls", "--all"]).output()
             && let Ok(Value::Array(sandboxes)) = serde_json::from_slice(&output.stdout)
         {

@@ -308,7 +308,7 @@ fn metrics_are_what_prometheus_reads() {
     let daemon = Daemon::start(&["--budget", "memory=2G"]);
     let id = daemon.create(&["--name", "one"], &["/bin/sleep", "300"]);
     daemon.apex(&sleeper(&["--memory", "3G"]));
-    daemon.apex(&[&["create"], lenient(), &["--", "/no/such/program"]].concat());
+    daemon.apex(&[&["create", "--ro", "/no/such/dir"], lenient(), &["--", "/bin/true"]].concat());
     daemon.apex(&["inspect", "nobody"]);
     get(&daemon, "/nothing/here/{with=\"braces\"}");
     get(&daemon, "/v1/sandboxes/none");

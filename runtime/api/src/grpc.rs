@@ -11,9 +11,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::server::MESSAGE_BYTES_MAX;
 use crate::v1::apex_server::{Apex, ApexServer};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, JsonLine, ListRequest, ListResponse, LogChunk,
-    LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, Group, GroupRef, GroupsResponse, JsonLine,
+    ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox,
+    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest,
+    Suggestion, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -180,5 +181,20 @@ impl Apex for Grpc {
     async fn drain_pools(&self, request: Request<DrainPoolsRequest>) -> Answer<PoolsResponse> {
         let (peer, message) = opened(request)?;
         one(self.0.drain_pools(peer, message).await)
+    }
+
+    async fn up(&self, request: Request<UpRequest>) -> Answer<Group> {
+        let (peer, message) = opened(request)?;
+        one(self.0.up(peer, message).await)
+    }
+
+    async fn down(&self, request: Request<GroupRef>) -> Answer<Group> {
+        let (peer, message) = opened(request)?;
+        one(self.0.down(peer, message).await)
+    }
+
+    async fn groups(&self, request: Request<Empty>) -> Answer<GroupsResponse> {
+        let (peer, Empty {}) = opened(request)?;
+        one(self.0.groups(peer).await)
     }
 }

@@ -44,10 +44,11 @@ pub fn document() -> String {
 
 fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     let mut parameters = Vec::new();
-    if route.path.contains("{id}") {
-        let what = "id of a sandbox, an unambiguous beginning of it, or its name";
+    let in_path =
+        [("id", "id of a sandbox, an unambiguous beginning of it, or its name"), ("group", "name of a group")];
+    for (name, what) in in_path.iter().filter(|(name, _)| route.path.contains(&format!("{{{name}}}"))) {
         parameters.push(json!({
-            "name": "id", "in": "path", "required": true, "description": what, "schema": { "type": "string" },
+            "name": name, "in": "path", "required": true, "description": what, "schema": { "type": "string" },
         }));
     }
     for param in route.query {

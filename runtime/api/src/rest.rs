@@ -67,7 +67,7 @@ pub(crate) fn refused(error: &Error) -> Response {
 pub(crate) struct Call {
     pub service: Arc<dyn Service>,
     pub peer: Peer,
-    /// What stands in the place of `{id}`.
+    /// What stands in the place of `{id}` or `{group}`.
     pub id: String,
     /// Whether the client takes Server-Sent Events.
     pub takes_events: bool,
@@ -82,7 +82,7 @@ impl Call {
         let peer = peer.ok_or_else(|| Error::new(Kind::Internal, "the server did not tell who asks"))?;
         let params = RawPathParams::from_request_parts(&mut parts, &());
         let params = params.await.map_err(|error| Error::new(Kind::Invalid, error.body_text()))?;
-        let id = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id.to_owned()).unwrap_or_default();
+        let id = params.iter().next().map(|(_, id)| id.to_owned()).unwrap_or_default();
         let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
         let Query(query) = query.map_err(|error| Error::new(Kind::Invalid, error.body_text()))?;
         check_names(route, &query)?;

@@ -13,9 +13,10 @@ use tokio_stream::StreamExt;
 use crate::openapi;
 use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Limits, ListRequest, ListResponse, LogsRequest, Pool,
-    PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest,
-    StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest,
+    ListResponse, LogsRequest, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest,
+    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
+    UpRequest,
 };
 use crate::{Error, Kind};
 
@@ -293,6 +294,32 @@ pub(crate) static ROUTES: &[Route] = &[
         Box::pin(stats(call))
     }),
     route(
+        Verb::Post,
+        "/v1/groups",
+        "up",
+        "start a group of sandboxes and keep it running; answers when that is written down, and members start",
+        Answer::Message(of::<Group>()),
+        |call| Box::pin(up(call)),
+    )
+    .body(of::<UpRequest>())
+    .status(201),
+    route(
+        Verb::Get,
+        "/v1/groups",
+        "groups",
+        "the groups that are there",
+        Answer::Message(of::<GroupsResponse>()),
+        |call| Box::pin(groups(call)),
+    ),
+    route(
+        Verb::Delete,
+        "/v1/groups/{group}",
+        "down",
+        "end a group and forget it; answers when its sandboxes are gone",
+        Answer::Message(of::<Group>()),
+        |call| Box::pin(down(call)),
+    ),
+    route(
         Verb::Get,
         "/v1/pools",
         "pools",
@@ -469,6 +496,20 @@ async fn set_pool(call: Call) -> Result<Response, Error> {
 async fn drain_pools(call: Call) -> Result<Response, Error> {
     let request = DrainPoolsRequest { id: call.word("id").unwrap_or_default().to_owned() };
     json(StatusCode::OK, &call.service.drain_pools(call.peer, request).await?)
+}
+
+async fn up(call: Call) -> Result<Response, Error> {
+    let request: UpRequest = call.message()?;
+    json(StatusCode::CREATED, &call.service.up(call.peer, request).await?)
+}
+
+async fn groups(call: Call) -> Result<Response, Error> {
+    json(StatusCode::OK, &call.service.groups(call.peer).await?)
+}
+
+async fn down(call: Call) -> Result<Response, Error> {
+    let group = GroupRef { name: call.id.clone() };
+    json(StatusCode::OK, &call.service.down(call.peer, group).await?)
 }
 
 async fn audit_tail(call: Call) -> Result<Response, Error> {

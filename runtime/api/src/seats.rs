@@ -1,6 +1,6 @@
 //! How much of the server one user may have at once: connections, and requests under way.
 //!
-//! Everybody may connect, and a user may have many user ids (subuid(5)): so the daemon's own user has places of its own, which the others cannot take together.
+//! Everybody may connect, and a user may have many user ids (subuid(5)): so root and the daemon's own user have places of their own, which the others cannot take together.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,13 +15,19 @@ pub(crate) struct Seats {
 /// How many there are.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
-    /// The user of the daemon, and its places.
+    /// The user of the daemon, who has these places like root.
     pub own_uid: u32,
     pub own: usize,
     /// Of any other user.
     pub each: usize,
     /// Of all others together.
     pub others: usize,
+}
+
+impl Bounds {
+    fn is_own(&self, uid: u32) -> bool {
+        uid == self.own_uid || uid == 0
+    }
 }
 
 #[derive(Default)]
@@ -43,9 +49,9 @@ impl Seats {
 
     /// `None` when this user, or all others together, have as many as they may have.
     pub fn take(self: &Arc<Seats>, uid: u32) -> Option<Seat> {
-        let Bounds { own_uid, own, each, others } = self.bounds;
+        let Bounds { own, each, others, .. } = self.bounds;
         let mut taken = self.taken();
-        let is_own = uid == own_uid;
+        let is_own = self.bounds.is_own(uid);
         let has = taken.users.get(&uid).copied().unwrap_or_default();
         if has >= if is_own { own } else { each } || (!is_own && taken.others >= others) {
             return None;
@@ -64,7 +70,7 @@ impl Seats {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut taken = self.seats.taken();
-        taken.others -= usize::from(self.uid != self.seats.bounds.own_uid);
+        taken.others -= usize::from(!self.seats.bounds.is_own(self.uid));
         if let Entry::Occupied(mut count) = taken.users.entry(self.uid) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {

@@ -7,9 +7,10 @@ use tokio_stream::Stream;
 
 use crate::Error;
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, JsonLine, ListRequest, ListResponse, LogChunk,
-    LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox, SandboxRef, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, JsonLine,
+    ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox,
+    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest,
+    Suggestion, Transition, TreeResponse, UpRequest,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
@@ -56,6 +57,9 @@ pub trait Service: Send + Sync + 'static {
     async fn pools(&self, peer: Peer) -> Result<PoolsResponse, Error>;
     async fn set_pool(&self, peer: Peer, request: SetPoolRequest) -> Result<Pool, Error>;
     async fn drain_pools(&self, peer: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error>;
+    async fn up(&self, peer: Peer, request: UpRequest) -> Result<Group, Error>;
+    async fn down(&self, peer: Peer, group: GroupRef) -> Result<Group, Error>;
+    async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error>;
     /// Prometheus' text format.
     async fn metrics(&self, peer: Peer) -> Result<String, Error>;
     /// A request was answered: `grpc` or `rest`, which call or route, and `ok`, the word of an error, or `unknown`. Each from a fixed set.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use apex_api::v1::{CreateRequest, LogsRequest, RunInput, Sandbox, SandboxRef, StreamRequest, run_input, run_output};
+use apex_api::v1::{
+    CreateRequest, GroupRef, LogsRequest, RunInput, Sandbox, SandboxRef, StreamRequest, run_input, run_output,
+};
 use apex_api::{Error, Kind, Service, client, server};
 use fake::{CHUNK_BYTES, Fake};
 use http_body_util::{BodyExt, Full};
@@ -312,6 +314,26 @@ async fn the_plain_routes_answer() {
     for uri in ["/v1/tree", "/v1/stats", "/v1/audit/verify"] {
         assert_eq!(ask_json(&served.path, "GET", uri, &Value::Null).await.0, 200, "{uri}");
     }
+}
+
+#[tokio::test]
+async fn groups_come_and_go_both_ways() {
+    let served = Served::start("groups");
+    let member = json!({"name": "web", "sandbox": {"command": ["a", "b"]}, "after": ["db"]});
+    let asked = json!({"name": "shop", "strategy": "one-for-all", "members": [member]});
+    let (status, group) = ask_json(&served.path, "POST", "/v1/groups", &asked).await;
+    assert_eq!((status, &group["name"], &group["members"][0]["words"]), (201, &json!("shop"), &json!("a b")));
+    let (status, refused) =
+        ask_json(&served.path, "POST", "/v1/groups", &json!({"name": "shop", "strategie": ""})).await;
+    assert_eq!(status, 400);
+    assert!(refused["error"]["message"].as_str().is_some_and(|words| words.contains("strategie")), "{refused}");
+    let (status, groups) = ask_json(&served.path, "GET", "/v1/groups", &Value::Null).await;
+    assert_eq!((status, &groups["groups"][0]["members"][0]["restarts"]), (200, &json!(2)));
+    let (status, group) = ask_json(&served.path, "DELETE", "/v1/groups/shop", &Value::Null).await;
+    assert_eq!((status, &group["name"], &group["state"]), (200, &json!("shop"), &json!("stopping")));
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
+    let group = grpc.down(GroupRef { name: "shop".to_owned() }).await.expect("as the test wants it").into_inner();
+    assert_eq!(group.state, "stopping");
 }
 
 #[tokio::test]

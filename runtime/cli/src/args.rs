@@ -121,7 +121,19 @@ pub enum Verb {
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
     },
-    /// Show the services of apexd
+    /// Start a group of sandboxes and keep it running
+    Up {
+        /// What is in it (TOML)
+        file: PathBuf,
+    },
+    /// End groups, and forget them
+    Down {
+        #[arg(required = true, value_name = "GROUP")]
+        names: Vec<String>,
+    },
+    /// List groups and their members
+    Groups,
+    /// Show the services of apexd and the groups
     Tree,
     /// Show what the sandboxes use
     Stats {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod group;
 mod log;
 mod policy;
 mod request;

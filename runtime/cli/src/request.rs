@@ -56,7 +56,7 @@ pub fn create(options: Options) -> Result<CreateRequest> {
     })
 }
 
-fn absolute(cwd: &str, path: &str) -> String {
+pub(crate) fn absolute(cwd: &str, path: &str) -> String {
     // An empty path is refused by apexd; the working directory it is not.
     if path.is_empty() || path.starts_with('/') {
         return path.to_owned();
@@ -65,7 +65,7 @@ fn absolute(cwd: &str, path: &str) -> String {
 }
 
 /// `PATH[:DEST]`, split at the last colon as the policy does; DEST is a path inside and stays.
-fn grant(cwd: &str, text: &str) -> Result<String> {
+pub(crate) fn grant(cwd: &str, text: &str) -> Result<String> {
     let (path, dest) = match text.rsplit_once(':') {
         Some((path, dest)) => (path, Some(dest)),
         None => (text, None),
@@ -105,7 +105,7 @@ pub fn load(path: &Path) -> std::io::Result<Option<String>> {
     Ok(Some(text))
 }
 
-fn policy_text(path: &Path) -> Result<String> {
+pub(crate) fn policy_text(path: &Path) -> Result<String> {
     let text = load(path).with_context(|| format!("reading the policy file {}", path.display()))?;
     text.with_context(|| format!("there is no policy file {}", path.display()))
 }

@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use apex_api::v1::{
-    JsonLine, LimitsInForce, Pool, Sandbox, SandboxStats, StatsResponse, Suggestion, Transition, TreeResponse, Usage,
+    Group, JsonLine, LimitsInForce, MemberState, Pool, Sandbox, SandboxStats, ServiceState, StatsResponse, Suggestion,
+    Transition, TreeResponse, Usage,
 };
 use apex_core::{amount, escape};
 use serde::Serialize;
@@ -111,6 +112,9 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("tightened by", sandbox.tightened_by.clone()),
         ("limit reached", sandbox.limit_reached.clone()),
         ("labels", labels.join(" ")),
+        ("group", sandbox.group.clone()),
+        ("member", sandbox.member.clone()),
+        ("predecessor", sandbox.predecessor.clone()),
     ];
     let rows: Vec<_> = rows.into_iter().filter(|(_, word)| !word.is_empty()).collect();
     sheet(&rows)
@@ -157,18 +161,59 @@ pub fn transition(transition: &Transition) -> String {
 /// `apex tree`.
 pub fn tree(tree: &TreeResponse) -> String {
     let mut out = "apexd\n".to_owned();
-    for (at, service) in tree.services.iter().enumerate() {
-        let branch = if at + 1 == tree.services.len() { "`--" } else { "|--" };
-        out.push_str(&format!("{branch} {}  {}", escape::text(&service.name), escape::text(&service.state)));
+    let mut twigs = beneath(tree, "");
+    twigs.extend(tree.groups.iter().map(group));
+    branch(&mut out, &twigs, "");
+    out
+}
+
+/// A line of a tree and what hangs beneath it.
+struct Twig {
+    words: String,
+    beneath: Vec<Twig>,
+}
+
+/// The services that are part of this one.
+fn beneath(tree: &TreeResponse, under: &str) -> Vec<Twig> {
+    let services = tree.services.iter().filter(|service| service.under == under);
+    let twig = |service: &ServiceState| {
+        let mut words = format!("{}  {}", escape::text(&service.name), escape::text(&service.state));
         if service.restarts > 0 {
-            out.push_str(&format!("  restarts: {}", service.restarts));
+            words.push_str(&format!("  restarts: {}", service.restarts));
         }
         if !service.words.is_empty() {
-            out.push_str(&format!("  {}", escape::text(&service.words)));
+            words.push_str(&format!("  {}", escape::text(&service.words)));
         }
-        out.push('\n');
+        let beneath = if service.name.is_empty() { Vec::new() } else { beneath(tree, &service.name) };
+        Twig { words, beneath }
+    };
+    services.map(twig).collect()
+}
+
+fn group(group: &Group) -> Twig {
+    let member = |member: &MemberState| {
+        let mut words = format!("{}  {}", escape::text(&member.name), escape::text(&member.state));
+        if member.restarts > 0 {
+            words.push_str(&format!("  restarts: {}", member.restarts));
+        }
+        for more in [&member.sandbox, &member.words] {
+            words.push_str(&if more.is_empty() { String::new() } else { format!("  {}", escape::text(more)) });
+        }
+        Twig { words, beneath: Vec::new() }
+    };
+    let words = [&group.name, &group.state, &group.strategy, &group.words].map(|word| escape::text(word).into_owned());
+    Twig {
+        words: format!("group {}", words.join("  ").trim_end()),
+        beneath: group.members.iter().map(member).collect(),
     }
-    out
+}
+
+fn branch(out: &mut String, twigs: &[Twig], indent: &str) {
+    for (at, twig) in twigs.iter().enumerate() {
+        let (mark, further) = if at + 1 == twigs.len() { ("`--", "    ") } else { ("|--", "|   ") };
+        out.push_str(&format!("{indent}{mark} {}\n", twig.words));
+        branch(out, &twig.beneath, &format!("{indent}{further}"));
+    }
 }
 
 /// `apex mode suggest`.

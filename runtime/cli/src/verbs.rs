@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use apex_api::v1::apex_client::ApexClient;
 use apex_api::v1::{
-    AuditRequest, CreateRequest, DrainPoolsRequest, Empty, ExecRequest, JsonLine, Limits, ListRequest, LogsRequest,
-    RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StreamRequest,
-    Transition,
+    AuditRequest, CreateRequest, DrainPoolsRequest, Empty, ExecRequest, GroupRef, JsonLine, Limits, ListRequest,
+    LogsRequest, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest,
+    StreamRequest, Transition,
 };
 use apex_api::{Error, client};
 use clap::CommandFactory;
@@ -20,7 +20,7 @@ use tonic::{Response, Status, Streaming};
 use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, PoolVerb, Verb};
 use crate::log::Log;
 use crate::run::Lines;
-use crate::{FAILED, policy, request, run, show, signals, terminal};
+use crate::{FAILED, group, policy, request, run, show, signals, terminal};
 
 /// Between two looks of `stats --watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -95,6 +95,11 @@ pub async fn perform(args: Args) -> Result<u8> {
         Verb::Rm { force, ids } => {
             each(ids, async |id| got(client.remove(RemoveRequest { id, force }).await).map(drop)).await
         }
+        Verb::Up { file } => {
+            let group = got(client.up(group::up(&file)?).await)?;
+            done(if json { show::json(&group) } else { show::print(&group::table(&[group])) })
+        }
+        Verb::Down { names } => each(names, async |name| got(client.down(GroupRef { name }).await).map(drop)).await,
         Verb::Mode(verb) => mode(client, verb, json).await,
         Verb::Limits(verb) => limits(client, verb, json).await,
         Verb::Pool(verb) => pool(client, verb, json).await,
@@ -134,6 +139,10 @@ async fn read(mut client: Client, verb: Verb, json: bool) -> Result<u8> {
         Verb::Tree => {
             let tree = got(client.tree(Empty {}).await)?;
             done(if json { show::json(&tree) } else { show::print(&show::tree(&tree)) })
+        }
+        Verb::Groups => {
+            let groups = got(client.groups(Empty {}).await)?.groups;
+            done(if json { show::json(&groups) } else { show::print(&group::table(&groups)) })
         }
         Verb::Stats { watch: true } => watch_stats(client, json).await,
         Verb::Stats { watch: false } => {

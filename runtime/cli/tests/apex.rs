@@ -241,6 +241,9 @@ fn the_other_verbs_answer() {
     let table = "TIME                  SEVERITY  TECHNIQUE  FINDING\n1970-01-01T00:00:00Z  critical  -          reads secrets\n";
     check(&daemon, &["findings", "one"], 0, table, "");
     check(&daemon, &["tree"], 0, "apexd\n|-- api  running\n`-- audit  running\n", "");
+    let groups = "GROUP  STATE  MEMBER  STATE    SANDBOX  RESTARTS  WORDS\nshop   up     web     running  -        2         -\n";
+    check(&daemon, &["groups"], 0, groups, "");
+    assert_eq!(read_json(&daemon, &["groups", "--json"])[0]["name"], "shop");
     assert_eq!(output(&daemon, &["stats"]).status.code(), Some(0));
     check(&daemon, &["version"], 0, concat!("apex ", env!("CARGO_PKG_VERSION"), "\n"), "");
     check(&daemon, &["audit", "tail", "-n", "1"], 0, "{\"a\":1}\n", "");

@@ -33,5 +33,6 @@ pub mod receipt;
 pub mod refusal;
 pub mod seccomp;
 pub mod summary;
+pub mod supervise;
 pub mod vouch;
 pub mod watch;

@@ -90,8 +90,10 @@ impl Daemon {
             | Operation::Audit
             | Operation::Stats
             | Operation::Tree
+            | Operation::Groups
             | Operation::Metrics => return Ok(()),
             Operation::Create
+            | Operation::Up
             | Operation::Run
             | Operation::Exec
             | Operation::Attach
@@ -100,12 +102,45 @@ impl Daemon {
             | Operation::Resume
             | Operation::Signal
             | Operation::Remove => self.audit.make_room(),
-            Operation::Kill | Operation::Pause | Operation::ModeTighten => {
+            Operation::Kill | Operation::Down | Operation::Pause | Operation::ModeTighten => {
                 let _ = self.audit.make_room();
                 return Ok(());
             }
         };
         room.map_err(|error| Error::new(Kind::Unavailable, format!("{error:#}; nothing was done; make room there")))
+    }
+
+    /// As [`Daemon::judge`] about a group, which has an owner and neither a mode nor labels.
+    pub fn judge_group(&self, peer: Peer, operation: Operation, owner: u32, name: &str) -> Result<Asked, Error> {
+        let roles = self.roles(peer);
+        let decision = self.question(peer, &roles, operation, (owner, None, &BTreeMap::new()));
+        let asked = Asked { operation, peer, roles, reason: decision.1.clone() };
+        if decision.0 {
+            self.make_room(operation)?;
+            return Ok(asked);
+        }
+        self.write_down_group(&asked, name, owner, Outcome::Refused, &decision.1, json!(null))?;
+        Err(Error::new(Kind::Denied, decision.1))
+    }
+
+    /// The same without a trace.
+    pub fn may_group(&self, peer: Peer, operation: Operation, owner: u32) -> bool {
+        self.question(peer, &self.roles(peer), operation, (owner, None, &BTreeMap::new())).0
+    }
+
+    /// Writes down what was done with a group.
+    pub fn write_down_group(
+        &self,
+        asked: &Asked,
+        name: &str,
+        owner: u32,
+        outcome: Outcome,
+        reason: &str,
+        after: Value,
+    ) -> Result<(), Error> {
+        let mut about = Record::new(String::new(), owner, Mode::Isolation, 0);
+        about.name = name.to_owned();
+        self.write_down(asked, &about, outcome, reason, json!(null), after)
     }
 
     /// The same without a trace.
@@ -127,6 +162,19 @@ impl Daemon {
 
     fn decide(&self, peer: Peer, roles: &BTreeSet<Role>, operation: Operation, about: &About<'_>) -> (bool, String) {
         let none = BTreeMap::new();
+        let owner = about.record.map_or(peer.uid, |record| record.uid);
+        let mode = about.mode.or(about.record.map(|record| record.facts.mode));
+        self.question(peer, roles, operation, (owner, mode, about.record.map_or(&none, |record| &record.labels)))
+    }
+
+    /// About something of this owner, mode and labels.
+    fn question(
+        &self,
+        peer: Peer,
+        roles: &BTreeSet<Role>,
+        operation: Operation,
+        (owner, mode, labels): (u32, Option<Mode>, &BTreeMap<String, String>),
+    ) -> (bool, String) {
         let now = now_ms();
         // In UTC: a static program does not read the host's time zone.
         let (minute_of_day, weekday) = access::moment(now, 0);
@@ -135,9 +183,9 @@ impl Daemon {
             &Question {
                 roles,
                 operation,
-                owner_is_asker: about.record.is_none_or(|record| record.uid == peer.uid),
-                mode: about.mode.or(about.record.map(|record| record.facts.mode)),
-                labels: about.record.map_or(&none, |record| &record.labels),
+                owner_is_asker: owner == peer.uid,
+                mode,
+                labels,
                 environment: self.options.environment.as_deref(),
                 minute_of_day,
                 weekday,

@@ -167,7 +167,15 @@ async fn carry_answer(
         answer.because,
         carried.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     );
-    if !is_end && let Err(error) = settle::end(daemon, sandbox, Some(&after).filter(|_| carried.error.is_none())) {
+    let in_force = Some(&after).filter(|_| carried.error.is_none());
+    // How it ended is told by the keeper; that a finding ended it is known here alone.
+    let note = |record: &mut Record| record.facts.tightened_by.clone_from(&after.tightened_by);
+    let stored = match (is_end, in_force) {
+        (false, _) => settle::end(daemon, sandbox, in_force),
+        (true, Some(_)) => sandbox.update(&daemon.store, note),
+        (true, None) => Ok(()),
+    };
+    if let Err(error) = stored {
         eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
     }
     let before = json!({"mode": record.facts.mode, "limits": record.facts.limits, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});

@@ -60,6 +60,14 @@ pub struct Record {
     pub findings_counted: u64,
     /// Bytes of it that were answered.
     pub findings_read: u64,
+    /// The group and the member that it is; empty for none.
+    #[serde(default)]
+    pub group: String,
+    #[serde(default)]
+    pub member: String,
+    /// The one in whose place it stands; empty for none.
+    #[serde(default)]
+    pub predecessor: String,
 }
 
 impl Record {
@@ -106,6 +114,9 @@ impl Record {
             findings: 0,
             findings_counted: 0,
             findings_read: 0,
+            group: String::new(),
+            member: String::new(),
+            predecessor: String::new(),
         }
     }
 
@@ -134,6 +145,13 @@ impl Record {
     /// Whether its command runs, or stands still.
     pub fn is_alive(&self) -> bool {
         matches!(self.facts.state, State::Running | State::Frozen)
+    }
+
+    /// Whether the other one was in its place before: of the same member of the same owner's group.
+    pub fn succeeds(&self, other: &Record) -> bool {
+        !self.group.is_empty()
+            && other.is_over()
+            && (&self.group, &self.member, self.uid) == (&other.group, &other.member, other.uid)
     }
 
     /// As the API tells it.
@@ -175,6 +193,9 @@ impl Record {
             network: network.to_owned(),
             usage: None,
             limit_reached: self.limit_reached.clone(),
+            group: self.group.clone(),
+            member: self.member.clone(),
+            predecessor: self.predecessor.clone(),
         }
     }
 }

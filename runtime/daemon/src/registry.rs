@@ -17,7 +17,9 @@ use tokio::task::JoinSet;
 use crate::audit::Audit;
 use crate::bell::{self, Bell};
 use crate::budget::Budget;
+use crate::crew::Services;
 use crate::errand::Errands;
+use crate::groups::Groups;
 use crate::limits::Watched;
 use crate::metrics::Metrics;
 use crate::options::Options;
@@ -28,7 +30,6 @@ use crate::refusals::Refusals;
 use crate::sandbox::Sandbox;
 use crate::settle::settle;
 use crate::store::Store;
-use crate::tree::Services;
 
 /// How long the sandboxes of pools may take to end behind their daemon.
 const ORPHAN_WITHIN: Duration = Duration::from_secs(3);
@@ -47,11 +48,12 @@ pub struct Daemon {
     pub errands: Arc<Errands>,
     pub bell: Bell,
     pub pool: Pool,
-    pub services: Services,
     pub refusals: Mutex<Refusals>,
     pub budget: Arc<Budget>,
     pub metrics: Metrics,
     pub watched: Watched,
+    pub services: Arc<Services>,
+    pub groups: Groups,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -66,11 +68,12 @@ impl Daemon {
             errands,
             bell: Bell::new()?,
             pool: Pool::new(options.pool_max),
-            services: Services::default(),
             refusals: Mutex::default(),
             budget: Budget::new(options)?,
             metrics: Metrics::default(),
             watched: Watched::default(),
+            services: Arc::default(),
+            groups: Groups::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -80,6 +83,7 @@ impl Daemon {
             place,
         });
         daemon.take_up().await?;
+        daemon.groups.take_up(&daemon.store)?;
         Ok(daemon)
     }
 
@@ -163,14 +167,20 @@ impl Daemon {
             let words = format!("there are {most} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
-        let Record { name, uid, .. } = sandbox.record();
-        // Nobody but the daemon's own user keeps the others out.
-        let most = if uid == nix::unistd::geteuid().as_raw() { most } else { (most / 4).max(1) };
+        let record = sandbox.record();
+        let (name, uid) = (&record.name, record.uid);
+        // Nobody but root and the daemon's own user keeps the others out.
+        let is_trusted = uid == 0 || uid == nix::unistd::geteuid().as_raw();
+        let most = if is_trusted { most } else { (most / 4).max(1) };
         if sandboxes.values().filter(|other| other.uid == uid).count() >= most {
             let words = format!("you have {most} sandboxes already; `apex rm` removes those that have ended");
             return Err(Error::new(Kind::Exhausted, words));
         }
-        if !name.is_empty() && sandboxes.values().any(|other| other.record().name == name) {
+        let holds = |other: &Arc<Sandbox>| {
+            let other = other.record();
+            other.name == *name && !record.succeeds(&other)
+        };
+        if !name.is_empty() && sandboxes.values().any(holds) {
             let words = format!("there is a sandbox of the name {name:?} already; choose another, or remove that one");
             return Err(Error::new(Kind::Conflict, words));
         }
@@ -220,7 +230,9 @@ impl Daemon {
             fitting.filter(|sandbox| is_seen(&sandbox.record())).cloned().collect()
         };
         let named = of(&|sandbox| sandbox.record().name == word);
-        if let Some(sandbox) = named.into_iter().next() {
+        // Predecessors of a member have its name too.
+        let named = named.into_iter().max_by_key(|sandbox| (!sandbox.record().is_over(), sandbox.record().created_ms));
+        if let Some(sandbox) = named {
             return Ok(sandbox);
         }
         match of(&|sandbox| sandbox.id.starts_with(word)).as_slice() {

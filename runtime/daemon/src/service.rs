@@ -4,9 +4,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use apex_api::v1::{
-    self, AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, JsonLine, ListRequest, ListResponse, LogChunk,
-    LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, SandboxRef, SandboxStats, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
+    self, AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, JsonLine,
+    ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput,
+    SandboxRef, SandboxStats, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse,
+    StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
 };
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
@@ -23,7 +24,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{confine, dial, figures, metrics, options, pool, run, suggest, usage};
+use crate::{confine, dial, figures, groups, metrics, options, pool, run, suggest, usage};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -262,10 +263,11 @@ impl Service for Face {
         let own = v1::ServiceState {
             name: "apexd".to_owned(),
             state: "running".to_owned(),
-            restarts: 0,
             words: confine::in_force(),
+            ..Default::default()
         };
-        Ok(TreeResponse { services: [vec![own], self.0.services.states()].concat() })
+        let services = [vec![own], self.0.services.states()].concat();
+        Ok(TreeResponse { services, groups: groups::visible(&self.0, peer) })
     }
 
     async fn stats(&self, peer: Peer) -> Result<StatsResponse, Error> {
@@ -330,6 +332,20 @@ impl Service for Face {
             self.0.write_down(&asked, &of, Outcome::Allowed, "", before, json!(null))?;
         }
         Ok(PoolsResponse { pools })
+    }
+
+    async fn up(&self, peer: Peer, request: UpRequest) -> Result<Group, Error> {
+        let daemon = Arc::clone(&self.0);
+        whole(async move { groups::up(&daemon, peer, request) }).await
+    }
+
+    async fn down(&self, peer: Peer, group: GroupRef) -> Result<Group, Error> {
+        let daemon = Arc::clone(&self.0);
+        whole(async move { groups::down(&daemon, peer, &group.name).await }).await
+    }
+
+    async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error> {
+        Ok(GroupsResponse { groups: groups::visible(&self.0, peer) })
     }
 
     async fn metrics(&self, peer: Peer) -> Result<String, Error> {

@@ -18,7 +18,7 @@ use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
 
-use crate::ask::About;
+use crate::ask::{About, Asked};
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
 use crate::errand::NotStarted;
@@ -54,35 +54,52 @@ pub async fn start(
     operation: Operation,
     input: Input,
 ) -> Result<Arc<Sandbox>, Error> {
-    let (record, wait) = (record_of(daemon, peer, request)?, budget::wait_of(request)?);
+    let record = record_of(daemon, peer, request)?;
+    // Words that mean nothing are refused before anything is judged.
+    budget::wait_of(request)?;
     let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
     let began = Instant::now();
-    let note = |sandbox: &Arc<Sandbox>| {
-        let record = sandbox.record();
-        let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
-        daemon.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after)
-    };
-    let admit = |sandbox: &Arc<Sandbox>| daemon.add(sandbox).and_then(|()| note(sandbox));
+    let admit = |sandbox: &Arc<Sandbox>| daemon.add(sandbox).and_then(|()| note(daemon, &asked, sandbox));
     if request.pool
         && let Taken::Started(sandbox) = pool::take(daemon, peer, request, &record, input, admit).await?
     {
         tell_start(daemon, &sandbox.record(), began);
         return Ok(sandbox);
     }
+    start_as(daemon, peer, request, record, &asked, input).await
+}
+
+/// Writes down that it is started.
+fn note(daemon: &Daemon, asked: &Asked, sandbox: &Sandbox) -> Result<(), Error> {
+    let record = sandbox.record();
+    let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
+    daemon.write_down(asked, &record, Outcome::Allowed, "", json!(null), after)
+}
+
+/// The same, of somebody who may, with this record.
+pub async fn start_as(
+    daemon: &Arc<Daemon>,
+    peer: Peer,
+    request: &CreateRequest,
+    record: Record,
+    asked: &Asked,
+    input: Input,
+) -> Result<Arc<Sandbox>, Error> {
+    let wait = budget::wait_of(request)?;
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
     daemon.add(&sandbox)?;
-    if let Err(error) = budget::admit(daemon, &sandbox, &asked, wait).await {
+    if let Err(error) = budget::admit(daemon, &sandbox, asked, wait).await {
         let _ = daemon.forget(&sandbox);
         return Err(error);
     }
     let began = Instant::now();
-    let begun = match note(&sandbox) {
+    let begun = match note(daemon, asked, &sandbox) {
         Ok(()) => begin(daemon, peer, request, &sandbox, input).await,
         Err(error) => Err(error),
     };
     if let Err(error) = begun {
         // Nothing runs: nobody should find what is not there, and the log that allowed it says so.
-        let _ = daemon.write_down(&asked, &record, Outcome::Failed, &error.words, json!(null), json!(null));
+        let _ = daemon.write_down(asked, &record, Outcome::Failed, &error.words, json!(null), json!(null));
         daemon.discard(&sandbox);
         daemon.metrics.count(&metrics::STARTS, &[record.facts.born.name(), "error"]);
         return Err(error);
@@ -112,6 +129,7 @@ fn invalid(words: impl Into<String>) -> Error {
     Error::new(Kind::Invalid, words)
 }
 
+/// What a request asks for, as far as the daemon judges it.
 pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
     request::check(request)?;
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());

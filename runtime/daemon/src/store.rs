@@ -1,6 +1,6 @@
 //! Records on disk (SQLite), so that a daemon that was killed finds its sandboxes again.
 //!
-//! One table, a record as JSON in each row: what is asked of it is one record or all of them. Each write is whole or not there. A file that cannot be read is an
+//! Sandboxes and groups each have a table, a record as JSON in each row: what is asked of it is one record or all of them. Each write is whole or not there. A file that cannot be read is an
 //! error that names it, never an empty store.
 
 use std::path::{Path, PathBuf};
@@ -9,10 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, params};
 
+use crate::group::{Asked, State};
 use crate::record::Record;
 
 /// Number of the last of the migrations.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// The open file.
 pub struct Store {
@@ -35,6 +36,12 @@ impl Store {
             if version < 1 {
                 connection.execute_batch(
                     "BEGIN; CREATE TABLE sandbox (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT; PRAGMA user_version = 1; COMMIT;",
+                )?;
+            }
+            if version < 2 {
+                // What was asked for is written once, what became of it with each change.
+                connection.execute_batch(
+                    "BEGIN; CREATE TABLE supervised (name TEXT PRIMARY KEY, asked TEXT NOT NULL, state TEXT NOT NULL) STRICT; PRAGMA user_version = 2; COMMIT;",
                 )?;
             }
             Ok(connection)
@@ -73,6 +80,50 @@ impl Store {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         connection
             .execute("DELETE FROM sandbox WHERE id = ?1", params![id])
+            .map(drop)
+            .with_context(|| format!("writing to the store {}", self.path.display()))
+    }
+
+    /// Every group: what was asked for, and what became of it.
+    pub fn groups(&self) -> Result<Vec<(Asked, State)>> {
+        let read = || -> Result<Vec<(Asked, State)>> {
+            let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut statement = connection.prepare("SELECT asked, state FROM supervised ORDER BY name")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let texts: rusqlite::Result<Vec<(String, String)>> = rows.collect();
+            texts?
+                .iter()
+                .map(|(asked, state)| Ok((serde_json::from_str(asked)?, serde_json::from_str(state)?)))
+                .collect()
+        };
+        read().with_context(|| format!("reading groups from the store {}", self.path.display()))
+    }
+
+    /// Writes a new group.
+    pub fn put_group(&self, asked: &Asked, state: &State) -> Result<()> {
+        let texts = (serde_json::to_string(asked)?, serde_json::to_string(state)?);
+        self.about_groups(
+            "INSERT INTO supervised (name, asked, state) VALUES (?1, ?2, ?3)",
+            params![asked.name, texts.0, texts.1],
+        )
+    }
+
+    /// Writes what became of a group.
+    pub fn put_group_state(&self, name: &str, state: &State) -> Result<()> {
+        let text = serde_json::to_string(state)?;
+        self.about_groups("UPDATE supervised SET state = ?2 WHERE name = ?1", params![name, text])
+    }
+
+    /// Forgets a group.
+    pub fn forget_group(&self, name: &str) -> Result<()> {
+        self.about_groups("DELETE FROM supervised WHERE name = ?1", params![name])
+    }
+
+    fn about_groups(&self, statement: &str, params: impl rusqlite::Params) -> Result<()> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        connection
+            .prepare_cached(statement)
+            .and_then(|mut statement| statement.execute(params))
             .map(drop)
             .with_context(|| format!("writing to the store {}", self.path.display()))
     }

@@ -242,7 +242,7 @@ impl Service for Fake {
     async fn tree(&self, _: Peer) -> Result<TreeResponse, Error> {
         let service =
             |name: &str| ServiceState { name: name.to_owned(), state: "running".to_owned(), ..Default::default() };
-        Ok(TreeResponse { services: vec![service("api"), service("audit")] })
+        Ok(TreeResponse { services: vec![service("api"), service("audit")], ..Default::default() })
     }
 
     async fn stats(&self, _: Peer) -> Result<StatsResponse, Error> {
@@ -268,6 +268,36 @@ impl Service for Fake {
 
     async fn drain_pools(&self, _: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error> {
         Ok(PoolsResponse { pools: vec![Pool { id: request.id, ..Default::default() }] })
+    }
+
+    async fn up(&self, _: Peer, request: UpRequest) -> Result<Group, Error> {
+        let state = |member: &GroupMember| MemberState {
+            name: member.name.clone(),
+            state: "starting".to_owned(),
+            after: member.after.clone(),
+            words: member.sandbox.as_ref().map(|sandbox| sandbox.command.join(" ")).unwrap_or_default(),
+            ..Default::default()
+        };
+        let members = request.members.iter().map(state).collect();
+        Ok(Group {
+            name: request.name,
+            strategy: request.strategy,
+            state: "up".to_owned(),
+            members,
+            ..Default::default()
+        })
+    }
+
+    async fn down(&self, _: Peer, group: GroupRef) -> Result<Group, Error> {
+        Ok(Group { name: group.name, state: "stopping".to_owned(), ..Default::default() })
+    }
+
+    async fn groups(&self, _: Peer) -> Result<GroupsResponse, Error> {
+        let member =
+            MemberState { name: "web".to_owned(), state: "running".to_owned(), restarts: 2, ..Default::default() };
+        let group =
+            Group { name: "shop".to_owned(), state: "up".to_owned(), members: vec![member], ..Default::default() };
+        Ok(GroupsResponse { groups: vec![group] })
     }
 
     async fn metrics(&self, _: Peer) -> Result<String, Error> {

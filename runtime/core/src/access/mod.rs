@@ -100,11 +100,17 @@ pub enum Operation {
     Tree,
     /// Read the figures of the whole daemon.
     Metrics,
+    /// Have a group of sandboxes kept running; each of them needs create too.
+    Up,
+    /// End a group.
+    Down,
+    /// See groups.
+    Groups,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 21] = [
+    pub const ALL: [Operation; 24] = [
         Operation::Create,
         Operation::Run,
         Operation::Exec,
@@ -126,6 +132,9 @@ impl Operation {
         Operation::Stats,
         Operation::Tree,
         Operation::Metrics,
+        Operation::Up,
+        Operation::Down,
+        Operation::Groups,
     ];
 
     /// The name in files and output.
@@ -152,6 +161,9 @@ impl Operation {
             Operation::Stats => "stats",
             Operation::Tree => "tree",
             Operation::Metrics => "metrics",
+            Operation::Up => "up",
+            Operation::Down => "down",
+            Operation::Groups => "groups",
         }
     }
 }

@@ -169,7 +169,11 @@ fn resource(record: &Record) -> Option<Resource> {
     (!target.id.is_empty() || !target.name.is_empty()).then(|| Resource {
         uid: text(&target.id),
         name: text(&target.name),
-        kind: "Apex sandbox",
+        kind: if matches!(record.operation, Operation::Up | Operation::Down | Operation::Groups) {
+            "Apex group"
+        } else {
+            "Apex sandbox"
+        },
         role_id: ROLE_TARGET,
         role: "Target",
     })
@@ -178,7 +182,7 @@ fn resource(record: &Record) -> Option<Resource> {
 /// `activity_id` and its caption.
 const fn kind(operation: Operation) -> (u32, &'static str) {
     match operation {
-        Operation::Create => (1, "Create"),
+        Operation::Create | Operation::Up => (1, "Create"),
         Operation::Inspect
         | Operation::List
         | Operation::Logs
@@ -187,7 +191,8 @@ const fn kind(operation: Operation) -> (u32, &'static str) {
         | Operation::Audit
         | Operation::Stats
         | Operation::Tree
-        | Operation::Metrics => (2, "Read"),
+        | Operation::Metrics
+        | Operation::Groups => (2, "Read"),
         Operation::Run
         | Operation::Exec
         | Operation::Attach
@@ -197,7 +202,7 @@ const fn kind(operation: Operation) -> (u32, &'static str) {
         | Operation::Pause
         | Operation::Resume
         | Operation::Signal => (3, "Update"),
-        Operation::Kill | Operation::Remove => (4, "Delete"),
+        Operation::Kill | Operation::Remove | Operation::Down => (4, "Delete"),
     }
 }
 

@@ -41,6 +41,7 @@ pub use resolve::{
 };
 #[cfg(feature = "schema")]
 pub use schema::json_schema;
+pub(crate) use value::Millis;
 
 /// What a policy file says about the runs that it was learned from. Reads the whole file: what is no policy is refused.
 pub(crate) fn learned_table(text: &str, file: &str) -> Result<Option<LearnedTable>, PolicyError> {

@@ -62,7 +62,7 @@ impl Daemon {
     fn roles(&self, peer: Peer) -> BTreeSet<Role> {
         let user = who::look_up(peer.uid, peer.gid);
         let is_daemon = peer.uid == nix::unistd::geteuid().as_raw();
-        self.access.roles(&Caller { uid: peer.uid, user: user.name.as_deref(), groups: &user.groups, is_daemon })
+        self.access().roles(&Caller { uid: peer.uid, user: user.name.as_deref(), groups: &user.groups, is_daemon })
     }
 
     fn decide(&self, peer: Peer, roles: &BTreeSet<Role>, operation: Operation, about: &About<'_>) -> (bool, String) {
@@ -71,7 +71,7 @@ impl Daemon {
         // In UTC: a static program does not read the host's time zone.
         let (minute_of_day, weekday) = access::moment(now, 0);
         let decision = access::decide(
-            &self.access,
+            &self.access(),
             &Question {
                 roles,
                 operation,

@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 use apex_core::audit::{Anchors, Broken, Chain, LINE_BYTES_MAX, Record, Verdict, verify};
 
+use crate::say::{self, Level};
+
 /// The open log.
 pub struct Audit {
     path: PathBuf,
@@ -103,7 +105,12 @@ fn mend_end(file: &mut File, path: &Path) -> Result<()> {
         file.write_all(b"\n")?;
         return Ok(());
     }
-    eprintln!("apexd: {}: its last line was never finished and is cut off ({} bytes)", path.display(), part.len());
+    say::line(
+        Level::Warning,
+        "audit",
+        None,
+        format_args!("{}: its last line was never finished and is cut off ({} bytes)", path.display(), part.len()),
+    );
     Ok(file.set_len(from + start as u64)?)
 }
 

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
-use crate::{dial, ready};
+use crate::{dial, ready, say};
 
 /// Where a sandbox's prober writes its findings.
 pub const FINDINGS: &str = "findings.jsonl";
@@ -91,7 +91,7 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
             record.findings_read = until;
         });
         if let Err(error) = noted {
-            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+            say::about(&sandbox.id, "store", format_args!("{error:#}"));
         }
         for finding in findings {
             if let Some(severity) = severity(&finding) {

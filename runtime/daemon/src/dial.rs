@@ -15,6 +15,7 @@ use crate::ask::Asked;
 use crate::clock::now_ms;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::say;
 
 /// What became of the steps of a transition.
 struct Carried {
@@ -116,7 +117,7 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
         && !answer.transition.steps.contains(&Step::Kill)
         && let Err(error) = sandbox.update(&daemon.store, |record| record.facts = after.clone())
     {
-        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+        say::about(&sandbox.id, "store", format_args!("{error:#}"));
     }
     let before =
         json!({"mode": record.facts.mode, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
@@ -124,7 +125,7 @@ pub async fn react(daemon: &Daemon, sandbox: &Arc<Sandbox>, severity: Severity, 
     if let Err(error) =
         daemon.write_down(&Asked::by_itself(Operation::ModeTighten), &record, outcome, &words, before, now)
     {
-        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+        say::about(&sandbox.id, "audit", format_args!("{error}"));
     }
 }
 

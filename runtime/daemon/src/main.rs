@@ -12,14 +12,18 @@ mod dial;
 mod errand;
 mod keeper;
 mod log;
+mod manager;
+mod nest;
 mod options;
 mod place;
 mod privilege;
 mod ready;
 mod record;
 mod registry;
+mod reload;
 mod run;
 mod sandbox;
+mod say;
 mod service;
 mod start;
 mod store;
@@ -28,6 +32,7 @@ mod tree;
 mod warden;
 mod who;
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -39,7 +44,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("apexd: {error:#}");
+            say::line(say::Level::Error, "end", None, format_args!("{error:#}"));
             ExitCode::from(125)
         }
     }
@@ -55,18 +60,20 @@ fn run() -> Result<()> {
 }
 
 fn serve(options: &Options) -> Result<()> {
+    let manager = manager::Manager::take()?;
     let place = place::Place::take(&options.state)?;
     let program = warden::find_program()?;
     let (ours, its) = apex_sys::net::pair().context("making a socket for the warden")?;
     // Before any thread: what is forked later would inherit locks that nobody gives back.
-    match process::clone_into(0, None).context("forking the warden")? {
+    let nest = options.cgroup.as_deref().map(nest::make).transpose()?;
+    match process::clone_into(0, nest.as_ref().map(AsFd::as_fd)).context("forking the warden")? {
         Side::Child => {
-            drop(ours);
-            drop(place);
+            drop((ours, place, manager, nest));
             process::exit_now(warden::serve(&its, &program))
         }
         Side::Parent { pid, pidfd } => {
-            drop((its, program));
+            drop((its, program, nest));
+            say::begin();
             // What is made from here on is for nobody else; a keeper has the umask that we were given.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o066));
             raise_descriptors()?;
@@ -76,7 +83,7 @@ fn serve(options: &Options) -> Result<()> {
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            runtime.block_on(tree::live(options, place, warden::Child { pid, pidfd, socket: ours }))
+            runtime.block_on(tree::live(options, place, warden::Child { pid, pidfd, socket: ours }, manager))
         }
     }
 }

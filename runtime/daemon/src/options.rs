@@ -17,12 +17,14 @@ usage: apexd [OPTIONS]
   --state DIR     where sandboxes, audit log and store lie (default: /var/lib/apex)
   --access FILE   who may do what, beside the built-in rules (default: /etc/apex/access.toml, if it is there)
   --mode MODE     mode of sandboxes that are created without one: isolation, hybrid or development (default: isolation)
+  --cgroup DIR    cgroup v2 directory of nobody else, below which keepers and sandboxes get theirs (default: the daemon's own)
   --environment NAME
                   label for rules that hold in one environment, such as ci or production
   -h, --help      print this text
   -V, --version   print the version
 
 It runs in the foreground. SIGTERM and SIGINT end it; sandboxes go on and are taken up again by the next apexd with the same --state.
+SIGHUP has it read the rules of access anew. Under a service manager it takes the socket that is handed over, tells when it is ready, and beats for the watchdog.
 ";
 
 /// What is asked for.
@@ -46,6 +48,8 @@ pub struct Options {
     pub access: Option<PathBuf>,
     /// `--mode`.
     pub mode: Mode,
+    /// `--cgroup`.
+    pub cgroup: Option<PathBuf>,
     /// `--environment`.
     pub environment: Option<String>,
 }
@@ -57,6 +61,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         state: "/var/lib/apex".into(),
         access: None,
         mode: Mode::Isolation,
+        cgroup: None,
         environment: None,
     };
     let mut parser = Parser::from_args(words);
@@ -66,6 +71,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             Arg::Long("state") => options.state = parser.value()?.into(),
             Arg::Long("access") => options.access = Some(parser.value()?.into()),
             Arg::Long("mode") => options.mode = mode(&parser.value()?.to_string_lossy())?,
+            Arg::Long("cgroup") => options.cgroup = Some(parser.value()?.into()),
             Arg::Long("environment") => options.environment = Some(parser.value()?.to_string_lossy().into_owned()),
             Arg::Long("help") | Arg::Short('h') => return Ok(Action::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Action::Version),

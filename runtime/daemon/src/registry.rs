@@ -13,9 +13,11 @@ use apex_core::seccomp::groups;
 use crate::audit::Audit;
 use crate::bell::{self, Bell};
 use crate::errand::Errands;
+use crate::manager::Manager;
 use crate::options::Options;
 use crate::place::Place;
 use crate::sandbox::Sandbox;
+use crate::say;
 use crate::store::Store;
 use crate::tree::Services;
 
@@ -30,7 +32,8 @@ pub struct Daemon {
     pub place: Place,
     pub store: Arc<Store>,
     pub audit: Audit,
-    pub access: Policy,
+    access: RwLock<Arc<Policy>>,
+    pub manager: Manager,
     pub errands: Arc<Errands>,
     pub bell: Bell,
     pub services: Services,
@@ -40,11 +43,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// With what is stored, and with the keepers that still live.
-    pub async fn open(options: &Options, place: Place, errands: Arc<Errands>) -> Result<Arc<Daemon>> {
+    pub async fn open(options: &Options, place: Place, errands: Arc<Errands>, manager: Manager) -> Result<Arc<Daemon>> {
         let daemon = Arc::new(Daemon {
             store: Arc::new(Store::open(&place.file("apexd.db"))?),
             audit: Audit::open(&place.file("audit.jsonl"))?,
-            access: access(options)?,
+            access: RwLock::new(Arc::new(access(options)?)),
+            manager,
             errands,
             bell: Bell::new()?,
             services: Services::default(),
@@ -77,7 +81,7 @@ impl Daemon {
             match sandbox.live(&self.store) {
                 Ok(keeper) => {
                     if let Err(words) = sandbox.take_streams(&keeper).await {
-                        eprintln!("apexd: sandbox {}: taking up its streams: {words}", sandbox.id);
+                        say::about(&sandbox.id, "streams", format_args!("taking up its streams: {words}"));
                     }
                     if is_watched {
                         self.bell.watch(&sandbox)?;
@@ -90,8 +94,12 @@ impl Daemon {
         for id in self.place.sandboxes()? {
             if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
                 if self.place.sandbox(&id).connect().is_ok() {
-                    eprintln!(
-                        "apexd: sandbox {id} runs and no record knows it: is apexd.db another one? Its keeper is an apex-run --keep; end it to end the sandbox"
+                    say::about(
+                        &id,
+                        "stranger",
+                        format_args!(
+                            "it runs and no record knows it: is apexd.db another one? Its keeper is an apex-run --keep; end it to end the sandbox"
+                        ),
                     );
                     continue;
                 }
@@ -103,6 +111,16 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Who may do what, as it is in force now.
+    pub fn access(&self) -> Arc<Policy> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts others in force.
+    pub fn set_access(&self, policy: Policy) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// What a mode gives by itself.
@@ -186,7 +204,8 @@ pub fn nobody(word: &str) -> Error {
     Error::new(Kind::NotFound, format!("there is no sandbox {word:?}; `apex ls --all` lists those there are"))
 }
 
-fn access(options: &Options) -> Result<Policy> {
+/// The rules of access as they are written now.
+pub fn access(options: &Options) -> Result<Policy> {
     let policy = Policy::built_in().map_err(|error| anyhow::anyhow!("the built-in rules of access: {error}"))?;
     let (path, is_asked_for) = match &options.access {
         Some(path) => (path.clone(), true),

@@ -16,6 +16,7 @@ use crate::log::Log;
 use crate::options;
 use crate::place::Dir;
 use crate::record::Record;
+use crate::say;
 use crate::store::Store;
 use crate::streams;
 
@@ -83,7 +84,7 @@ impl Sandbox {
 
     fn note(&self, store: &Store, change: impl FnOnce(&mut Record)) {
         if let Err(error) = self.update(store, change) {
-            eprintln!("apexd: sandbox {}: {error:#}", self.id);
+            say::about(&self.id, "store", format_args!("{error:#}"));
         }
     }
 

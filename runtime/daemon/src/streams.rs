@@ -7,6 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use crate::log::Log;
+use crate::say::{self, Level};
 
 /// Bytes that are taken from a pipe at once.
 const PIPE_BYTES: usize = 64 << 10;
@@ -22,7 +23,9 @@ pub fn pump(read: OwnedFd, log: Arc<Log>, what: String) -> std::io::Result<()> {
             if let Err(error) = log.append(&bytes[..count])
                 && !std::mem::replace(&mut has_told, true)
             {
-                eprintln!("apexd: keeping {what}: {error}; what the command writes is lost until there is room");
+                let words =
+                    format_args!("keeping {what}: {error}; what the command writes is lost until there is room");
+                say::line(Level::Warning, "streams", None, words);
             }
             log.wait_for_followers().await;
         }

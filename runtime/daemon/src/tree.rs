@@ -15,13 +15,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use apex_api::v1::ServiceState;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::errand::{Errands, News};
+use crate::manager::Manager;
 use crate::options::Options;
 use crate::place::Place;
 use crate::registry::Daemon;
+use crate::reload;
+use crate::say::{self, Level};
 use crate::service::Face;
 use crate::warden;
 
@@ -58,12 +61,13 @@ impl Services {
 }
 
 /// The daemon's life: until it is told to end, or cannot go on.
-pub async fn live(options: &Options, place: Place, child: warden::Child) -> Result<()> {
+pub async fn live(options: &Options, place: Place, child: warden::Child, manager: Manager) -> Result<()> {
     // Both before anything is told to be ready: a signal that comes in between must not kill it half way.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let hangup = signal(SignalKind::hangup())?;
     let (to, news) = mpsc::channel(NEWS_MAX);
     let errands = Errands::new(child.socket, to).context("speaking to the warden")?;
-    let daemon = Daemon::open(options, place, errands).await?;
+    let daemon = Daemon::open(options, place, errands, manager).await?;
     let (stop, stopped) = watch::channel(false);
     let api = supervise(Arc::clone(&daemon), "api", {
         let (daemon, stopped) = (Arc::clone(&daemon), stopped.clone());
@@ -81,16 +85,39 @@ pub async fn live(options: &Options, place: Place, child: warden::Child) -> Resu
     let outcome = tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+        () = reload_on(&daemon, hangup) => Ok(()),
+        outcome = beat(&daemon) => outcome,
         outcome = bell => outcome,
         outcome = hear(&daemon, news) => outcome,
         outcome = wait_for(api) => outcome,
     };
+    daemon.manager.stopping();
     // Requests under way get their answers; sandboxes go on.
     let _ = stop.send(true);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let _ = fs::remove_file(&options.socket);
+    if daemon.manager.listener().is_none() {
+        let _ = fs::remove_file(&options.socket);
+    }
     drop(child.pidfd);
     outcome
+}
+
+async fn reload_on(daemon: &Daemon, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        reload::reload(daemon);
+    }
+    std::future::pending().await
+}
+
+/// Beats for the watchdog as long as what every request needs can be had: a worker, the list of sandboxes, each one's record, behind which the store is.
+async fn beat(daemon: &Arc<Daemon>) -> Result<()> {
+    let Some(every) = daemon.manager.beat_every() else { return std::future::pending().await };
+    loop {
+        let looking = Arc::clone(daemon);
+        tokio::spawn(async move { looking.by_state() }).await.context("looking at the sandboxes for the watchdog")?;
+        daemon.manager.beat();
+        tokio::time::sleep(every).await;
+    }
 }
 
 async fn wait_for(api: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
@@ -115,7 +142,7 @@ where
     loop {
         daemon.services.note(name, "running", restarts, String::new());
         let Err(error) = begin().await else { return Ok(()) };
-        eprintln!("apexd: service {name}: {error:#}");
+        say::line(Level::Error, "service", None, format_args!("service {name}: {error:#}"));
         ends.push_back(Instant::now());
         ends.retain(|end| end.elapsed() < RESTARTS_WITHIN);
         if ends.len() > RESTARTS_MAX {
@@ -131,7 +158,11 @@ where
 }
 
 async fn serve(daemon: Arc<Daemon>, mut stopped: watch::Receiver<bool>) -> Result<()> {
-    let listener = listen(&daemon.options.socket)?;
+    let listener = match daemon.manager.listener() {
+        Some(handed) => handed.context("listening at the socket that was handed over")?,
+        None => listen(&daemon.options.socket)?,
+    };
+    daemon.manager.ready(reload::WORDS);
     let until = async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };

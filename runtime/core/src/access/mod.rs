@@ -100,11 +100,13 @@ pub enum Operation {
     Tree,
     /// Read the figures of the whole daemon.
     Metrics,
+    /// Read the rules of access anew. The daemon is asked by a signal, which the kernel lets nobody send but root and the daemon's own user.
+    Reload,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 21] = [
+    pub const ALL: [Operation; 22] = [
         Operation::Create,
         Operation::Run,
         Operation::Exec,
@@ -126,6 +128,7 @@ impl Operation {
         Operation::Stats,
         Operation::Tree,
         Operation::Metrics,
+        Operation::Reload,
     ];
 
     /// The name in files and output.
@@ -152,6 +155,7 @@ impl Operation {
             Operation::Stats => "stats",
             Operation::Tree => "tree",
             Operation::Metrics => "metrics",
+            Operation::Reload => "reload",
         }
     }
 }

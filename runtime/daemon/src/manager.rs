@@ -54,9 +54,8 @@ impl Manager {
     }
 
     /// The socket that was handed over, to be served from; it stays open here, so that who connects later is not refused.
-    pub fn listener(&self) -> Option<std::io::Result<tokio::net::UnixListener>> {
-        let copy = |listener: &UnixListener| tokio::net::UnixListener::from_std(listener.try_clone()?);
-        self.listener.as_ref().map(copy)
+    pub fn listener(&self) -> Option<std::io::Result<UnixListener>> {
+        self.listener.as_ref().map(UnixListener::try_clone)
     }
 
     /// Half of what the watchdog bears, as sd_watchdog_enabled(3) advises.

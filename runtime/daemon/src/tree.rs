@@ -159,7 +159,9 @@ where
 
 async fn serve(daemon: Arc<Daemon>, mut stopped: watch::Receiver<bool>) -> Result<()> {
     let listener = match daemon.manager.listener() {
-        Some(handed) => handed.context("listening at the socket that was handed over")?,
+        Some(handed) => {
+            handed.and_then(UnixListener::from_std).context("listening at the socket that was handed over")?
+        }
         None => listen(&daemon.options.socket)?,
     };
     daemon.manager.ready(reload::WORDS);

@@ -131,8 +131,9 @@ fn restarts(pid: i64) {
     // Nobody is refused meanwhile: the socket is systemd's.
     goes_on(pid);
     another_than(&before);
-    let leaves = sh(&format!("ls -d {SANDBOXES}/keepers-* | wc -l"));
-    assert_eq!(leaves, "2", "that of the keeper and that of the warden; empty ones are removed");
+    // Of the keeper, of the warden, and perhaps of the warden that was just about to end.
+    let leaves: u32 = sh(&format!("ls -d {SANDBOXES}/keepers-* | wc -l")).parse().expect("a number");
+    assert!((2..=3).contains(&leaves), "{leaves}: empty ones are removed");
 }
 
 fn reloads() {

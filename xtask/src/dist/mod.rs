@@ -41,7 +41,9 @@ pub fn package(apex_run: &Path, dir: &Path) -> Result<PathBuf> {
 fn pack(tree: &Path, file: &Path, about: &About) -> Result<()> {
     let mut command = Command::new("dpkg-deb");
     command.args(["--root-owner-group", "-Zxz", "--build"]).arg(tree).arg(file);
-    shell::run(command.env("SOURCE_DATE_EPOCH", about.epoch.to_string()).stdout(std::process::Stdio::null()))
+    // How many threads compress shows in what they write.
+    command.env("SOURCE_DATE_EPOCH", about.epoch.to_string()).env("DPKG_DEB_THREADS_MAX", "1");
+    shell::run(command.stdout(std::process::Stdio::null()))
 }
 
 /// What the package says about itself.

@@ -76,7 +76,7 @@ fn a_service_from_its_installation_to_its_purge() {
     assert!(std::path::Path::new(&package).exists(), "{package} was not built");
     sh(&format!("dpkg --install {package}"));
     installed();
-    sh("apex create --name sleeper --mode hybrid -- /bin/sleep 3000");
+    sh("cd /srv && apex create --name sleeper --mode hybrid -- /bin/sleep 3000");
     let pid = inspect("sleeper")["pid"].as_i64().expect("it runs");
     cgroups(pid);
     restarts(pid);
@@ -137,7 +137,7 @@ fn restarts(pid: i64) {
 }
 
 fn reloads() {
-    const AS_USER: &str = "runuser -u apex -- env APEX_SOCKET=/run/apex/apexd.sock apex ls";
+    const AS_USER: &str = "runuser -u apex -- env APEX_SOCKET=/run/apex/apexd.sock apex tree";
     assert_ne!(try_sh(AS_USER).0, Some(0), "a stranger has no role");
     std::fs::write(RULES, MEMBER).expect("we are root");
     let before = main_pid();

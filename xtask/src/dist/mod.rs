@@ -21,26 +21,39 @@ pub fn run() -> Result<()> {
     let apex_run = build::apex_run()?;
     build::daemon()?;
     let dir = build::target_dir()?.join("dist");
-    let file = package(&apex_run, &dir)?;
+    let file = package(&apex_run, &dir, Pack::Small)?;
     println!("{}", file.display());
     Ok(())
 }
 
+/// How a package is packed.
+#[derive(Clone, Copy)]
+pub enum Pack {
+    /// For people, who fetch it.
+    Small,
+    /// For the virtual machine, whose processor is emulated.
+    Quick,
+}
+
 /// Makes the package of the programs that lie beside `apex_run`, in `dir`.
-pub fn package(apex_run: &Path, dir: &Path) -> Result<PathBuf> {
+pub fn package(apex_run: &Path, dir: &Path, how: Pack) -> Result<PathBuf> {
     let about = About::look(apex_run)?;
     let tree = dir.join(format!("stage-{}", std::process::id()));
     std::fs::create_dir_all(&tree).with_context(|| format!("cannot make {}", tree.display()))?;
     let file = dir.join(format!("{NAME}_{}_{}.deb", about.version, about.arch));
-    let made = stage::fill(&tree, apex_run, &about).and_then(|()| pack(&tree, &file, &about));
+    let made = stage::fill(&tree, apex_run, &about).and_then(|()| pack(&tree, &file, &about, how));
     // Also when it failed: a part of a package is of no use.
     std::fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     made.map(|()| file)
 }
 
-fn pack(tree: &Path, file: &Path, about: &About) -> Result<()> {
+fn pack(tree: &Path, file: &Path, about: &About, how: Pack) -> Result<()> {
+    let compression = match how {
+        Pack::Small => "-Zxz",
+        Pack::Quick => "-Znone",
+    };
     let mut command = Command::new("dpkg-deb");
-    command.args(["--root-owner-group", "-Zxz", "--build"]).arg(tree).arg(file);
+    command.args(["--root-owner-group", compression, "--build"]).arg(tree).arg(file);
     // How many threads compress shows in what they write.
     command.env("SOURCE_DATE_EPOCH", about.epoch.to_string()).env("DPKG_DEB_THREADS_MAX", "1");
     shell::run(command.stdout(std::process::Stdio::null()))

@@ -78,7 +78,7 @@ fn fill(stage: &Path, apex_run: &Path, binaries: &[TestBinary], filter: Option<&
     }
     // An apex-run that was given has not always the others beside it; the test of the package then says that it has none.
     if build::beside(apex_run).len() == 3 {
-        let package = dist::package(apex_run, stage)?;
+        let package = dist::package(apex_run, stage, dist::Pack::Quick)?;
         fs::rename(package, stage.join(PACKAGE)).context("cannot put the package in place")?;
     }
     strip(&std::env::current_exe().context("/proc is not mounted")?, &bin.join("xtask"))?;

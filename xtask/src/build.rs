@@ -72,6 +72,19 @@ pub fn tests() -> Result<Vec<TestBinary>> {
     tests.filter(|message| message["executable"].is_string()).map(test_binary).collect()
 }
 
+/// The same of one test program of `apex-tests` alone, where `filter` is the name of one: the others would be built for nothing.
+pub fn tests_for(filter: Option<&str>) -> Result<Vec<TestBinary>> {
+    match filter {
+        Some(name) if shell::root().join(format!("tests/tests/{name}.rs")).is_file() => {
+            println!("building the tests of {name}");
+            let messages = messages(&["test", "--package", "apex-tests", "--test", name, "--no-run"])?;
+            let tests = messages.iter().filter(|message| message["profile"]["test"] == true);
+            tests.filter(|message| message["executable"].is_string()).map(test_binary).collect()
+        }
+        _ => tests(),
+    }
+}
+
 /// Where cargo puts what it builds.
 pub fn target_dir() -> Result<PathBuf> {
     Ok(metadata()?["target_directory"].as_str().context("cargo metadata names no target folder")?.into())

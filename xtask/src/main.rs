@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod check;
 mod demo;
+mod dist;
 mod ebpf;
 mod leaks;
 mod setup;
@@ -29,6 +30,7 @@ usage: cargo xtask VERB
   test     setup and check, then every test, as root and again as an unprivileged user, at last in a virtual machine
   vm [--image-only] [FILTER]
            the tests that want a real Debian host, in one under qemu: all, or those of the programs or names with FILTER
+  dist     build the Debian package in target/dist
   bench TABLE [COUNT]
            start, steady, density, monitor or all: speed and size beside the peers; COUNT launches, rounds or sandboxes
 ";
@@ -51,6 +53,7 @@ fn dispatch(words: Vec<String>) -> Result<()> {
         ["check"] => check::run(),
         ["ebpf"] => ebpf::build(),
         ["ebpf", "--check"] => ebpf::check(),
+        ["dist"] => dist::run(),
         ["ratchet"] => check::tighten(),
         ["test"] => test::run(),
         ["vm", rest @ ..] => vm::run(rest),

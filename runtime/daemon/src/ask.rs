@@ -94,6 +94,7 @@ impl Daemon {
             | Operation::Metrics => return Ok(()),
             Operation::Create
             | Operation::Up
+            | Operation::Reload
             | Operation::Run
             | Operation::Exec
             | Operation::Attach
@@ -157,7 +158,7 @@ impl Daemon {
     fn roles(&self, peer: Peer) -> BTreeSet<Role> {
         let user = who::look_up(peer.uid, peer.gid);
         let is_daemon = peer.uid == nix::unistd::geteuid().as_raw();
-        self.access.roles(&Caller { uid: peer.uid, user: user.name.as_deref(), groups: &user.groups, is_daemon })
+        self.access().roles(&Caller { uid: peer.uid, user: user.name.as_deref(), groups: &user.groups, is_daemon })
     }
 
     fn decide(&self, peer: Peer, roles: &BTreeSet<Role>, operation: Operation, about: &About<'_>) -> (bool, String) {
@@ -179,7 +180,7 @@ impl Daemon {
         // In UTC: a static program does not read the host's time zone.
         let (minute_of_day, weekday) = access::moment(now, 0);
         let decision = access::decide(
-            &self.access,
+            &self.access(),
             &Question {
                 roles,
                 operation,

@@ -23,6 +23,8 @@ use crate::trail::{self, Lines};
 /// Bytes of a file before the next is begun.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
+use crate::say::{self, Level};
+
 /// The open log.
 pub struct Audit {
     path: PathBuf,
@@ -261,7 +263,12 @@ fn mend_end(file: &mut File, path: &Path) -> Result<()> {
         file.write_all(b"\n")?;
         return Ok(());
     }
-    eprintln!("apexd: {}: its last line was never finished and is cut off ({} bytes)", path.display(), part.len());
+    say::line(
+        Level::Warning,
+        "audit",
+        None,
+        format_args!("{}: its last line was never finished and is cut off ({} bytes)", path.display(), part.len()),
+    );
     Ok(file.set_len(from + start as u64)?)
 }
 

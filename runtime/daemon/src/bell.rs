@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
-use crate::{dial, metrics, ready};
+use crate::{dial, metrics, ready, say};
 
 /// Where a sandbox's prober writes its findings.
 pub const FINDINGS: &str = "findings.jsonl";
@@ -142,7 +142,7 @@ pub async fn look(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
 
 fn note(daemon: &Daemon, sandbox: &Sandbox, change: impl FnOnce(&mut Record)) {
     if let Err(error) = sandbox.update(&daemon.store, change) {
-        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+        say::about(&sandbox.id, "store", format_args!("{error:#}"));
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 
 use crate::clock::jitter;
+use crate::say::{self, Level};
 
 /// The work of a service, begun.
 pub type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -173,7 +174,7 @@ impl Crew {
         if let Err(error) = &outcome
             && self.machine.phase(member) == Phase::Running
         {
-            eprintln!("apexd: service {}: {error:#}", self.service(member).name);
+            say::line(Level::Error, "service", None, format_args!("service {}: {error:#}", self.service(member).name));
             self.errors[member] = Some(format!("{error:#}"));
         }
         self.machine.take(Happened::Ended { member, well: outcome.is_ok() }, self.now_ms(), jitter());

@@ -18,6 +18,7 @@ use crate::metrics;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::say;
 use crate::settle;
 
 /// What became of the steps of a transition.
@@ -61,7 +62,7 @@ pub async fn wish(
         if transition.relaxes {
             return Err(Error::new(Kind::Unavailable, format!("{error:#}; nothing was changed")));
         }
-        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+        say::about(&sandbox.id, "dial", format_args!("{error:#}"));
     }
     let carried = carry_out(sandbox, &transition).await;
     tell(daemon, wish.kind(), &carried);
@@ -141,7 +142,7 @@ pub async fn react_to_limit(daemon: &Daemon, sandbox: &Arc<Sandbox>, reached: &R
     let words = format!("{} ({}: nothing more is done)", reached.words, reached.action.name());
     let asked = Asked::by_itself(Operation::Limits);
     if let Err(error) = daemon.write_down(&asked, &record, Outcome::Allowed, &words, json!(null), json!(null)) {
-        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+        say::about(&sandbox.id, "dial", format_args!("{error}"));
     }
 }
 
@@ -155,7 +156,7 @@ async fn carry_answer(
     let after = record.facts.after_finding(answer);
     let is_end = answer.transition.steps.contains(&Step::Kill);
     if !is_end && let Err(error) = settle::begin(daemon, sandbox, &after) {
-        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+        say::about(&sandbox.id, "dial", format_args!("{error:#}"));
     }
     let carried = carry_out(sandbox, &answer.transition).await;
     tell(daemon, kind, &carried);
@@ -176,12 +177,12 @@ async fn carry_answer(
         (true, None) => Ok(()),
     };
     if let Err(error) = stored {
-        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+        say::about(&sandbox.id, "dial", format_args!("{error:#}"));
     }
     let before = json!({"mode": record.facts.mode, "limits": record.facts.limits, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
     let now = json!({"mode": after.mode, "frozen": after.frozen, "network_cut": after.network_cut, "limits": after.limits, "steps": answer.transition.steps});
     if let Err(error) = daemon.write_down(&Asked::by_itself(operation), record, outcome, &words, before, now) {
-        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+        say::about(&sandbox.id, "dial", format_args!("{error}"));
     }
 }
 
@@ -196,7 +197,7 @@ fn settle_room(sandbox: &Sandbox, facts: &control::Facts) {
     if facts.has_limits
         && let Err(words) = sandbox.room_for(facts.limits)
     {
-        eprintln!("apexd: sandbox {}: {words}", sandbox.id);
+        say::about(&sandbox.id, "dial", format_args!("{words}"));
     }
 }
 

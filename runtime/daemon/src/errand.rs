@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ready;
+use crate::say::{self, Level};
 use crate::tokens::Tokens;
 use crate::warden::{FromWarden, PACKET_BYTES_MAX, Packet, ToWarden};
 
@@ -85,8 +86,10 @@ impl Errands {
         let id = format!("question {}", QUESTIONS.fetch_add(1, Ordering::Relaxed));
         match self.ask(&id, &Packet::Vouch { id: id.clone() }, &[connection]).await {
             Ok(FromWarden::Vouched { uid, gid, token, .. }) => self.tokens.note(uid, gid, token),
-            Ok(other) => eprintln!("apexd: who uid {uid} is: the warden answered {other:?}"),
-            Err(words) => eprintln!("apexd: who uid {uid} is: {words}"),
+            Ok(other) => {
+                say::line(Level::Warning, "peer", None, format_args!("who uid {uid} is: the warden answered {other:?}"))
+            }
+            Err(words) => say::line(Level::Warning, "peer", None, format_args!("who uid {uid} is: {words}")),
         }
     }
 

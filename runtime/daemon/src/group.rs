@@ -21,6 +21,7 @@ use crate::ask;
 use crate::clock::{jitter, now_ms};
 use crate::member::{self, how};
 use crate::registry::Daemon;
+use crate::say::{self, Level};
 
 /// What was asked for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -106,7 +107,7 @@ impl Group {
             (done, daemon.store.put_group_state(&self.asked.name, &state))
         };
         if let Err(error) = stored {
-            eprintln!("apexd: group {}: {error:#}", self.asked.name);
+            say::line(Level::Warning, "group", None, format_args!("group {}: {error:#}", self.asked.name));
         }
         self.changed.send_modify(|count| *count = count.map(|count| count.wrapping_add(1)));
         done
@@ -258,11 +259,11 @@ fn ended(daemon: &Daemon, group: &Group, member: usize, well: bool, words: Strin
         })
     });
     if let Some(words) = failed {
-        eprintln!("apexd: group {}: {words}", group.asked.name);
+        say::line(Level::Warning, "group", None, format_args!("group {}: {words}", group.asked.name));
         let asked = ask::Asked::by_itself(Operation::Down);
         let (name, owner) = (&group.asked.name, group.asked.uid);
         if let Err(error) = daemon.write_down_group(&asked, name, owner, Outcome::Failed, &words, json!(null)) {
-            eprintln!("apexd: group {name}: {error}");
+            say::line(Level::Warning, "group", None, format_args!("group {name}: {error}"));
         }
     }
 }

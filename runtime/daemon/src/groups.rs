@@ -18,6 +18,7 @@ use crate::clock::now_ms;
 use crate::group::{self, Asked, AskedMember, ByName, Group, State, StateOfMember};
 use crate::member;
 use crate::registry::Daemon;
+use crate::say::{self, Level};
 use crate::start;
 use crate::store::Store;
 
@@ -88,7 +89,7 @@ impl Groups {
     /// One that the store does not let go of is found to have ended by the next daemon, and forgotten then.
     fn forget(&self, store: &Store, group: &Group) {
         if let Err(error) = store.forget_group(&group.asked.name) {
-            eprintln!("apexd: group {}: {error:#}", group.asked.name);
+            say::line(Level::Warning, "group", None, format_args!("group {}: {error:#}", group.asked.name));
         }
         self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(&group.asked.name);
         group.forgotten();

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::place::Dir;
 use crate::ready;
+use crate::say::{self, Level};
 
 /// How long an answer may take: a freeze waits for the kernel, a cut for the prober.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -118,8 +119,13 @@ impl Keeper {
                 Ok((count, fds)) => match serde_json::from_slice(&bytes[..count]) {
                     Ok(said) => return Some(Answer { said, fds }),
                     Err(error) => {
-                        eprintln!(
-                            "apexd: a keeper said what is not understood ({error}); are apexd and apex-run of one version?"
+                        say::line(
+                            Level::Warning,
+                            "keeper",
+                            None,
+                            format_args!(
+                                "a keeper said what is not understood ({error}); are apexd and apex-run of one version?"
+                            ),
                         );
                         return None;
                     }

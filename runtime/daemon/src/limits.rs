@@ -14,6 +14,7 @@ use crate::metrics;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::say;
 use crate::{dial, usage};
 
 /// Between two looks.
@@ -95,7 +96,7 @@ async fn look_at(daemon: &Daemon, sandbox: &Arc<Sandbox>, record: &Record, seen:
 
 fn note(daemon: &Daemon, sandbox: &Sandbox, change: impl FnOnce(&mut Record)) {
     if let Err(error) = sandbox.update(&daemon.store, change) {
-        eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+        say::about(&sandbox.id, "limits", format_args!("{error:#}"));
     }
 }
 

@@ -22,8 +22,10 @@ mod handover;
 mod keeper;
 mod limits;
 mod log;
+mod manager;
 mod member;
 mod metrics;
+mod nest;
 mod options;
 mod place;
 mod pool;
@@ -33,9 +35,11 @@ mod ready;
 mod record;
 mod refusals;
 mod registry;
+mod reload;
 mod request;
 mod run;
 mod sandbox;
+mod say;
 mod service;
 mod settle;
 mod start;
@@ -51,7 +55,7 @@ mod vouch;
 mod warden;
 mod who;
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("apexd: {error:#}");
+            say::line(say::Level::Error, "end", None, format_args!("{error:#}"));
             ExitCode::from(125)
         }
     }
@@ -80,23 +84,29 @@ fn run() -> Result<()> {
 }
 
 fn serve(options: &Options) -> Result<()> {
+    let manager = manager::Manager::take()?;
     let options = &Options { socket: std::path::absolute(&options.socket)?, ..options.clone() };
     let user = privilege::choose(options.user.as_deref())?;
     // All that needs root, or a directory that is root's.
     let state = handover::prepare(&options.state, user.as_ref())?;
     let program = program::find()?;
-    let listener = door::listen(&options.socket)?;
+    let listener = match manager.listener() {
+        Some(handed) => handed.context("listening at the socket that was handed over")?,
+        None => door::listen(&options.socket)?,
+    };
     let (ours, its) = apex_sys::net::pair().context("making a socket for the warden")?;
     // Before any thread: what is forked later would inherit locks that nobody gives back.
-    match process::clone_into(0, None).context("forking the warden")? {
+    let nest = options.cgroup.as_deref().map(nest::make).transpose()?;
+    match process::clone_into(0, nest.as_ref().map(AsFd::as_fd)).context("forking the warden")? {
         Side::Child => {
             let name = getsockname(listener.as_raw_fd()).context("the name of the socket")?;
-            drop((ours, listener));
+            drop((ours, listener, manager, nest));
             let owner = user.map_or_else(|| nix::unistd::geteuid().as_raw(), |user| user.uid);
             process::exit_now(warden::begin(&its, &program, state, name, owner))
         }
         Side::Parent { pid, pidfd } => {
-            drop((its, program, state));
+            drop((its, program, state, nest));
+            say::begin();
             // What is made from here on is for nobody else; a keeper has the umask that we were given.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o066));
             raise_descriptors()?;
@@ -108,7 +118,8 @@ fn serve(options: &Options) -> Result<()> {
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            runtime.block_on(tree::live(options, place, warden::Child { pid, pidfd, socket: ours }, listener))
+            let child = warden::Child { pid, pidfd, socket: ours };
+            runtime.block_on(tree::live(options, place, child, (listener, manager)))
         }
     }
 }

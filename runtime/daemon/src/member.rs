@@ -15,6 +15,7 @@ use crate::group::Group;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::say;
 use crate::start::{self, Input};
 
 /// Sandboxes of a member that have ended and are kept, with their logs.
@@ -142,7 +143,7 @@ pub fn clear_away(daemon: &Daemon, group: &Group, member: usize) {
             continue;
         }
         if let Err(error) = daemon.forget(sandbox) {
-            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+            say::about(&sandbox.id, "group", format_args!("{error:#}"));
         }
     }
 }
@@ -151,7 +152,7 @@ fn write_down(daemon: &Daemon, sandbox: &Sandbox, operation: Operation, reason: 
     let asked = Asked::by_itself(operation);
     let written = daemon.write_down(&asked, &sandbox.record(), Outcome::Allowed, reason, json!(null), json!(null));
     if let Err(error) = &written {
-        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+        say::about(&sandbox.id, "group", format_args!("{error}"));
     }
     written.is_ok()
 }

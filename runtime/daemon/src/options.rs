@@ -20,6 +20,7 @@ usage: apexd [OPTIONS]
   --mode MODE     mode of sandboxes that are created without one: isolation, hybrid or development (default: isolation)
   --max-sandboxes N
                   how many there may be, those that have ended included; a quarter of them for one user (default: 4096)
+  --cgroup DIR    cgroup v2 directory of nobody else, below which keepers and sandboxes get theirs (default: the daemon's own)
   --environment NAME
                   label for rules that hold in one environment, such as ci or production
   --pool-max N    sandboxes that all pools together hold ready (default: 64)
@@ -32,6 +33,7 @@ usage: apexd [OPTIONS]
   -V, --version   print the version
 
 It runs in the foreground. SIGTERM and SIGINT end it; sandboxes go on and are taken up again by the next apexd with the same --state.
+SIGHUP has it read the rules of access anew. Under a service manager it takes the socket that is handed over, tells when it is ready, and beats for the watchdog.
 ";
 
 /// Sandboxes that all pools hold together.
@@ -64,6 +66,8 @@ pub struct Options {
     pub mode: Mode,
     /// `--max-sandboxes`.
     pub sandboxes_max: usize,
+    /// `--cgroup`.
+    pub cgroup: Option<PathBuf>,
     /// `--environment`.
     pub environment: Option<String>,
     /// `--pool-max`.
@@ -86,6 +90,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
         access: None,
         mode: Mode::Isolation,
         sandboxes_max: SANDBOXES_MAX,
+        cgroup: None,
         environment: None,
         pool_max: POOL_MAX,
         budget: None,
@@ -100,6 +105,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             Arg::Long("access") => options.access = Some(parser.value()?.into()),
             Arg::Long("mode") => options.mode = mode(&parser.value()?.to_string_lossy())?,
             Arg::Long("max-sandboxes") => options.sandboxes_max = sandboxes_max(&parser.value()?.to_string_lossy())?,
+            Arg::Long("cgroup") => options.cgroup = Some(parser.value()?.into()),
             Arg::Long("environment") => options.environment = Some(parser.value()?.to_string_lossy().into_owned()),
             Arg::Long("pool-max") => options.pool_max = parser.value()?.parse()?,
             Arg::Long("budget") => options.budget = Some(parser.value()?.to_string_lossy().into_owned()),

@@ -24,6 +24,7 @@ use crate::clock::now_ms;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::{self, Sandbox};
+use crate::say::{self, Level};
 use crate::start::{self, Input};
 use crate::terminal;
 
@@ -332,7 +333,7 @@ fn discard(daemon: &Arc<Daemon>, unused: Vec<Ready>) {
             sandbox.until(Record::is_over).await;
             sandbox.until_gone().await;
             if let Err(error) = daemon.forget(&sandbox) {
-                eprintln!("apexd: a sandbox of a pool: {error:#}");
+                say::line(Level::Warning, "pool", None, format_args!("a sandbox of a pool: {error:#}"));
             }
         });
     }

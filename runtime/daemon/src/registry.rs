@@ -21,6 +21,7 @@ use crate::crew::Services;
 use crate::errand::Errands;
 use crate::groups::Groups;
 use crate::limits::Watched;
+use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::place::Place;
@@ -28,6 +29,7 @@ use crate::pool::Pool;
 use crate::record::Record;
 use crate::refusals::Refusals;
 use crate::sandbox::Sandbox;
+use crate::say;
 use crate::settle::settle;
 use crate::store::Store;
 
@@ -44,7 +46,8 @@ pub struct Daemon {
     pub place: Place,
     pub store: Arc<Store>,
     pub audit: Audit,
-    pub access: Policy,
+    access: RwLock<Arc<Policy>>,
+    pub manager: Manager,
     pub errands: Arc<Errands>,
     pub bell: Bell,
     pub pool: Pool,
@@ -60,11 +63,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// With what is stored, and with the keepers that still live.
-    pub async fn open(options: &Options, place: Place, errands: Arc<Errands>) -> Result<Arc<Daemon>> {
+    pub async fn open(options: &Options, place: Place, errands: Arc<Errands>, manager: Manager) -> Result<Arc<Daemon>> {
         let daemon = Arc::new(Daemon {
             store: Arc::new(Store::open(&place.file("apexd.db"))?),
             audit: Audit::open(&place.file("audit.jsonl"))?,
-            access: access(options)?,
+            access: RwLock::new(Arc::new(access(options)?)),
+            manager,
             errands,
             bell: Bell::new()?,
             pool: Pool::new(options.pool_max),
@@ -113,8 +117,12 @@ impl Daemon {
         for id in self.place.sandboxes()? {
             if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
                 if self.place.sandbox(&id).is_listened_to(ORPHAN_WITHIN).await {
-                    eprintln!(
-                        "apexd: sandbox {id} runs and no record knows it: is apexd.db another one? Its keeper is an apex-run --keep; end it to end the sandbox"
+                    say::about(
+                        &id,
+                        "stranger",
+                        format_args!(
+                            "it runs and no record knows it: is apexd.db another one? Its keeper is an apex-run --keep; end it to end the sandbox"
+                        ),
                     );
                     continue;
                 }
@@ -131,15 +139,25 @@ impl Daemon {
     async fn take_up_one(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let Ok(keeper) = sandbox.live(&self.store) else { return sandbox.vanished(&self.store).await };
         if let Err(words) = sandbox.take_streams(&keeper).await {
-            eprintln!("apexd: sandbox {}: taking up its streams: {words}", sandbox.id);
+            say::about(&sandbox.id, "take-up", format_args!("taking up its streams: {words}"));
         }
         settle(self, sandbox).await;
         if sandbox.record().watch != "off" {
             if let Err(error) = self.bell.watch(sandbox) {
-                eprintln!("apexd: sandbox {}: {error:#}; its findings are not answered", sandbox.id);
+                say::about(&sandbox.id, "take-up", format_args!("{error:#}; its findings are not answered"));
             }
             bell::look(self, sandbox).await;
         }
+    }
+
+    /// Who may do what, as it is in force now.
+    pub fn access(&self) -> Arc<Policy> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts others in force.
+    pub fn set_access(&self, policy: Policy) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// What a mode gives by itself.
@@ -199,7 +217,7 @@ impl Daemon {
     /// Forgets one that never ran, also where the store does not let go: it is then told as failed by the next daemon.
     pub fn discard(&self, sandbox: &Sandbox) {
         if let Err(error) = self.forget(sandbox) {
-            eprintln!("apexd: sandbox {}: {error:#}", sandbox.id);
+            say::about(&sandbox.id, "take-up", format_args!("{error:#}"));
             self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
             let _ = sandbox.dir.remove();
         }
@@ -251,7 +269,8 @@ pub fn nobody(word: &str) -> Error {
     Error::new(Kind::NotFound, format!("there is no sandbox {word:?}; `apex ls --all` lists those there are"))
 }
 
-fn access(options: &Options) -> Result<Policy> {
+/// The rules of access as they are written now.
+pub fn access(options: &Options) -> Result<Policy> {
     let policy = Policy::built_in().map_err(|error| anyhow::anyhow!("the built-in rules of access: {error}"))?;
     let (path, is_asked_for) = match &options.access {
         Some(path) => (path.clone(), true),

@@ -20,6 +20,7 @@ use crate::log::Log;
 use crate::place::Dir;
 use crate::record::Record;
 use crate::registry::Daemon;
+use crate::say;
 use crate::store::Store;
 use crate::streams;
 use crate::terminal::{Sink, Source, Terminal};
@@ -172,7 +173,7 @@ impl Sandbox {
 
     fn note(&self, store: &Store, change: impl FnOnce(&mut Record)) {
         if let Err(error) = self.update(store, change) {
-            eprintln!("apexd: sandbox {}: {error:#}", self.id);
+            say::about(&self.id, "store", format_args!("{error:#}"));
         }
     }
 
@@ -364,7 +365,7 @@ impl Sandbox {
                 }
                 Some(Told::Terminal { spawned: None, master }) => {
                     if let Err(error) = self.take_terminal(master).await {
-                        eprintln!("apexd: the terminal of sandbox {}: {error}", self.id);
+                        say::about(&self.id, "terminal", format_args!("its terminal: {error}"));
                     }
                 }
                 Some(Told::Terminal { spawned: Some(number), master }) => {

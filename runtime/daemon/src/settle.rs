@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::ask::Asked;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
+use crate::say;
 
 /// Notes what a sandbox is about to become.
 pub fn begin(daemon: &Daemon, sandbox: &Sandbox, after: &Facts) -> anyhow::Result<()> {
@@ -40,7 +41,7 @@ pub async fn settle(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
     for said in dials(&record.facts, after, &settled) {
         if let Err(words) = sandbox.ask(&said).await {
             error = format!("; one dial did not turn: {words}");
-            eprintln!("apexd: sandbox {}: settling what was broken off: {words}", sandbox.id);
+            say::about(&sandbox.id, "settle", format_args!("settling what was broken off: {words}"));
         }
     }
     let outcome = if error.is_empty() { Outcome::Allowed } else { Outcome::Failed };
@@ -52,7 +53,7 @@ pub async fn settle(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
     let stored = end(daemon, sandbox, Some(&settled));
     let errors = [written.err().map(|error| error.to_string()), stored.err().map(|error| format!("{error:#}"))];
     for error in errors.into_iter().flatten() {
-        eprintln!("apexd: sandbox {}: {error}", sandbox.id);
+        say::about(&sandbox.id, "settle", format_args!("{error}"));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::log::Log;
+use crate::say::{self, Level};
 use crate::terminal::Source;
 
 /// Bytes that are taken from a pipe at once.
@@ -18,7 +19,9 @@ pub fn pump(mut from: Source, log: Arc<Log>, what: String) {
             if let Err(error) = log.append(&bytes[..count])
                 && !std::mem::replace(&mut has_told, true)
             {
-                eprintln!("apexd: keeping {what}: {error}; what the command writes is lost until there is room");
+                let words =
+                    format_args!("keeping {what}: {error}; what the command writes is lost until there is room");
+                say::line(Level::Warning, "streams", None, words);
             }
             log.wait_for_followers().await;
         }

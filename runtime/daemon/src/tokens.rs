@@ -11,6 +11,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::say::{self, Level};
+
 /// Identities that are remembered: everybody may connect.
 const TOKENS_MAX: usize = 4096;
 
@@ -61,7 +63,7 @@ impl Tokens {
         known.fresh.insert((uid, gid));
         if is_new && let Err(error) = self.write(&known) {
             // It counts as long as this daemon lives.
-            eprintln!("apexd: writing {}: {error}", self.path.display());
+            say::line(Level::Warning, "tokens", None, format_args!("writing {}: {error}", self.path.display()));
         }
     }
 

@@ -22,15 +22,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use apex_core::supervise::{BackOff, Intensity, Restart, Strategy};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::crew::{Rules, Service, supervise};
 use crate::errand::{Errands, News};
 use crate::groups;
+use crate::manager::Manager;
 use crate::options::Options;
 use crate::place::Place;
 use crate::registry::Daemon;
+use crate::reload;
 use crate::service::Face;
 use crate::tokens::Tokens;
 use crate::{limits, pool, warden};
@@ -55,25 +57,36 @@ const BACK_OFF: BackOff = BackOff { first_ms: 100, max_ms: 200 };
 const NEWS_MAX: usize = 1024;
 
 /// The daemon's life: until it is told to end, or cannot go on.
-pub async fn live(options: &Options, place: Place, child: warden::Child, listener: Listener) -> Result<()> {
+pub async fn live(
+    options: &Options,
+    place: Place,
+    child: warden::Child,
+    (listener, manager): (Listener, Manager),
+) -> Result<()> {
     // Both before anything is told to be ready: a signal that comes in between must not kill it half way.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let hangup = signal(SignalKind::hangup())?;
     let (to, news) = mpsc::channel(NEWS_MAX);
     let tokens = Tokens::open(place.file("tokens"));
     let errands = Errands::new(child.socket, tokens, to).context("speaking to the warden")?;
-    let daemon = Daemon::open(options, place, errands).await?;
+    let daemon = Daemon::open(options, place, errands, manager).await?;
     let (stop, stopped) = watch::channel(false);
     let _ = daemon.metrics.warden.set(child.pid);
     let outcome = tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+        () = reload_on(&daemon, hangup) => Ok(()),
+        outcome = beat(&daemon) => outcome,
         outcome = supervise(Arc::clone(&daemon.services), APEXD, all(&daemon, child.pid, news, (&Arc::new(listener), &stopped))) => outcome,
     };
+    daemon.manager.stopping();
     // Requests under way get their answers; sandboxes go on.
     let _ = stop.send(true);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    // With a user of its own it cannot: the next daemon, which starts as root, takes the file over.
-    let _ = fs::remove_file(&options.socket);
+    if daemon.manager.listener().is_none() {
+        // With a user of its own it cannot: the next daemon, which starts as root, takes the file over.
+        let _ = fs::remove_file(&options.socket);
+    }
     drop(child.pidfd);
     outcome
 }
@@ -90,6 +103,24 @@ fn all(daemon: &Arc<Daemon>, warden: i32, news: mpsc::Receiver<News>, (listener,
         supervise(Arc::clone(&daemon.services), SERVICES, services(&daemon, (&listener, &stopped)))
     });
     vec![ear, Service { after: &["warden"], ..services }]
+}
+
+async fn reload_on(daemon: &Daemon, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        reload::reload(daemon);
+    }
+    std::future::pending().await
+}
+
+/// Beats for the watchdog as long as what every request needs can be had: a worker, the list of sandboxes, each one's record, behind which the store is.
+async fn beat(daemon: &Arc<Daemon>) -> Result<()> {
+    let Some(every) = daemon.manager.beat_every() else { return std::future::pending().await };
+    loop {
+        let looking = Arc::clone(daemon);
+        tokio::spawn(async move { looking.all().len() }).await.context("looking at the sandboxes for the watchdog")?;
+        daemon.manager.beat();
+        tokio::time::sleep(every).await;
+    }
 }
 
 fn services(daemon: &Arc<Daemon>, (listener, stopped): Door<'_>) -> Vec<Service> {
@@ -125,6 +156,7 @@ async fn hear(daemon: Arc<Daemon>, news: Arc<Mutex<mpsc::Receiver<News>>>) -> Re
 
 async fn serve(daemon: Arc<Daemon>, listener: Arc<Listener>, mut stopped: watch::Receiver<bool>) -> Result<()> {
     let listener = listener.try_clone().and_then(UnixListener::from_std).context("taking the socket")?;
+    daemon.manager.ready(reload::WORDS);
     let until = async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };

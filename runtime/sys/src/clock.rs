@@ -5,6 +5,11 @@ pub fn since_boot_ns() -> u64 {
     read(libc::CLOCK_BOOTTIME)
 }
 
+/// Nanoseconds since boot, sleep left out (`CLOCK_MONOTONIC`).
+pub fn monotonic_ns() -> u64 {
+    read(libc::CLOCK_MONOTONIC)
+}
+
 /// Nanoseconds since 1970 UTC (`CLOCK_REALTIME`).
 pub fn wall_ns() -> u64 {
     read(libc::CLOCK_REALTIME)
@@ -12,7 +17,7 @@ pub fn wall_ns() -> u64 {
 
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable and outlives the call. Both clocks exist on every kernel that has namespaces, so it cannot fail.
+    // SAFETY: `time` is writable and outlives the call. These clocks exist on every kernel that has namespaces, so it cannot fail.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::payload::PACKAGE;
 use super::suite::{self, Manifest, Program, Said};
 use super::{VARIABLE, recipe};
 use crate::leaks::{self, Belongings};
@@ -111,6 +112,7 @@ fn demo(payload: &Path, tmp: &Path) -> i32 {
 /// The variables by which tests find their things. The session's own (`XDG_RUNTIME_DIR`, `HOME`) stay.
 fn surround(command: &mut Command, payload: &Path, tmp: &Path) {
     command.env("PATH", PATH).env("LANG", "C.UTF-8").env("TMPDIR", tmp).env("RUST_BACKTRACE", "1");
+    command.env("APEX_DEB", payload.join(PACKAGE));
     command.env("APEX_RUN", payload.join("bin/apex-run")).env("APEX_REPO", repo(payload)).env(VARIABLE, "1");
 }
 

@@ -43,7 +43,7 @@ pub fn run(words: &[&str]) -> Result<()> {
     }
     let apex_run = build::apex_run()?;
     build::daemon()?;
-    let binaries = build::tests()?;
+    let binaries = build::tests_for(filter)?;
     let report = start(&image, &apex_run, &binaries, filter)?;
     let surprises = skips::compare(&report.tallies, &shell::root().join("tests/expected-skips.toml"))?;
     let left = report.left.into_iter().map(|thing| format!("LEFT BEHIND: {thing}"));

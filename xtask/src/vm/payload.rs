@@ -10,13 +10,16 @@ use anyhow::{Context, Result};
 
 use super::suite::{self, Manifest, Program};
 use crate::build::{self, TestBinary};
-use crate::{shell, tree};
+use crate::{dist, shell, tree};
 
 /// Beyond what the files take.
 const SPARE_BYTES: u64 = 128 << 20;
 /// A file or folder takes at least one block and an inode.
 const ENTRY_BYTES: u64 = 8 << 10;
 const SWAP_BYTES: u64 = 256 << 20;
+
+/// The Debian package, below the payload.
+pub const PACKAGE: &str = "apex.deb";
 
 /// What one run writes on this side; removed with it.
 pub struct Payload {
@@ -72,6 +75,11 @@ fn fill(stage: &Path, apex_run: &Path, binaries: &[TestBinary], filter: Option<&
     copy(apex_run, &bin.join("apex-run"))?;
     for program in build::beside(apex_run) {
         copy(&program, &bin.join(program.file_name().context("a program has no name")?))?;
+    }
+    // An apex-run that was given has not always the others beside it; the test of the package then says that it has none.
+    if build::beside(apex_run).len() == 3 {
+        let package = dist::package(apex_run, stage, dist::Pack::Quick)?;
+        fs::rename(package, stage.join(PACKAGE)).context("cannot put the package in place")?;
     }
     strip(&std::env::current_exe().context("/proc is not mounted")?, &bin.join("xtask"))?;
     let chosen: Vec<&TestBinary> = binaries.iter().filter(|binary| !suite::passes(binary).is_empty()).collect();

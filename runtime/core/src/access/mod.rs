@@ -106,11 +106,13 @@ pub enum Operation {
     Down,
     /// See groups.
     Groups,
+    /// Read the rules of access anew. The daemon is asked by a signal, which the kernel lets nobody send but root and the daemon's own user.
+    Reload,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 24] = [
+    pub const ALL: [Operation; 25] = [
         Operation::Create,
         Operation::Run,
         Operation::Exec,
@@ -135,6 +137,7 @@ impl Operation {
         Operation::Up,
         Operation::Down,
         Operation::Groups,
+        Operation::Reload,
     ];
 
     /// The name in files and output.
@@ -164,6 +167,7 @@ impl Operation {
             Operation::Up => "up",
             Operation::Down => "down",
             Operation::Groups => "groups",
+            Operation::Reload => "reload",
         }
     }
 }

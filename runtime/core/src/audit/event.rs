@@ -201,7 +201,8 @@ const fn kind(operation: Operation) -> (u32, &'static str) {
         | Operation::Limits
         | Operation::Pause
         | Operation::Resume
-        | Operation::Signal => (3, "Update"),
+        | Operation::Signal
+        | Operation::Reload => (3, "Update"),
         Operation::Kill | Operation::Remove | Operation::Down => (4, "Delete"),
     }
 }

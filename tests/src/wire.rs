@@ -27,7 +27,7 @@ impl Dice {
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -36,7 +36,7 @@ impl Dice {
 
     /// One below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end.max(1) as u64).unwrap_or(0)
+        usize::try_from(self.number() % end.max(1) as u64).unwrap_or(0)
     }
 
     /// One of these.
@@ -47,7 +47,7 @@ impl Dice {
     /// Bytes, fewer than `end`.
     pub fn bytes(&mut self, end: usize) -> Vec<u8> {
         let count = self.below(end);
-        (0..count).map(|_| self.next() as u8).collect()
+        (0..count).map(|_| self.number() as u8).collect()
     }
 
     /// Changes a few bytes: turned, lost, doubled, cut off.
@@ -55,7 +55,7 @@ impl Dice {
         for _ in 0..=self.below(4) {
             let at = self.below(bytes.len());
             match self.below(5) {
-                0 if !bytes.is_empty() => bytes[at] = self.next() as u8,
+                0 if !bytes.is_empty() => bytes[at] = self.number() as u8,
                 1 if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
                 2 if !bytes.is_empty() => drop(bytes.remove(at)),
                 3 => bytes.truncate(at),
@@ -352,12 +352,12 @@ pub fn http2(dice: &mut Dice) -> Vec<u8> {
         let stream = dice.of(&[1, 1, 3, 5, 2, 0, u32::MAX, 0x7fff_ffff]).wrapping_add(at as u32 * 2);
         let payload = dice.bytes(200);
         let some = match dice.below(10) {
-            0 => frame(dice.next() as u8, dice.next() as u8, stream, &payload),
+            0 => frame(dice.number() as u8, dice.number() as u8, stream, &payload),
             1 => frame(1, 4, stream, &payload),
             2 => [frame(1, 4, stream, &head(dice.of(&CALLS))), frame(3, 0, stream, &[0, 0, 0, 8])].concat(),
             3 => [frame(1, 4, stream, &head(dice.of(&CALLS))), frame(0, dice.of(&[0, 1]), stream, &message(dice))]
                 .concat(),
-            4 => frame(4, 0, 0, &[0, dice.below(8) as u8, 0xff, 0xff, 0xff, dice.next() as u8]),
+            4 => frame(4, 0, 0, &[0, dice.below(8) as u8, 0xff, 0xff, 0xff, dice.number() as u8]),
             5 => frame(8, 0, stream, &dice.of(&[0_u32, 1, 0x7fff_ffff, u32::MAX]).to_be_bytes()),
             6 => frame(6, 0, 0, &[0; 8]),
             7 => [frame(1, 0, stream, &head("Create")), frame(9, 0, stream, &payload)].concat(),
@@ -392,9 +392,9 @@ pub fn protobuf(dice: &mut Dice, depth: usize) -> Vec<u8> {
         let fields = dice.of(&[19, 19, 19, 19, 19, 19, 1 << 28]);
         let field = 1 + dice.below(fields) as u64;
         match dice.below(8) {
-            0 => bytes.extend([varint(field << 3), varint(dice.next() >> dice.below(64))].concat()),
+            0 => bytes.extend([varint(field << 3), varint(dice.number() >> dice.below(64))].concat()),
             1 => bytes.extend([varint(field << 3 | dice.below(8) as u64), dice.bytes(12)].concat()),
-            2 => bytes.extend([varint(field << 3 | 2), varint(dice.next() >> dice.below(64))].concat()),
+            2 => bytes.extend([varint(field << 3 | 2), varint(dice.number() >> dice.below(64))].concat()),
             3 if depth < 4 => {
                 let inner = protobuf(dice, depth + 1);
                 bytes.extend([varint(field << 3 | 2), varint(inner.len() as u64), inner].concat());
@@ -416,11 +416,11 @@ pub fn protobuf(dice: &mut Dice, depth: usize) -> Vec<u8> {
 pub fn message(dice: &mut Dice) -> Vec<u8> {
     let payload = protobuf(dice, 0);
     let length = match dice.below(12) {
-        0 => dice.next() as u32,
+        0 => dice.number() as u32,
         1 => payload.len() as u32 + 1,
         _ => payload.len() as u32,
     };
-    let flag = if dice.below(20) == 0 { dice.next() as u8 } else { 0 };
+    let flag = if dice.below(20) == 0 { dice.number() as u8 } else { 0 };
     [&[flag], &length.to_be_bytes()[..], &payload].concat()
 }
 

@@ -146,7 +146,7 @@ fn a_daemon_killed_at_any_instant_loses_nothing() {
                 scope.spawn(move || work(daemon, mark, known, seed, over));
             }
             // A different instant of what they do in each round.
-            std::thread::sleep(Duration::from_millis(80 + dice.next() % 700));
+            std::thread::sleep(Duration::from_millis(80 + dice.number() % 700));
             let victim = if round % 4 == 3 { warden(daemon.pid()) } else { daemon.pid() };
             kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
             std::thread::sleep(Duration::from_millis(20));

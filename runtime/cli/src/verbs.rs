@@ -65,13 +65,9 @@ pub async fn perform(args: Args) -> Result<u8> {
             if has_failed { ending(&sandbox) } else { shown }
         }
         Verb::Exec { env, workdir, tty, id, command } => {
-            let tty = terminal::is_wanted(&tty);
-            let request = ExecRequest { id, command, env, workdir: workdir.unwrap_or_default(), tty, size: None };
-            let ended = run::exec(&Lines { streams: client, aside: client::connect(&path).await? }, request).await?;
-            if !ended.error.is_empty() {
-                crate::tell(&apex_core::escape::text(&ended.error));
-            }
-            Ok(u8::try_from(ended.exit_code).unwrap_or(FAILED))
+            let lines = Lines { streams: client, aside: client::connect(&path).await? };
+            let (tty, workdir) = (terminal::is_wanted(&tty), workdir.unwrap_or_default());
+            exec(lines, ExecRequest { id, command, env, workdir, tty, size: None }).await
         }
         Verb::Attach { id } => {
             ending(&run::attach(&Lines { streams: client, aside: client::connect(&path).await? }, id).await?)
@@ -210,6 +206,14 @@ async fn each(ids: Vec<String>, mut ask: impl AsyncFnMut(String) -> Result<()>) 
         }
     }
     Ok(code)
+}
+
+async fn exec(lines: Lines, request: ExecRequest) -> Result<u8> {
+    let ended = run::exec(&lines, request).await?;
+    if !ended.error.is_empty() {
+        crate::tell(&apex_core::escape::text(&ended.error));
+    }
+    Ok(u8::try_from(ended.exit_code).unwrap_or(FAILED))
 }
 
 async fn run_command(mut lines: Lines, options: Options, rm: bool) -> Result<u8> {

@@ -122,60 +122,10 @@ fn what_is_asked_for_is_what_was_typed() {
     let daemon = Daemon::start("request");
     let dir = std::fs::canonicalize(daemon.socket.parent().unwrap()).unwrap();
     std::fs::write(dir.join("p.toml"), "mode = \"hybrid\"\n").unwrap();
-    let words = [
-        "--json",
-        "create",
-        "--mode",
-        "isolation",
-        "--policy",
-        "p.toml",
-        "--profile",
-        "shell",
-        "--name",
-        "n",
-        "--ro",
-        "a:/b",
-        "--rw",
-        "/c",
-        "--tmpfs",
-        "/t:1M",
-        "--deny",
-        "d",
-        "--optional",
-        "netns",
-        "--net",
-        "none",
-        "--env",
-        "K=V=W",
-        "--workdir",
-        "/w",
-        "--memory",
-        "1G",
-        "--cpu",
-        "50",
-        "--tasks",
-        "9",
-        "--time",
-        "5s",
-        "--watch",
-        "--on-finding",
-        "isolate",
-        "--label",
-        "a=b=c",
-        "--pool",
-        "--warm",
-        "--tty",
-        "yes",
-        "--wait-for-room",
-        "30s",
-        "--on-limit",
-        "memory=freeze",
-        "--on-limit",
-        "cpu=warn",
-        "--",
-        "ls",
-        "--json",
-    ];
+    let words: Vec<&str> = "--json create --mode isolation --policy p.toml --profile shell --name n --ro a:/b --rw /c --tmpfs /t:1M --deny d --optional netns --net none --env K=V=W --workdir /w --memory 1G --cpu 50 --tasks 9 --time 5s --watch --on-finding isolate --label a=b=c --pool --warm --tty yes --wait-for-room 30s --on-limit memory=freeze --on-limit cpu=warn -- ls --json"
+        .split(' ')
+        .collect();
+
     let output = apex(&daemon, &words).current_dir(&dir).output().unwrap();
     let sandbox: Value = serde_json::from_slice(&output.stdout).unwrap();
     let request: Value = serde_json::from_str(sandbox["ending"].as_str().unwrap()).unwrap();

@@ -48,7 +48,7 @@ pub enum Action {
     /// The version.
     Version,
     /// The daemon.
-    Serve(Options),
+    Serve(Box<Options>),
 }
 
 /// How the daemon runs.
@@ -115,7 +115,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Action> {
             other => bail!("{}; `apexd --help` lists the options", other.unexpected()),
         }
     }
-    Ok(Action::Serve(options))
+    Ok(Action::Serve(Box::new(options)))
 }
 
 /// From 1 to the most that the daemon is made for.

@@ -145,6 +145,31 @@ fn the_intensity_fails_a_group_and_it_stays_so() {
     assert_eq!(daemon.json(&["audit", "verify"])["intact"], true);
 }
 
+/// It is well while the file is there: who depends on it waits for that, and it is started anew when that is gone.
+#[test]
+fn a_member_counts_once_it_is_well_and_is_started_anew_when_it_is_ill() {
+    let daemon = Daemon::start(&[]);
+    let health = "health = { command = [\"/bin/test\", \"-e\", \"/tmp/well\"], interval = \"200ms\", retries = 2 }";
+    let slow = "\"/bin/sh\", \"-c\", \"sleep 1; touch /tmp/well; sleep 1000\"";
+    // Two may fail in a row, which a second of not yet being well would: the first one looks for longer.
+    let patient = health.replace("retries = 2", "retries = 30");
+    up(
+        &daemon,
+        "intensity = { restarts = 5, within = \"60s\" }",
+        &[("a", slow, &patient), ("b", SLEEP, "after = [\"a\"]")],
+    );
+    let begun = until(&daemon, |group| !ids(group)[0].is_empty());
+    assert_eq!(ids(&begun)[1], "", "b waits until a is well: {begun:#}");
+    let before = ids(&until(&daemon, all_run));
+    let made = |id: &str| daemon.json(&["inspect", id])["started_ms"].as_u64().expect("a number");
+    assert!(made(&before[1]) >= made(&before[0]) + 900, "b was started only when a was well");
+    daemon.apex(&["exec", "g.a", "--", "/bin/rm", "/tmp/well"]).expect_code(0);
+    // Ill, it goes, and who depends on it goes along.
+    let after = until(&daemon, |group| all_run(group) && ids(group)[0] != before[0] && ids(group)[1] != before[1]);
+    assert_eq!(members(&after)[0]["restarts"], 1, "{after:#}");
+    daemon.apex(&["down", "g"]).expect_code(0);
+}
+
 #[test]
 fn restart_policies_are_kept_to() {
     let daemon = Daemon::start(&[]);

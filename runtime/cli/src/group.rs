@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use apex_api::v1::{CreateRequest, Group, GroupMember, Limits, UpRequest};
+use apex_api::v1::{CreateRequest, Group, GroupMember, HealthCheck, Limits, UpRequest};
 use apex_core::supervise::{self, MemberFile};
 
 use crate::request::{absolute, grant, load, policy_text};
@@ -78,6 +78,12 @@ fn member(dir: &str, member: MemberFile) -> Result<GroupMember> {
         restart: member.restart.name().to_owned(),
         after: member.after,
         stop_within_ms: member.stop_within.0.unwrap_or_default(),
+        health: member.health.map(|health| HealthCheck {
+            command: health.command,
+            interval_ms: health.interval.0.unwrap_or_default(),
+            timeout_ms: health.timeout.0.unwrap_or_default(),
+            retries: health.retries.unwrap_or_default(),
+        }),
     })
 }
 

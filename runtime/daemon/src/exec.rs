@@ -71,6 +71,32 @@ pub async fn exec(
     Ok(Box::pin(ReceiverStream::new(from)))
 }
 
+/// Runs a command for its exit code alone; what it writes is read and dropped. One that takes too long is ended, and has failed.
+pub async fn succeeds(sandbox: &Arc<Sandbox>, command: &[String], within: Duration) -> bool {
+    let request = ExecRequest { command: command.to_vec(), ..Default::default() };
+    let Ok(Running { spawned, sink, mut out, err }) = start(sandbox, &request).await else { return false };
+    drop(sink);
+    let number = spawned.number;
+    let drain = async {
+        let (mut bytes, mut other) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
+        let err = async {
+            if let Some(mut err) = err {
+                while let Ok(1..) = err.read(&mut other).await {}
+            }
+        };
+        tokio::join!(async { while let Ok(1..) = out.read(&mut bytes).await {} }, err);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = spawned.ended => ended.is_ok_and(|ended| ended.code == 0 && ended.words.is_none()),
+        () = drain => false,
+        () = tokio::time::sleep(within) => {
+            let _ = sandbox.ask(&ToKeeper::SignalSpawned { number, signal: nix::libc::SIGKILL }).await;
+            false
+        }
+    }
+}
+
 /// A command that was started.
 struct Running {
     spawned: Spawned,

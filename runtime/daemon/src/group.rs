@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::ask;
 use crate::clock::{jitter, now_ms};
+use crate::health;
 use crate::member::{self, how};
 use crate::registry::Daemon;
 use crate::say::{self, Level};
@@ -40,6 +41,8 @@ pub struct Asked {
 pub struct AskedMember {
     pub sandbox: CreateRequest,
     pub stop_within_ms: u64,
+    #[serde(default)]
+    pub health: Option<v1::HealthCheck>,
 }
 
 /// What became of it.
@@ -76,6 +79,8 @@ enum News {
     Begun { member: usize, outcome: Result<String, String> },
     /// A sandbox ended.
     Ended { member: usize, sandbox: String, well: bool, words: String },
+    /// A health command told that it is well now, or ill.
+    Health { member: usize, sandbox: String, well: bool },
 }
 
 impl Group {
@@ -230,10 +235,28 @@ fn hear(daemon: &Arc<Daemon>, group: &Arc<Group>, news: News, tasks: &mut JoinSe
                     state.machine.take(Happened::Started(member), now_ms(), jitter());
                 }
             });
+            if !is_over {
+                probe(daemon, group, (member, &id), false, tasks);
+            }
             watch(daemon, member, id, tasks);
             member::clear_away(daemon, group, member);
         }
         News::Begun { member, outcome: Err(words) } => ended(daemon, group, member, false, words),
+        News::Health { member, sandbox, well } => {
+            if group.state().members[member].sandbox == sandbox {
+                let happened = if well { Happened::Healthy(member) } else { Happened::Unhealthy(member) };
+                group.change(daemon, |state| {
+                    if !well {
+                        "its health command failed".clone_into(&mut state.members[member].words);
+                    }
+                    state.machine.take(happened, now_ms(), jitter());
+                });
+                // One that is ill is ended, and its successor is looked at anew.
+                if well {
+                    probe(daemon, group, (member, &sandbox), true, tasks);
+                }
+            }
+        }
         News::Ended { member, sandbox, well, words } => {
             // Not one that has a successor already.
             if group.state().members[member].sandbox == sandbox {
@@ -268,6 +291,22 @@ fn ended(daemon: &Daemon, group: &Group, member: usize, well: bool, words: Strin
     }
 }
 
+/// Has it looked after, where it has a health command, until what that tells changes.
+fn probe(
+    daemon: &Arc<Daemon>,
+    group: &Arc<Group>,
+    (member, id): (usize, &str),
+    is_well: bool,
+    tasks: &mut JoinSet<News>,
+) {
+    let Some(health) = group.asked.members[member].health.clone() else { return };
+    let Ok(sandbox) = daemon.find(id) else { return };
+    tasks.spawn(async move {
+        let well = health::until_changed(&sandbox, &health, is_well).await;
+        News::Health { member, sandbox: sandbox.id.clone(), well }
+    });
+}
+
 fn watch(daemon: &Arc<Daemon>, member: usize, id: String, tasks: &mut JoinSet<News>) {
     let found = daemon.find(&id);
     tasks.spawn(async move {
@@ -298,6 +337,7 @@ async fn take_up(daemon: &Arc<Daemon>, group: &Arc<Group>, tasks: &mut JoinSet<N
         let words = daemon.find(&id).map(|sandbox| how(&sandbox.record())).unwrap_or_default();
         if found == Found::Living {
             watch(daemon, member, id.clone(), tasks);
+            probe(daemon, group, (member, &id), false, tasks);
         }
         if id != *known {
             group.change(daemon, |state| state.members[member].sandbox = id);

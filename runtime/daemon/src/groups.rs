@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::ask::About;
 use crate::clock::now_ms;
 use crate::group::{self, Asked, AskedMember, ByName, Group, State, StateOfMember};
+use crate::health;
 use crate::member;
 use crate::registry::Daemon;
 use crate::say::{self, Level};
@@ -185,7 +186,12 @@ fn spec(request: &UpRequest) -> Result<Spec, Error> {
                 .find(|restart| restart.name() == name)
                 .ok_or_else(|| word("restart", name, &Restart::ALL.map(Restart::name)))?,
         };
-        Ok(Draft { name: member.name.clone(), restart, after: member.after.clone(), is_probed: false })
+        Ok(Draft {
+            name: member.name.clone(),
+            restart,
+            after: member.after.clone(),
+            is_probed: member.health.is_some(),
+        })
     };
     let drafts = request.members.iter().map(draft).collect::<Result<Vec<_>, Error>>()?;
     let or = |given: u64, usual: u64| if given == 0 { usual } else { given };
@@ -209,6 +215,11 @@ fn one(daemon: &Daemon, peer: Peer, group: &str, given: &GroupMember) -> Result<
     if given.stop_within_ms > STOP_WITHIN_MS_MAX {
         return Err(invalid(about(format!("it has {} ms to end, at most {STOP_WITHIN_MS_MAX}", given.stop_within_ms))));
     }
+    if let Some(health) = &given.health
+        && let Err(words) = health::check(health)
+    {
+        return Err(invalid(about(words)));
+    }
     sandbox.name = format!("{group}.{}", given.name);
     let record =
         start::record_of(daemon, peer, &sandbox).map_err(|error| Error::new(error.kind, about(error.words)))?;
@@ -216,7 +227,7 @@ fn one(daemon: &Daemon, peer: Peer, group: &str, given: &GroupMember) -> Result<
         .judge(peer, Operation::Create, About { record: Some(&record), mode: None })
         .map_err(|error| Error::new(error.kind, about(error.words)))?;
     let stop_within_ms = if given.stop_within_ms == 0 { STOP_WITHIN_MS } else { given.stop_within_ms };
-    Ok(AskedMember { sandbox, stop_within_ms })
+    Ok(AskedMember { sandbox, stop_within_ms, health: given.health.clone() })
 }
 
 /// A group that had this name and owner before left sandboxes, which have ended: what is started now comes behind them.

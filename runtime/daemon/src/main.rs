@@ -19,6 +19,7 @@ mod figures;
 mod group;
 mod groups;
 mod handover;
+mod health;
 mod keeper;
 mod limits;
 mod log;

@@ -40,6 +40,8 @@ pub struct MemberFile {
     pub after: Vec<String>,
     /// Between being asked to end and being ended.
     pub stop_within: Time,
+    /// What tells whether it is well.
+    pub health: Option<HealthFile>,
     /// A mode.
     pub mode: String,
     /// A profile.
@@ -72,6 +74,20 @@ pub struct MemberFile {
     pub on_finding: String,
     /// Words that go along.
     pub labels: BTreeMap<String, String>,
+}
+
+/// A command that is run in a member's sandbox and tells by its exit code whether that is well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[member.health]`")]
+pub struct HealthFile {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// From one to the next.
+    pub interval: Time,
+    /// How long one may take.
+    pub timeout: Time,
+    /// How many may fail in a row before it counts as ill.
+    pub retries: Option<u32>,
 }
 
 /// Limits of a member.
@@ -191,6 +207,10 @@ pub fn read(text: &str, file: &str) -> Result<GroupFile, PolicyError> {
             let words = "the key `command` is missing; it takes the program and its arguments, as a list";
             return Err(PolicyError::value(&lines.origin(span), words));
         }
+        if member.health.as_ref().is_some_and(|health| health.command.is_empty()) {
+            let words = "`health` has no `command`; it takes the program and its arguments, as a list";
+            return Err(PolicyError::value(&lines.origin(span), words));
+        }
     }
     let checked = Spec::new(group.strategy, group.intensity, group.back_off, &group.drafts());
     match checked {
@@ -205,7 +225,7 @@ impl GroupFile {
             name: member.name.clone(),
             restart: member.restart,
             after: member.after.clone(),
-            is_probed: false,
+            is_probed: member.health.is_some(),
         };
         self.members.iter().map(draft).collect()
     }

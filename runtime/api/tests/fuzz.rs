@@ -64,6 +64,8 @@ fn serves(path: &Path, case: &dyn std::fmt::Display) {
     assert_eq!(PANICS.load(Ordering::Relaxed), 0, "{case}");
 }
 
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 fn number_of(line: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let rest = status.lines().find_map(|found| found.strip_prefix(line)).unwrap().to_owned();
@@ -76,6 +78,8 @@ fn descriptors() -> usize {
 
 /// Cases of one kind; afterwards nothing has grown.
 fn cases(name: &str, case: impl Fn(&Path, &mut Dice, u64)) {
+    // Descriptors and memory are the whole process's, which other tests of this file may share.
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let path = serve(name);
     let seed: u64 = asked("APEX_FUZZ_SEED", 1);
     let count = asked("APEX_FUZZ_CASES", CASES);

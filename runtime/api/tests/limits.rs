@@ -13,13 +13,30 @@ use fake::Fake;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+/// A server's socket; its file is gone with the test.
+struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl std::ops::Deref for Socket {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
 /// A server, to the end of the test.
-fn serve(name: &str) -> PathBuf {
+fn serve(name: &str) -> Socket {
     let path = std::env::temp_dir().join(format!("apex-api-limits-{name}-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(server::serve(listener, Arc::new(Fake::default()), std::future::pending()));
-    path
+    Socket(path)
 }
 
 /// The test is the daemon's own user, who has as many as all others together.
@@ -78,10 +95,10 @@ async fn whoever_is_slow_for_ever_is_hung_up_on() {
     let bytes: [&[u8]; 6] = [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nhost: a\r\n", &preface[..9], &settings, &begun];
     let mut slow = tokio::task::JoinSet::new();
     for bytes in bytes {
-        let (path, bytes) = (path.clone(), bytes.to_vec());
+        let (path, bytes) = (path.to_path_buf(), bytes.to_vec());
         slow.spawn(async move { hear(&path, &bytes).await.1 });
     }
-    let dripping = path.clone();
+    let dripping = path.to_path_buf();
     slow.spawn(async move {
         let begun = Instant::now();
         let mut stream = UnixStream::connect(dripping).await.unwrap();

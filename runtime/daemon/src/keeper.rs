@@ -111,9 +111,9 @@ impl Keeper {
     }
 
     async fn hear(&self) -> Option<Answer> {
-        let mut bytes = vec![0; PACKET_BYTES_MAX];
         loop {
             let mut ready = self.socket.readable().await.ok()?;
+            let mut bytes = vec![0; PACKET_BYTES_MAX];
             match net::receive(self.socket.as_fd(), &mut bytes) {
                 Ok((0, _)) => return None,
                 Ok((count, fds)) => match serde_json::from_slice(&bytes[..count]) {

@@ -13,9 +13,11 @@ const PIPE_BYTES: usize = 64 << 10;
 /// a full disk must not stop a command for ever.
 pub fn pump(mut from: Source, log: Arc<Log>, what: String) {
     tokio::spawn(async move {
-        let mut bytes = vec![0; PIPE_BYTES];
         let mut has_told = false;
-        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        // Most wait for most of their lives, and need no room then.
+        while from.ready().await.is_ok() {
+            let mut bytes = vec![0; PIPE_BYTES];
+            let Ok(count @ 1..) = from.read(&mut bytes).await else { break };
             if let Err(error) = log.append(&bytes[..count])
                 && !std::mem::replace(&mut has_told, true)
             {

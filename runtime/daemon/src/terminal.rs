@@ -77,6 +77,14 @@ impl Source {
         Ok(Source::Pipe(pipe::Receiver::from_owned_fd(read)?))
     }
 
+    /// Returns when there is something to be read, or the end.
+    pub async fn ready(&self) -> io::Result<()> {
+        match self {
+            Source::Pipe(pipe) => pipe.readable().await,
+            Source::Terminal(terminal) => terminal.0.readable().await.map(drop),
+        }
+    }
+
     /// The next bytes; none at the end.
     pub async fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {

@@ -26,7 +26,13 @@ impl Client {
 
     /// The body of the answer, which must be a success.
     pub fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<Vec<u8>> {
-        let answer = self.try_ask(method, path, body);
+        let was_kept = self.stream.is_some();
+        let mut answer = self.try_ask(method, path, body);
+        // A connection that was silent for long is hung up on: the request was never read.
+        if was_kept && answer.as_ref().is_err_and(|error| error.downcast_ref::<std::io::Error>().is_some()) {
+            self.stream = None;
+            answer = self.try_ask(method, path, body);
+        }
         if answer.is_err() {
             self.stream = None;
         }

@@ -226,6 +226,27 @@ fn a_wrong_file_is_refused_with_its_line_and_the_nearest_key() {
 }
 
 #[test]
+fn a_member_that_waits_for_room_does_not_hold_up_the_end_of_its_group() {
+    let daemon = Daemon::start(&["--budget", "tasks=100"]);
+    let few = "limits = { tasks = 90 }\nwait_for_room = \"30m\"";
+    up(&daemon, "", &[("a", SLEEP, few), ("b", SLEEP, few)]);
+    until(&daemon, |group| members(group).iter().filter(|member| member["state"] == "running").count() == 1);
+    let begun = Instant::now();
+    daemon.apex(&["down", "g"]).expect_code(0);
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert_eq!(daemon.json(&["ls"]), serde_json::json!([]));
+}
+
+#[test]
+fn members_are_not_taken_from_pools() {
+    let daemon = Daemon::start(&[]);
+    let member = serde_json::json!({"name": "a", "sandbox": {"command": ["/bin/true"], "pool": true}});
+    let (status, words) =
+        daemon.rest("POST", "/v1/groups", &serde_json::json!({"name": "g", "members": [member]}).to_string());
+    assert!(status == 400 && words.contains("leave pool and warm out"), "{status} {words}");
+}
+
+#[test]
 fn groups_of_others_are_not_seen_and_strangers_have_none() {
     if !as_root() {
         skip!("only root has others' groups");

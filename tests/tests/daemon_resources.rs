@@ -256,6 +256,17 @@ fn a_sandbox_at_its_limit_of_tasks_is_ended() {
     let id = daemon.create(&args, &["/bin/sh", "-c", FORKS]);
     let ended = daemon.until(&id, |sandbox| sandbox["state"] == "ended");
     assert!(ended["limit_reached"].as_str().is_some_and(|words| words.contains("(terminate)")), "{ended:#}");
+    // One that was built ahead, before anybody said what is to be done, likewise.
+    daemon.apex(&["pool", "set", "1", "--tasks", "6", "--", "/bin/sh"]).expect_code(0);
+    let end = Instant::now() + PATIENCE;
+    while daemon.json(&["pool", "ls"])[0]["ready"] != 1 {
+        assert!(Instant::now() < end, "the pool fills");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let id = daemon.create(&[&["--pool"], &args[..]].concat(), &["/bin/sh", "-c", FORKS]);
+    assert_eq!(daemon.json(&["pool", "ls"])[0]["hits"], 1, "it came from the pool");
+    let ended = daemon.until(&id, |sandbox| sandbox["state"] == "ended");
+    assert!(ended["limit_reached"].as_str().is_some_and(|words| words.contains("(terminate)")), "{ended:#}");
 }
 
 #[test]

@@ -130,3 +130,78 @@ fn what_cannot_be_warmed_says_so() {
     // A request is served all the same, without.
     assert_eq!(run(&daemon, &["--pool", "--warm"], &["/bin/sh", "-c", "echo hi"]).out(), "hi\n");
 }
+
+#[test]
+fn a_second_command_starts_in_one_that_was_started_ahead() {
+    if !is_there("python3") {
+        skip!("no python3 on this machine");
+    }
+    let daemon = Daemon::start(&[]);
+    let python = "/usr/bin/python3";
+    daemon
+        .apex(&[&["pool", "set", "1", "--profile", "python", "--warm"], lenient(), &["--", python]].concat())
+        .expect_code(0);
+    until_ready(&daemon);
+    let create = ["create", "--profile", "python", "--pool", "--warm"];
+    let sleeping = ["--", python, "-c", "import time; print('on', flush=True); time.sleep(600)"];
+    let id = daemon.apex(&[&create, lenient(), &sleeping].concat()).expect_code(0).out().trim().to_owned();
+    assert_eq!(hits(&daemon), 1);
+    // The number of the interpreter's socket is not for it, nor is anything else but its streams and the directory that is read.
+    let output =
+        daemon.apex(&["exec", &id, "--", python, "-c", "import os; print(sorted(os.listdir('/proc/self/fd')))"]);
+    assert_eq!((output.out().as_str(), output.code), ("['0', '1', '2', '3']\n", 0), "{output:?}");
+    daemon.apex(&["kill", &id]).expect_code(0);
+}
+
+/// Command lines in which this text is.
+fn lines_with(text: &str) -> Vec<String> {
+    let of = |entry: std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).into_owned()).filter(|line| line.contains(text))
+    };
+    std::fs::read_dir("/proc").expect("it is there").filter_map(|entry| of(entry.ok()?)).collect()
+}
+
+#[track_caller]
+fn until_lines(text: &str, is_so: impl Fn(&[String]) -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !is_so(&lines_with(text)) {
+        assert!(Instant::now() < end, "{:?}", lines_with(text));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_interpreter_that_never_gets_ready_does_not_hold_its_keeper_up() {
+    let mut daemon = Daemon::start(&[]);
+    let dir = daemon.dir().at("bin");
+    std::fs::create_dir(&dir).expect("ours");
+    // One says nothing, and lives on.
+    let program = format!("{dir}/python-hangs");
+    std::fs::write(&program, "#!/bin/sh\nsleep 600\n").expect("ours");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    let set = ["pool", "set", "1", "--ro", &dir, "--warm"];
+    daemon.apex(&[&set[..], lenient(), &["--", &program]].concat()).expect_code(0);
+    until_lines(&program, |lines| lines.iter().any(|line| line.starts_with("/bin/sh")));
+    // Its keeper hears that nobody is left who knows of it.
+    daemon.stop();
+    until_lines(&program, <[String]>::is_empty);
+}
+
+#[test]
+fn an_interpreter_that_gives_its_socket_up_is_ended() {
+    let daemon = Daemon::start(&[]);
+    let dir = daemon.dir().at("bin");
+    std::fs::create_dir(&dir).expect("ours");
+    let program = format!("{dir}/python-lets-go");
+    let lets_go = "#!/bin/bash\nfor fd in /proc/self/fd/*; do n=${fd##*/}; if [ $n -gt 2 ]; then eval \"exec $n>&-\"; fi; done\nsleep 600\n";
+    std::fs::write(&program, lets_go).expect("ours");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    let set = ["pool", "set", "1", "--ro", &dir, "--warm"];
+    daemon.apex(&[&set[..], lenient(), &["--", &program]].concat()).expect_code(0);
+    let end = Instant::now() + Duration::from_secs(30);
+    while daemon.json(&["pool", "ls"])[0]["error"].as_str().is_none_or(str::is_empty) {
+        assert!(Instant::now() < end, "{:#}", daemon.json(&["pool", "ls"]));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -9,7 +9,7 @@ use crate::{Error, Kind, Service};
 /// Where gRPC lies.
 pub(crate) const GRPC: &str = "/apex.v1.Apex/";
 /// What is no call or route of ours: a stranger chose its words.
-const OTHER: &str = "other";
+pub(crate) const OTHER: &str = "other";
 
 /// The route of a response, by its name in the document.
 #[derive(Clone, Copy)]
@@ -17,14 +17,15 @@ pub(crate) struct Served(pub &'static str);
 
 /// Tells the service.
 pub(crate) fn tell(service: &dyn Service, path: &str, response: &Response) {
+    let served = response.extensions().get::<Served>().map(|served| served.0);
     match path.strip_prefix(GRPC) {
         Some(method) => {
             let code = grpc_code(response.headers());
-            let method = if code == Code::Unimplemented { OTHER } else { method };
+            let method = if code == Code::Unimplemented { OTHER } else { served.unwrap_or(method) };
             service.answered("grpc", method, grpc_word(code));
         }
         None => {
-            let method = response.extensions().get::<Served>().map_or(OTHER, |served| served.0);
+            let method = served.unwrap_or(OTHER);
             service.answered("rest", method, rest_word(response.status()));
         }
     }

@@ -81,7 +81,9 @@ pub async fn serve(
                 let service = service.clone();
                 connections.spawn(async move {
                     if let Ok((peer, place)) = find(&stream).await {
-                        service.connected(peer, stream.as_fd()).await;
+                        if place == Place::Outside {
+                            service.connected(peer, stream.as_fd()).await;
+                        }
                         serve_one(stream, Client { peer, place, asking, service }, router, watcher).await;
                     }
                     drop(seat);
@@ -197,10 +199,13 @@ async fn answer(
 /// In the words of whichever way was come in by.
 fn refuse(request: &Request<Body>, error: &Error) -> Response<Body> {
     let media = request.headers().get(axum::http::header::CONTENT_TYPE);
-    match media.is_some_and(|media| media.as_bytes().starts_with(b"application/grpc")) {
+    let mut response = match media.is_some_and(|media| media.as_bytes().starts_with(b"application/grpc")) {
         true => tonic::Status::from(error.clone()).into_http(),
         false => rest::refused(error),
-    }
+    };
+    // No route was looked for: the path is whatever a stranger wrote.
+    response.extensions_mut().insert(count::Served(count::OTHER));
+    response
 }
 
 /// The body of an answer, which has its place until it is read or given up.

@@ -68,6 +68,8 @@ fn member(dir: &str, member: MemberFile) -> Result<GroupMember> {
         }),
         watch: member.watch.clone(),
         on_finding: member.on_finding.clone(),
+        on_limit: member.on_limit.clone(),
+        wait_for_room: member.wait_for_room.clone(),
         labels: member.labels.clone().into_iter().collect(),
         workdir: member.workdir.clone(),
         ..Default::default()
@@ -127,7 +129,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("apex-group-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("p.toml"), "mode = \"hybrid\"\n").unwrap();
-        let text = "[group]\nname = \"g\"\n[[member]]\nname = \"a\"\ncommand = [\"b\"]\nrw = [\"data:/data\", \"/x\"]\npolicy = \"p.toml\"\nenv = { K = \"v=w\" }\nlimits = { tasks = 7 }\n";
+        let text = "[group]\nname = \"g\"\n[[member]]\nname = \"a\"\ncommand = [\"b\"]\nrw = [\"data:/data\", \"/x\"]\npolicy = \"p.toml\"\nenv = { K = \"v=w\" }\nlimits = { tasks = 7 }\non_limit = [\"tasks=warn\"]\nwait_for_room = \"5s\"\n";
         std::fs::write(dir.join("g.toml"), text).unwrap();
         let asked = up(&dir.join("g.toml")).unwrap();
         let sandbox = asked.members[0].sandbox.clone().unwrap();
@@ -135,6 +137,7 @@ mod tests {
         assert_eq!(sandbox.rw, [format!("{at}/data:/data"), "/x".to_owned()]);
         assert_eq!((sandbox.cwd.as_str(), sandbox.policy_toml.as_str()), (at, "mode = \"hybrid\"\n"));
         assert_eq!((sandbox.env, sandbox.limits.unwrap().tasks.as_str()), (vec!["K=v=w".to_owned()], "7"));
+        assert_eq!((sandbox.on_limit, sandbox.wait_for_room.as_str()), (vec!["tasks=warn".to_owned()], "5s"));
         assert_eq!((asked.restarts, asked.within_ms, asked.members[0].restart.as_str()), (Some(5), 60_000, "always"));
         std::fs::remove_file(dir.join("p.toml")).unwrap();
         let error = format!("{:#}", up(&dir.join("g.toml")).unwrap_err());

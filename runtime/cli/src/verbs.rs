@@ -107,7 +107,9 @@ async fn pool(mut client: Client, verb: PoolVerb, json: bool) -> Result<u8> {
     let pools = match verb {
         PoolVerb::Ls => got(client.pools(Empty {}).await)?.pools,
         PoolVerb::Set { size, options } => {
-            let like = Some(request::create(*options)?);
+            // As `apex run` has it: a sandbox with a terminal is another one.
+            let tty = terminal::is_wanted(&options.tty);
+            let like = Some(CreateRequest { tty, ..request::create(*options)? });
             vec![got(client.set_pool(SetPoolRequest { like, size }).await)?]
         }
         PoolVerb::Drain { id } => {

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use apex_api::{Error, Kind, Peer};
 use apex_core::access::{self, Caller, Operation, Question, Role};
-use apex_core::audit::{Actor, Outcome, Record as Line, Target};
+use apex_core::audit::{Actor, Outcome, Record as Line, Target, only_reads};
 use apex_core::policy::Mode;
 use serde_json::{Value, json};
 
@@ -81,33 +81,13 @@ impl Daemon {
     /// What changes something is written down when it is done: room for that is made before. Without it nothing is changed, but for what makes a
     /// sandbox do less: a full disk must not be a way to go on.
     fn make_room(&self, operation: Operation) -> Result<(), Error> {
-        let room = match operation {
-            Operation::Inspect
-            | Operation::List
-            | Operation::Logs
-            | Operation::Events
-            | Operation::Findings
-            | Operation::Audit
-            | Operation::Stats
-            | Operation::Tree
-            | Operation::Groups
-            | Operation::Metrics => return Ok(()),
-            Operation::Create
-            | Operation::Up
-            | Operation::Reload
-            | Operation::Run
-            | Operation::Exec
-            | Operation::Attach
-            | Operation::ModeRelax
-            | Operation::Limits
-            | Operation::Resume
-            | Operation::Signal
-            | Operation::Remove => self.audit.make_room(),
-            Operation::Kill | Operation::Down | Operation::Pause | Operation::ModeTighten => {
-                let _ = self.audit.make_room();
-                return Ok(());
-            }
-        };
+        if only_reads(operation) {
+            return Ok(());
+        }
+        let room = self.audit.make_room();
+        if matches!(operation, Operation::Kill | Operation::Down | Operation::Pause | Operation::ModeTighten) {
+            return Ok(());
+        }
         room.map_err(|error| Error::new(Kind::Unavailable, format!("{error:#}; nothing was done; make room there")))
     }
 

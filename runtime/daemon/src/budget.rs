@@ -97,6 +97,11 @@ impl Budget {
         }
     }
 
+    /// Whether the host is under pressure, so that nothing new is let in.
+    pub fn is_short(&self) -> bool {
+        self.pressure().is_some()
+    }
+
     /// What is there already: a sandbox of the daemon before.
     pub fn hold(self: &Arc<Self>, claim: Claim) -> Reservation {
         let reservation = Reservation { budget: Arc::clone(self), id: claim.id.clone() };

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use crate::say::{self, Level};
 use anyhow::{Context, Result};
 use apex_core::seccomp::{Arch, daemon};
 use apex_sys::{prctl, seccomp};
@@ -32,8 +33,13 @@ pub fn confine(reach: &Reach) -> Result<()> {
 
 fn confine_to(reach: &Reach, abi: u32) -> Result<()> {
     match abi {
-        0 => eprintln!(
-            "apexd: this kernel has no Landlock: files that are open to apexd's user are open to its API process"
+        0 => say::line(
+            Level::Warning,
+            "confine",
+            None,
+            format_args!(
+                "this kernel has no Landlock: files that are open to apexd's user are open to its API process"
+            ),
         ),
         number => landlock(reach, ABI_KNOWN[(number as usize).min(ABI_KNOWN.len() - 1)])?,
     }

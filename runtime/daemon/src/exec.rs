@@ -71,10 +71,14 @@ pub async fn exec(
     Ok(Box::pin(ReceiverStream::new(from)))
 }
 
-/// Runs a command for its exit code alone; what it writes is read and dropped. One that takes too long is ended, and has failed.
-pub async fn succeeds(sandbox: &Arc<Sandbox>, command: &[String], within: Duration) -> bool {
+/// Runs a command for its exit code alone; what it writes is read and dropped. One that takes too long is ended, and has failed. `None` when others
+/// took every place, which says nothing of the sandbox.
+pub async fn succeeds(sandbox: &Arc<Sandbox>, command: &[String], within: Duration) -> Option<bool> {
     let request = ExecRequest { command: command.to_vec(), ..Default::default() };
-    let Ok(Running { spawned, sink, mut out, err }) = start(sandbox, &request).await else { return false };
+    let Running { spawned, sink, mut out, err } = match start(sandbox, &request).await {
+        Ok(running) => running,
+        Err(error) => return (error.kind != Kind::Exhausted).then_some(false),
+    };
     drop(sink);
     let number = spawned.number;
     let drain = async {
@@ -87,14 +91,15 @@ pub async fn succeeds(sandbox: &Arc<Sandbox>, command: &[String], within: Durati
         tokio::join!(async { while let Ok(1..) = out.read(&mut bytes).await {} }, err);
         std::future::pending::<()>().await;
     };
-    tokio::select! {
+    let succeeded = tokio::select! {
         ended = spawned.ended => ended.is_ok_and(|ended| ended.code == 0 && ended.words.is_none()),
         () = drain => false,
         () = tokio::time::sleep(within) => {
             let _ = sandbox.ask(&ToKeeper::SignalSpawned { number, signal: nix::libc::SIGKILL }).await;
             false
         }
-    }
+    };
+    Some(succeeded)
 }
 
 /// A command that was started.
@@ -109,6 +114,9 @@ async fn start(sandbox: &Arc<Sandbox>, request: &ExecRequest) -> Result<Running,
     let internal = |error: std::io::Error| Error::new(Kind::Internal, format!("starting a command: {error}"));
     let pipe = || std::io::pipe().map(|(read, write)| (OwnedFd::from(read), OwnedFd::from(write))).map_err(internal);
     let ((stdin, to), (out, stdout), (err, stderr)) = (pipe()?, pipe()?, pipe()?);
+    // Before anything is started: what fails afterwards leaves a command that nobody hears.
+    let (to, out, err) = (Sink::pipe(to), Source::pipe(out), Source::pipe(err));
+    let (sink, out, err) = (to.map_err(internal)?, out.map_err(internal)?, err.map_err(internal)?);
     let mut spawned = sandbox.spawned()?;
     let said = ToKeeper::Spawn {
         number: spawned.number,
@@ -124,20 +132,21 @@ async fn start(sandbox: &Arc<Sandbox>, request: &ExecRequest) -> Result<Running,
         Error::new(Kind::Conflict, format!("starting a command in {}: {words}", sandbox.id))
     })?;
     if !request.tty {
-        let (sink, out, err) = (Sink::pipe(to), Source::pipe(out), Source::pipe(err));
-        return Ok(Running {
-            spawned,
-            sink: sink.map_err(internal)?,
-            out: out.map_err(internal)?,
-            err: Some(err.map_err(internal)?),
-        });
+        return Ok(Running { spawned, sink, out, err: Some(err) });
     }
     // It came before the answer, by another way.
     let master = tokio::time::timeout(TERMINAL_WITHIN, &mut spawned.terminal).await;
-    let Ok(Ok(master)) = master else {
-        return Err(Error::new(Kind::Internal, "its keeper gave no terminal for the command"));
+    let terminal = match master {
+        Ok(Ok(master)) => Terminal::new(master).map_err(internal),
+        Ok(Err(_)) | Err(_) => Err(Error::new(Kind::Internal, "its keeper gave no terminal for the command")),
     };
-    let terminal = Terminal::new(master).map_err(internal)?;
+    let terminal = match terminal {
+        Ok(terminal) => terminal,
+        Err(error) => {
+            let _ = sandbox.ask(&ToKeeper::SignalSpawned { number: spawned.number, signal: nix::libc::SIGKILL }).await;
+            return Err(error);
+        }
+    };
     Ok(Running { spawned, sink: Sink::Terminal(Arc::clone(&terminal)), out: Source::Terminal(terminal), err: None })
 }
 

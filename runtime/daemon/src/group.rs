@@ -79,8 +79,8 @@ enum News {
     Begun { member: usize, outcome: Result<String, String> },
     /// A sandbox ended.
     Ended { member: usize, sandbox: String, well: bool, words: String },
-    /// A health command told that it is well now, or ill.
-    Health { member: usize, sandbox: String, well: bool },
+    /// A health command told that it is well now, or ill; nothing more when the sandbox has ended.
+    Health { member: usize, sandbox: String, well: Option<bool> },
 }
 
 impl Group {
@@ -227,7 +227,7 @@ fn carry_out(daemon: &Arc<Daemon>, group: &Arc<Group>, order: Order, tasks: &mut
 fn hear(daemon: &Arc<Daemon>, group: &Arc<Group>, news: News, tasks: &mut JoinSet<News>) {
     match news {
         News::Begun { member, outcome: Ok(id) } => {
-            let is_over = daemon.find(&id).map_or(true, |sandbox| sandbox.record().is_over());
+            let is_over = daemon.get(&id).is_none_or(|sandbox| sandbox.record().is_over());
             group.change(daemon, |state| {
                 state.members[member].sandbox = id.clone();
                 // One that could not be built never ran: nobody who depends on it is to be started.
@@ -242,7 +242,8 @@ fn hear(daemon: &Arc<Daemon>, group: &Arc<Group>, news: News, tasks: &mut JoinSe
             member::clear_away(daemon, group, member);
         }
         News::Begun { member, outcome: Err(words) } => ended(daemon, group, member, false, words),
-        News::Health { member, sandbox, well } => {
+        News::Health { well: None, .. } => {}
+        News::Health { member, sandbox, well: Some(well) } => {
             if group.state().members[member].sandbox == sandbox {
                 let happened = if well { Happened::Healthy(member) } else { Happened::Unhealthy(member) };
                 group.change(daemon, |state| {
@@ -300,7 +301,7 @@ fn probe(
     tasks: &mut JoinSet<News>,
 ) {
     let Some(health) = group.asked.members[member].health.clone() else { return };
-    let Ok(sandbox) = daemon.find(id) else { return };
+    let Some(sandbox) = daemon.get(id) else { return };
     tasks.spawn(async move {
         let well = health::until_changed(&sandbox, &health, is_well).await;
         News::Health { member, sandbox: sandbox.id.clone(), well }
@@ -308,9 +309,9 @@ fn probe(
 }
 
 fn watch(daemon: &Arc<Daemon>, member: usize, id: String, tasks: &mut JoinSet<News>) {
-    let found = daemon.find(&id);
+    let found = daemon.get(&id);
     tasks.spawn(async move {
-        let Ok(sandbox) = found else {
+        let Some(sandbox) = found else {
             return News::Ended { member, sandbox: id, well: false, words: "it was removed".to_owned() };
         };
         let record = sandbox.until(crate::record::Record::is_over).await;
@@ -334,7 +335,7 @@ async fn take_up(daemon: &Arc<Daemon>, group: &Arc<Group>, tasks: &mut JoinSet<N
             }
             Some(_) | None => (Found::Nothing, known.clone()),
         };
-        let words = daemon.find(&id).map(|sandbox| how(&sandbox.record())).unwrap_or_default();
+        let words = daemon.get(&id).map(|sandbox| how(&sandbox.record())).unwrap_or_default();
         if found == Found::Living {
             watch(daemon, member, id.clone(), tasks);
             probe(daemon, group, (member, &id), false, tasks);

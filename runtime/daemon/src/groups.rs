@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use apex_api::v1::{self, GroupMember, UpRequest};
@@ -30,6 +31,9 @@ const ASKED_BYTES_MAX: usize = 256 << 10;
 /// Time to end, when nothing is said, and at most.
 const STOP_WITHIN_MS: u64 = 10_000;
 const STOP_WITHIN_MS_MAX: u64 = 60 * 60 * 1000;
+
+/// Between two looks for members that wait for room while their group is brought down.
+const GIVE_UP_EVERY: Duration = Duration::from_millis(100);
 
 /// The groups.
 #[derive(Default)]
@@ -212,6 +216,11 @@ fn one(daemon: &Daemon, peer: Peer, group: &str, given: &GroupMember) -> Result<
     if !sandbox.name.is_empty() {
         return Err(invalid(about("its sandbox is named by the group and itself; leave its name out".to_owned())));
     }
+    if sandbox.pool || sandbox.warm {
+        return Err(invalid(about(
+            "its sandbox is started by the group, not taken from a pool; leave pool and warm out".to_owned(),
+        )));
+    }
     if given.stop_within_ms > STOP_WITHIN_MS_MAX {
         return Err(invalid(about(format!("it has {} ms to end, at most {STOP_WITHIN_MS_MAX}", given.stop_within_ms))));
     }
@@ -251,6 +260,12 @@ pub async fn down(daemon: &Daemon, peer: Peer, name: &str) -> Result<v1::Group, 
     })?;
     daemon.write_down_group(&asked, name, owner, Outcome::Allowed, "", json!(null))?;
     group.change(daemon, |state| state.machine.end());
-    group.until_forgotten().await;
+    // A member that waits for room would wait on; one that is being started may begin to.
+    while tokio::time::timeout(GIVE_UP_EVERY, group.until_forgotten()).await.is_err() {
+        let members = (0..group.asked.members.len()).flat_map(|member| member::all(daemon, &group, member));
+        for sandbox in members {
+            sandbox.give_up(&daemon.store);
+        }
+    }
     Ok(group.wire())
 }

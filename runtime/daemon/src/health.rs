@@ -35,8 +35,8 @@ fn or(given: u64, usual: u64) -> Duration {
     Duration::from_millis(if given == 0 { usual } else { given })
 }
 
-/// Looks until it is well that was not, or ill that was well or never came to be; which it is. Where the sandbox has ended there is nothing to tell any more.
-pub async fn until_changed(sandbox: &Arc<Sandbox>, health: &HealthCheck, is_well: bool) -> bool {
+/// Looks until it is well that was not, or ill that was well or never came to be; which it is. `None` when the sandbox has ended.
+pub async fn until_changed(sandbox: &Arc<Sandbox>, health: &HealthCheck, is_well: bool) -> Option<bool> {
     let (interval, timeout) = (or(health.interval_ms, INTERVAL_MS), or(health.timeout_ms, TIMEOUT_MS));
     let retries = if health.retries == 0 { RETRIES } else { health.retries };
     let mut failed = 0;
@@ -44,22 +44,22 @@ pub async fn until_changed(sandbox: &Arc<Sandbox>, health: &HealthCheck, is_well
         let pause = if is_well || failed > 0 { interval } else { interval.min(Duration::from_millis(FIRST_MS)) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = sandbox.until(Record::is_over) => std::future::pending().await,
+            _ = sandbox.until(Record::is_over) => return None,
         }
         // One that stands still is not ill.
         if sandbox.record().facts.frozen {
             continue;
         }
-        if exec::succeeds(sandbox, &health.command, timeout).await {
-            if !is_well {
-                return true;
+        match exec::succeeds(sandbox, &health.command, timeout).await {
+            Some(true) if !is_well => return Some(true),
+            Some(true) => failed = 0,
+            Some(false) => {
+                failed += 1;
+                if failed >= retries {
+                    return Some(false);
+                }
             }
-            failed = 0;
-        } else {
-            failed += 1;
-            if failed >= retries {
-                return false;
-            }
+            None => {}
         }
     }
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use apex_core::control::{OnLimits, Reached, Seen};
+use apex_core::keep::Usage;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::clock::now_ms;
 use crate::metrics;
@@ -50,7 +52,7 @@ fn is_looked_at(record: &Record) -> bool {
 }
 
 /// Looks for ever.
-pub async fn look(daemon: &Daemon) -> Result<()> {
+pub async fn look(daemon: Arc<Daemon>) -> Result<()> {
     let mut seen: HashMap<String, Seen> = HashMap::new();
     loop {
         let alive = daemon.watched.alive();
@@ -59,17 +61,27 @@ pub async fn look(daemon: &Daemon) -> Result<()> {
             daemon.watched.more.notified().await;
             continue;
         }
+        // All at once: a keeper that its user has stopped holds up no look at the others.
+        let mut asking = JoinSet::new();
         for sandbox in alive {
             let record = sandbox.record();
             if record.is_alive() {
-                look_at(daemon, &sandbox, &record, seen.entry(record.id.clone()).or_insert(record.seen)).await;
+                asking.spawn(async move {
+                    let usage = if record.facts.has_limits { usage::of(&sandbox).await } else { None };
+                    (sandbox, record, usage)
+                });
             }
+        }
+        while let Some(asked) = asking.join_next().await {
+            let Ok((sandbox, record, usage)) = asked else { continue };
+            let seen = seen.entry(record.id.clone()).or_insert(record.seen);
+            look_at(&daemon, &sandbox, &record, (usage.as_deref(), seen));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn look_at(daemon: &Daemon, sandbox: &Arc<Sandbox>, record: &Record, seen: &mut Seen) {
+fn look_at(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, record: &Record, (usage, seen): (Option<&Usage>, &mut Seen)) {
     if !record.facts.has_limits {
         // Said once; nothing of it is counted.
         return note(daemon, sandbox, |record| {
@@ -77,8 +89,9 @@ async fn look_at(daemon: &Daemon, sandbox: &Arc<Sandbox>, record: &Record, seen:
             record.limit_reached = "nothing is seen of its limits: it has no cgroup".to_owned();
         });
     }
-    let Some(usage) = usage::of(sandbox).await else { return };
-    let reached = seen.look(&usage, record.facts.limits, &record.on_limits, now_ms());
+
+    let Some(usage) = usage else { return };
+    let reached = seen.look(usage, record.facts.limits, &record.on_limits, now_ms());
     if reached.is_empty() {
         return;
     }
@@ -88,10 +101,13 @@ async fn look_at(daemon: &Daemon, sandbox: &Arc<Sandbox>, record: &Record, seen:
         record.seen = *seen;
         record.limit_reached = words;
     });
-    for reached in reached {
-        daemon.metrics.count(&metrics::LIMITS_HIT, &[reached.kind.name(), reached.action.name()]);
-        dial::react_to_limit(daemon, sandbox, &reached).await;
-    }
+    let (daemon, sandbox) = (Arc::clone(daemon), Arc::clone(sandbox));
+    tokio::spawn(async move {
+        for reached in reached {
+            daemon.metrics.count(&metrics::LIMITS_HIT, &[reached.kind.name(), reached.action.name()]);
+            dial::react_to_limit(&daemon, &sandbox, &reached).await;
+        }
+    });
 }
 
 fn note(daemon: &Daemon, sandbox: &Sandbox, change: impl FnOnce(&mut Record)) {

@@ -38,7 +38,12 @@ impl Manager {
             Some(name) => {
                 let socket = UnixDatagram::unbound().context("making a socket for the service manager")?;
                 socket.set_write_timeout(Some(SEND_MAX))?;
-                Some((socket, address(&name)?))
+                let address = address(&name)?;
+                if address.as_abstract_name().is_some() {
+                    // Landlock keeps this process from new ones of those; what stands stays. A manager that is not there is told of with the first word.
+                    let _ = socket.connect_addr(&address);
+                }
+                Some((socket, address))
             }
             None => None,
         };

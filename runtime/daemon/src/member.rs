@@ -92,7 +92,7 @@ async fn begin(daemon: &Arc<Daemon>, group: &Group, member: usize) -> Result<Str
 
 /// A new sandbox in the place of one that a finding tightened would be laxer than that, and nothing relaxes it but somebody who may.
 async fn refuse_tightened(daemon: &Daemon, before: &str) -> Result<(), String> {
-    let Some(sandbox) = daemon.find(before).ok().filter(|sandbox| sandbox.id == before) else { return Ok(()) };
+    let Some(sandbox) = daemon.get(before) else { return Ok(()) };
     // Whoever answers a finding holds it: what ended it may not be written down yet.
     let _turn = sandbox.turn.lock().await;
     match sandbox.record().facts.tightened_by {
@@ -106,7 +106,7 @@ async fn refuse_tightened(daemon: &Daemon, before: &str) -> Result<(), String> {
 /// Asks one to end, and ends it when it does not.
 pub async fn stop(daemon: Arc<Daemon>, group: Arc<Group>, member: usize) {
     let id = group.state().members[member].sandbox.clone();
-    let Ok(sandbox) = daemon.find(&id) else { return };
+    let Some(sandbox) = daemon.get(&id) else { return };
     let within = Duration::from_millis(group.asked.members[member].stop_within_ms);
     // One that cannot be asked is ended.
     let asked = sandbox.ask(&ToKeeper::Signal { number: SIGTERM }).await;

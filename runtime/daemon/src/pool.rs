@@ -39,6 +39,8 @@ const BUILDERS: usize = 2;
 const IDLE: Duration = Duration::from_secs(60);
 /// Between two looks for idle shelves.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long the keeper of one that could not be built may take to hear that it is to end.
+const KILL_WITHIN: Duration = Duration::from_secs(2);
 /// After a sandbox could not be built.
 const BACK_OFF: Duration = Duration::from_secs(5);
 
@@ -111,8 +113,8 @@ impl Pool {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first that still stands. Makes the shelf when there is none.
-    fn take(&self, key: &Key, peer: Peer, mode: Mode, request: &CreateRequest) -> Option<Ready> {
+    /// The first that still stands; those before it are dead. Makes the shelf when there is none.
+    fn take(&self, key: &Key, peer: Peer, mode: Mode, request: &CreateRequest, dead: &mut Vec<Ready>) -> Option<Ready> {
         let mut shelves = self.shelves();
         if !shelves.contains_key(key) {
             if shelves.len() >= SHELVES_MAX && !make_room(&mut shelves) {
@@ -122,7 +124,9 @@ impl Pool {
         }
         let shelf = shelves.get_mut(key)?;
         shelf.used = Instant::now();
-        let ready = std::iter::from_fn(|| shelf.ready.pop_front()).find(|ready| !ready.sandbox.record().is_over());
+        let standing = shelf.ready.iter().position(|ready| !ready.sandbox.record().is_over());
+        dead.extend(shelf.ready.drain(..standing.unwrap_or(shelf.ready.len())));
+        let ready = shelf.ready.pop_front();
         match ready {
             Some(_) => {
                 shelf.hits += 1;
@@ -261,6 +265,8 @@ fn common(request: &CreateRequest) -> CreateRequest {
     common.name.clear();
     common.labels.clear();
     common.on_finding.clear();
+    common.on_limit.clear();
+    common.wait_for_room.clear();
     common.size = None;
     common.pool = true;
     common.command.truncate(1);
@@ -272,7 +278,12 @@ fn common(request: &CreateRequest) -> CreateRequest {
 }
 
 fn key(peer: Peer, mode: Mode, common: &CreateRequest) -> Key {
-    Key { uid: peer.uid, gid: peer.gid, mode: mode.name(), request: serde_json::to_vec(common).unwrap_or_default() }
+    Key {
+        uid: peer.uid,
+        gid: peer.gid,
+        mode: mode.name(),
+        request: serde_json::to_vec(common).expect("plain values are representable"),
+    }
 }
 
 /// Starts the request's command in a sandbox that stands ready, whose record becomes `record`. `admit` is asked before anything is started.
@@ -287,7 +298,11 @@ pub async fn take(
     let mode = record.facts.born;
     let common = common(request);
     let key = key(peer, mode, &common);
-    while let Some(ready) = daemon.pool.take(&key, peer, mode, &common) {
+    loop {
+        let mut dead = Vec::new();
+        let ready = daemon.pool.take(&key, peer, mode, &common, &mut dead);
+        discard(daemon, dead);
+        let Some(ready) = ready else { return Ok(Taken::Missed) };
         let Ready { sandbox, standing } = ready;
         let mut own = record.clone();
         own.id = sandbox.id.clone();
@@ -309,6 +324,8 @@ pub async fn take(
         };
         match begun {
             Ok(_) => {
+                // What is done at its limits is the request's, and not known when it was built.
+                daemon.watched.watch(&sandbox);
                 if input == Input::None {
                     sandbox.close_stdin().await;
                 }
@@ -317,11 +334,11 @@ pub async fn take(
             // It ended, or is not what would be made now; neither are its neighbours.
             Err(_) => {
                 let _ = daemon.forget(&sandbox);
-                discard(daemon, daemon.pool.clear(&key));
+                let neighbours = daemon.pool.clear(&key);
+                discard(daemon, [Ready { sandbox, standing }].into_iter().chain(neighbours).collect());
             }
         }
     }
-    Ok(Taken::Missed)
 }
 
 /// Ends sandboxes that were never used.
@@ -381,7 +398,9 @@ async fn build(daemon: &Arc<Daemon>, peer: Peer, mode: Mode, request: &CreateReq
     match stands {
         Ok(standing) => Ok(Ready { sandbox, standing }),
         Err(words) => {
-            let _ = daemon.forget(&sandbox);
+            // It may stand half built.
+            let _ = tokio::time::timeout(KILL_WITHIN, sandbox.ask(&ToKeeper::Kill)).await;
+            daemon.discard(&sandbox);
             Err(words)
         }
     }
@@ -421,16 +440,15 @@ pub fn set(daemon: &Daemon, peer: Peer, request: &CreateRequest, size: u64) -> R
     Ok(wire)
 }
 
-/// Gives up those shelves that are named and may be given up, all for no name.
-pub fn drain(daemon: &Arc<Daemon>, id: &str, may: impl Fn(&Record) -> bool) -> Vec<v1::Pool> {
+/// Gives up a shelf, if it is still there.
+pub fn drain(daemon: &Arc<Daemon>, id: &str) -> Option<v1::Pool> {
     let mut shelves = daemon.pool.shelves();
-    let is_meant = |shelf: &Shelf| (id.is_empty() || shelf.number.to_string() == id) && may(&shelf.record());
-    let keys: Vec<Key> = shelves.iter().filter(|(_, shelf)| is_meant(shelf)).map(|(key, _)| key.clone()).collect();
-    let drained: Vec<Shelf> = keys.iter().filter_map(|key| shelves.remove(key)).collect();
+    let key = shelves.iter().find(|(_, shelf)| shelf.number.to_string() == id).map(|(key, _)| key.clone())?;
+    let drained = shelves.remove(&key)?;
     drop(shelves);
-    let pools = drained.iter().map(Shelf::wire).collect();
-    discard(daemon, drained.into_iter().flat_map(|shelf| shelf.ready).collect());
-    pools
+    let pool = drained.wire();
+    discard(daemon, drained.ready.into());
+    Some(pool)
 }
 
 impl Sandbox {

@@ -115,7 +115,7 @@ impl Daemon {
         let _ = tokio::time::timeout(TAKEN_UP_WITHIN, async { while taking.join_next().await.is_some() {} }).await;
         taking.detach_all();
         for id in self.place.sandboxes()? {
-            if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_none() {
+            if self.get(&id).is_none() {
                 if self.place.sandbox(&id).is_listened_to(ORPHAN_WITHIN).await {
                     say::about(
                         &id,
@@ -217,7 +217,7 @@ impl Daemon {
     /// Forgets one that never ran, also where the store does not let go: it is then told as failed by the next daemon.
     pub fn discard(&self, sandbox: &Sandbox) {
         if let Err(error) = self.forget(sandbox) {
-            say::about(&sandbox.id, "take-up", format_args!("{error:#}"));
+            say::about(&sandbox.id, "forget", format_args!("{error:#}"));
             self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
             let _ = sandbox.dir.remove();
         }
@@ -230,6 +230,11 @@ impl Daemon {
         drop(sandboxes);
         all.sort_by_key(|sandbox| (sandbox.record().created_ms, sandbox.id.clone()));
         all
+    }
+
+    /// By its whole id, which no name stands in for.
+    pub fn get(&self, id: &str) -> Option<Arc<Sandbox>> {
+        self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// By id, by name, or by an unambiguous beginning of the id.

@@ -13,7 +13,7 @@ use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::control::{Asker, Limits, Wish, strictness};
-use apex_core::keep::{FromKeeper, ToKeeper, Usage};
+use apex_core::keep::ToKeeper;
 use apex_core::policy::{Flags, Mode};
 use serde_json::json;
 
@@ -30,8 +30,6 @@ use crate::{confine, dial, figures, groups, metrics, options, pool, run, suggest
 pub const WAITING_MAX: usize = 4;
 /// Records that one request gets.
 const AUDIT_MAX: u32 = 10_000;
-/// How long an answer about what is used is waited for.
-const USED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long one whose keeper takes no word any more may take to be told as ended.
 const ENDING_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a killed sandbox may take to be gone.
@@ -44,19 +42,8 @@ impl Face {
     /// The sandbox, and who asks about it. To whoever may not see it, it is not there.
     fn asked(&self, peer: Peer, word: &str, operation: Operation) -> Result<(Arc<Sandbox>, Asked), Error> {
         let sandbox = self.0.find_for(peer, word)?;
-        let asked = self.judge(peer, word, &sandbox.record(), operation, None)?;
+        let asked = self.0.judge_about(peer, word, &sandbox.record(), operation, None)?;
         Ok((sandbox, asked))
-    }
-
-    fn judge(
-        &self,
-        peer: Peer,
-        word: &str,
-        record: &Record,
-        operation: Operation,
-        mode: Option<Mode>,
-    ) -> Result<Asked, Error> {
-        self.0.judge_about(peer, word, record, operation, mode)
     }
 
     /// To its end: a client that goes away in the middle leaves nothing half done.
@@ -153,7 +140,7 @@ impl Service for Face {
         let record = sandbox.record();
         let relaxes = strictness(mode) < strictness(record.facts.mode);
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
-        let asked = self.judge(peer, &request.id, &record, operation, Some(mode))?;
+        let asked = self.0.judge_about(peer, &request.id, &record, operation, Some(mode))?;
         self.turn(peer, &sandbox, Wish::Mode(mode), asked, request.reason).await
     }
 
@@ -277,17 +264,12 @@ impl Service for Face {
             let record = sandbox.record();
             if !record.is_over() && may(&record) {
                 // All at once: a keeper that its user has stopped costs everybody the same moment, and not one each.
-                let used = async move { tokio::time::timeout(USED_WITHIN, sandbox.ask(&ToKeeper::Use)).await };
-                asking.push((record, tokio::spawn(used)));
+                asking.push((record, tokio::spawn(async move { usage::of(&sandbox).await })));
             }
         }
         let mut rows = Vec::new();
         for (record, used) in asking {
-            let usage = match used.await {
-                Ok(Ok(Ok(FromKeeper::Used(usage)))) => *usage,
-                // It is about to end, or stopped: a row without numbers tells no lie.
-                _ => Usage::default(),
-            };
+            let usage = used.await.ok().flatten().map(|usage| *usage).unwrap_or_default();
             rows.push(SandboxStats {
                 id: record.id,
                 name: record.name,
@@ -320,17 +302,19 @@ impl Service for Face {
 
     async fn drain_pools(&self, peer: Peer, request: DrainPoolsRequest) -> Result<PoolsResponse, Error> {
         let may = |record: &Record| self.0.may(peer, Operation::Remove, record);
-        if !request.id.is_empty() && !pool::list(&self.0, may).iter().any(|pool| pool.id == request.id) {
+        let mut meant = pool::list(&self.0, may);
+        meant.retain(|pool| request.id.is_empty() || pool.id == request.id);
+        if !request.id.is_empty() && meant.is_empty() {
             let words = format!("there is no pool {:?} that you may drain; `apex pool ls` lists them", request.id);
             return Err(Error::new(Kind::NotFound, words));
         }
-        let pools = pool::drain(&self.0, &request.id, may);
-        for pool in &pools {
+        for pool in &meant {
             let of = Record::new(String::new(), pool.uid, options::mode(&pool.mode).unwrap_or(Mode::Isolation), 0);
             let asked = self.0.judge(peer, Operation::Remove, About { record: Some(&of), mode: None })?;
             let before = json!({"pool": pool.program, "mode": pool.mode, "ready": pool.ready});
             self.0.write_down(&asked, &of, Outcome::Allowed, "", before, json!(null))?;
         }
+        let pools = meant.iter().filter_map(|pool| pool::drain(&self.0, &pool.id)).collect();
         Ok(PoolsResponse { pools })
     }
 

@@ -51,6 +51,10 @@ pub async fn settle(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
     let asked = Asked::by_itself(Operation::ModeTighten);
     let written = daemon.write_down(&asked, &record, outcome, &words, told(&record.facts), told(&settled));
     let stored = end(daemon, sandbox, Some(&settled));
+    if error.is_empty() && settled.has_limits {
+        // They are in force: where the budget has shrunk meanwhile, it is what is short.
+        let _ = sandbox.room_for(settled.limits);
+    }
     let errors = [written.err().map(|error| error.to_string()), stored.err().map(|error| format!("{error:#}"))];
     for error in errors.into_iter().flatten() {
         say::about(&sandbox.id, "settle", format_args!("{error}"));

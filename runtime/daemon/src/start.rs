@@ -60,7 +60,9 @@ pub async fn start(
     let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
     let began = Instant::now();
     let admit = |sandbox: &Arc<Sandbox>| daemon.add(sandbox).and_then(|()| note(daemon, &asked, sandbox));
+    // A command in a sandbox that stands already is as much of a load as one in a new one.
     if request.pool
+        && !daemon.budget.is_short()
         && let Taken::Started(sandbox) = pool::take(daemon, peer, request, &record, input, admit).await?
     {
         tell_start(daemon, &sandbox.record(), began);
@@ -89,7 +91,7 @@ pub async fn start_as(
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
     daemon.add(&sandbox)?;
     if let Err(error) = budget::admit(daemon, &sandbox, asked, wait).await {
-        let _ = daemon.forget(&sandbox);
+        daemon.discard(&sandbox);
         return Err(error);
     }
     let began = Instant::now();

@@ -103,7 +103,7 @@ impl Store {
     pub fn put_group(&self, asked: &Asked, state: &State) -> Result<()> {
         let texts = (serde_json::to_string(asked)?, serde_json::to_string(state)?);
         self.about_groups(
-            "INSERT INTO supervised (name, asked, state) VALUES (?1, ?2, ?3)",
+            "INSERT INTO supervised (name, asked, state) VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET asked = ?2, state = ?3",
             params![asked.name, texts.0, texts.1],
         )
     }

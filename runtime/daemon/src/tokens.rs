@@ -55,9 +55,11 @@ impl Tokens {
     pub fn note(&self, uid: u32, gid: u32, token: String) {
         let mut known = self.known();
         let is_new = known.tokens.get(&(uid, gid)) != Some(&token);
-        while known.tokens.len() >= TOKENS_MAX && is_new {
-            let Some((oldest, _)) = known.tokens.pop_first() else { break };
-            known.fresh.remove(&oldest);
+        if known.tokens.len() >= TOKENS_MAX && !known.tokens.contains_key(&(uid, gid)) {
+            // The highest uid: root and the system's own users come first.
+            if let Some((forgotten, _)) = known.tokens.pop_last() {
+                known.fresh.remove(&forgotten);
+            }
         }
         known.tokens.insert((uid, gid), token);
         known.fresh.insert((uid, gid));
@@ -113,6 +115,11 @@ mod tests {
         std::fs::write(&path, many).unwrap();
         let tokens = Tokens::open(path.clone());
         tokens.note(70_000, 1, "last".to_owned());
+        assert_eq!(tokens.known().tokens.len(), TOKENS_MAX);
+        assert_eq!(tokens.of(70_000, 1).as_deref(), Some("last"));
+        assert!(tokens.of(0, 1).is_some(), "root is not what gives way");
+        // One that is there already takes nobody's place.
+        tokens.note(0, 1, "anew".to_owned());
         assert_eq!(tokens.known().tokens.len(), TOKENS_MAX);
         assert_eq!(tokens.of(70_000, 1).as_deref(), Some("last"));
         std::fs::remove_file(path).unwrap();

@@ -72,12 +72,15 @@ pub async fn live(
     let daemon = Daemon::open(options, place, errands, manager).await?;
     let (stop, stopped) = watch::channel(false);
     let _ = daemon.metrics.warden.set(child.pid);
+    // In a task of its own: what is under way goes on when the wait below ends.
+    let all = all(&daemon, child.pid, news, (&Arc::new(listener), &stopped));
+    let crew = tokio::spawn(supervise(Arc::clone(&daemon.services), APEXD, all));
     let outcome = tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
         () = reload_on(&daemon, hangup) => Ok(()),
         outcome = beat(&daemon) => outcome,
-        outcome = supervise(Arc::clone(&daemon.services), APEXD, all(&daemon, child.pid, news, (&Arc::new(listener), &stopped))) => outcome,
+        outcome = crew => outcome.context("the services").flatten(),
     };
     daemon.manager.stopping();
     // Requests under way get their answers; sandboxes go on.
@@ -136,7 +139,7 @@ fn services(daemon: &Arc<Daemon>, (listener, stopped): Door<'_>) -> Vec<Service>
     let looking = Arc::clone(daemon);
     let limits = Service::new("limits", move || {
         let daemon = Arc::clone(&looking);
-        async move { limits::look(&daemon).await }
+        async move { limits::look(daemon).await }
     });
     let filling = Arc::clone(daemon);
     let pool = Service::new("pool", move || pool::fill(Arc::clone(&filling)));
@@ -147,7 +150,7 @@ fn services(daemon: &Arc<Daemon>, (listener, stopped): Door<'_>) -> Vec<Service>
 async fn hear(daemon: Arc<Daemon>, news: Arc<Mutex<mpsc::Receiver<News>>>) -> Result<()> {
     let mut news = news.lock().await;
     while let Some(News::Ended { id, code }) = news.recv().await {
-        if let Ok(sandbox) = daemon.find(&id) {
+        if let Some(sandbox) = daemon.get(&id) {
             sandbox.keeper_ended(code);
         }
     }

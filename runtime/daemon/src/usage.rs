@@ -1,14 +1,19 @@
 //! What a sandbox uses, as its keeper tells it, in the words of the API.
 
+use std::time::Duration;
+
 use apex_api::v1;
 use apex_core::keep::{FromKeeper, ToKeeper, Usage};
 
 use crate::sandbox::Sandbox;
 
-/// Asks the keeper. One that is about to end tells nothing: a row without numbers tells no lie.
+/// How long a keeper may take to tell: its user may have stopped it.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// Asks the keeper. One that is about to end, or stopped, tells nothing: a row without numbers tells no lie.
 pub async fn of(sandbox: &Sandbox) -> Option<Box<Usage>> {
-    match sandbox.ask(&ToKeeper::Use).await {
-        Ok(FromKeeper::Used(usage)) => Some(usage),
+    match tokio::time::timeout(WITHIN, sandbox.ask(&ToKeeper::Use)).await {
+        Ok(Ok(FromKeeper::Used(usage))) => Some(usage),
         Ok(_) | Err(_) => None,
     }
 }

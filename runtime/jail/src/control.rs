@@ -49,6 +49,8 @@ pub enum Order {
     Kill,
     /// Tell what it uses.
     Use,
+    /// Nothing of the jail: the turn of an answer that the control gives by itself.
+    Own,
 }
 
 /// One more command in a sandbox.
@@ -93,6 +95,8 @@ pub trait Control {
     fn terminal(&mut self, spawned: Option<i32>, master: OwnedFd);
     /// One of those has ended; with words when it was never executed.
     fn spawned_ended(&mut self, number: i32, ended: Ended, words: Option<String>);
+    /// The turn of [`Order::Own`].
+    fn own(&mut self);
     /// What became of the last one.
     fn done(&mut self, outcome: Result<Answer, String>);
 }
@@ -142,6 +146,8 @@ pub(crate) fn tell_ended(running: &mut Running<'_>, ended: Ended, alone: bool) {
         && alone
         && supervise::is_plain(ended)
         && running.watch.is_none()
+        && !running.plan.record
+        && running.plan.overlay.is_none()
     {
         control.exited(code);
     }
@@ -149,19 +155,26 @@ pub(crate) fn tell_ended(running: &mut Running<'_>, ended: Ended, alone: bool) {
 
 /// Follows the orders that are there.
 pub(crate) fn serve(running: &mut Running<'_>) -> After {
-    while let Some(order) = next(running) {
-        let is_last = matches!(order, Order::Kill);
-        let outcome = match order {
+    while let Some(late) = next(running) {
+        let (outcome, is_last) = match late {
+            Late::Followed(outcome) => (outcome, false),
             // Answered when it is over.
-            Order::Spawn(spawn) => match begin_spawn(running, &spawn) {
+            Late::Order(Order::Spawn(spawn)) => match begin_spawn(running, &spawn) {
                 Ok(()) => continue,
-                Err(words) => Err(words),
+                Err(words) => (Err(words), false),
             },
-            order => follow(running, order),
+            Late::Order(Order::Own) => {
+                if let Some(control) = &mut running.control {
+                    control.own();
+                }
+                continue;
+            }
+            Late::Order(order) => {
+                let is_last = matches!(order, Order::Kill);
+                (follow(running, order), is_last)
+            }
         };
-        if let Some(control) = &mut running.control {
-            control.done(outcome);
-        }
+        answer(running, outcome);
         if is_last {
             return After::Kill;
         }
@@ -169,38 +182,65 @@ pub(crate) fn serve(running: &mut Running<'_>) -> After {
     After::Alive
 }
 
-/// Answers come in the order of the questions. So while a command is being started, of which the answer is not known, orders wait; an end waits for nothing.
-fn next(running: &mut Running<'_>) -> Option<Order> {
-    let control = running.control.as_mut()?;
-    if running.spawning.is_none() && !running.late.is_empty() {
-        return Some(running.late.remove(0));
+fn answer(running: &mut Running<'_>, outcome: Result<Answer, String>) {
+    if let Some(control) = &mut running.control {
+        control.done(outcome);
+    }
+}
+
+/// What waits until a command is started.
+#[derive(Debug)]
+pub(crate) enum Late {
+    /// To be followed.
+    Order(Order),
+    /// Followed already, to be answered in its turn.
+    Followed(Result<Answer, String>),
+}
+
+/// Answers come in the order of the questions, so while a command is being started, of which the answer is not known, all others wait. What the init has no
+/// part in is done at once all the same: the new command may be stopped by those that run there, and must not hold the dial up.
+fn next(running: &mut Running<'_>) -> Option<Late> {
+    if running.spawning.is_none()
+        && let Some(late) = running.late.pop_front()
+    {
+        return Some(late);
     }
     loop {
-        let order = control.next()?;
+        let order = running.control.as_mut()?.next()?;
         if running.spawning.is_none() {
-            return Some(order);
+            return Some(Late::Order(order));
         }
-        if matches!(order, Order::Kill) {
-            for _ in 0..=running.late.len() {
-                control.done(Err("it is ended".to_owned()));
+        let late = match order {
+            Order::Kill => {
+                let ended = || Err("it is ended".to_owned());
+                answer(running, ended());
+                for late in std::mem::take(&mut running.late) {
+                    match late {
+                        Late::Followed(outcome) => answer(running, outcome),
+                        Late::Order(_) => answer(running, ended()),
+                    }
+                }
+                return Some(Late::Order(order));
             }
-            return Some(order);
-        }
-        running.late.push(order);
+            Order::Freeze(_) | Order::Limit(_) | Order::Cut(_) | Order::Use => Late::Followed(follow(running, order)),
+            order => Late::Order(order),
+        };
+        running.late.push_back(late);
     }
 }
 
 fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
     let done = |words: &str| Ok(Answer::Done(words.to_owned()));
     match order {
-        Order::Spawn(_) => Err("it is answered when it is over".to_owned()),
+        Order::Spawn(_) | Order::Own => unreachable!("serve has its own way with them"),
+        Order::SignalSpawned { .. } if running.frozen => Err("it is frozen; let it go on first".to_owned()),
         Order::SignalSpawned { number, signal } => {
             let sent = running.socket.order(wire::Order::SignalSpawned { number, signal });
             sent.map_err(|errno| format!("passing signal {signal} on: {}", errno.desc()))?;
             done("passed on")
         }
         Order::Start(arguments) => start(running, &arguments),
-        Order::Signal(_) if running.waits => Err("its command has not started".to_owned()),
+        Order::Signal(_) if running.waits => Err("its command has not started; start it first".to_owned()),
         Order::Signal(number) => {
             running.signal(number).map_err(|errno| format!("passing signal {number} on: {}", errno.desc()))?;
             done("passed on")
@@ -229,18 +269,7 @@ fn start(running: &mut Running<'_>, arguments: &[Vec<u8>]) -> Result<Answer, Str
         running.begin();
         return Ok(Answer::Done("started".to_owned()));
     }
-    let is_whole = |word: &Vec<u8>| !word.contains(&0);
-    if arguments.is_empty() || !arguments.iter().all(is_whole) {
-        return Err("there is no argument, or one holds a NUL byte".to_owned());
-    }
-    let words: Vec<u8> = arguments.iter().flat_map(|word| word.iter().copied().chain([0])).collect();
-    if words.len() > ARGUMENT_BYTES_MAX || arguments.len() > ARGUMENTS_MAX {
-        return Err(format!(
-            "its arguments come to {} bytes in {} words; at most {ARGUMENT_BYTES_MAX} in {ARGUMENTS_MAX} go",
-            words.len(),
-            arguments.len()
-        ));
-    }
+    let words = words(arguments)?;
     let failed = |errno: Errno| format!("telling the sandbox to start: {}", errno.desc());
     running.socket.order(wire::Order::GoWith).map_err(failed)?;
     running.socket.words(&words).map_err(failed)?;
@@ -248,10 +277,29 @@ fn start(running: &mut Running<'_>, arguments: &[Vec<u8>]) -> Result<Answer, Str
     Ok(Answer::Done("started".to_owned()))
 }
 
+/// The arguments of a command that was put off as a message: a NUL behind every word.
+///
+/// # Errors
+/// In words, what cannot be sent.
+pub fn words(arguments: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+    if arguments.is_empty() || arguments.iter().any(|word| word.contains(&0)) {
+        return Err("there is no argument, or one holds a NUL byte".to_owned());
+    }
+    let words: Vec<u8> = arguments.iter().flat_map(|word| word.iter().copied().chain([0])).collect();
+    if words.len() > ARGUMENT_BYTES_MAX || arguments.len() > ARGUMENTS_MAX {
+        return Err(format!(
+            "its arguments come to {} bytes in {} words; at most {ARGUMENT_BYTES_MAX} in {ARGUMENTS_MAX} go: pass less, or by a file",
+            words.len(),
+            arguments.len()
+        ));
+    }
+    Ok(words)
+}
+
 /// One at a time: until the init says that it is over, whatever else was sent to it could be read by the new command's process.
 fn begin_spawn(running: &mut Running<'_>, spawn: &Spawn) -> Result<(), String> {
     if running.waits {
-        return Err("its command has not started".to_owned());
+        return Err("its command has not started; start it first".to_owned());
     }
     if running.frozen {
         return Err("it is frozen; let it go on first".to_owned());
@@ -273,7 +321,7 @@ fn begin_spawn(running: &mut Running<'_>, spawn: &Spawn) -> Result<(), String> {
     }
     let first = &running.plan.command;
     let command = command::another(first, &spawn.arguments, &spawn.environment, spawn.workdir.as_deref());
-    let words = spawn::encode(&command.ok_or("there is no command")?)?;
+    let words = spawn::encode(&command.ok_or("there is no command; give one")?)?;
     let failed = |errno: Errno| format!("asking the sandbox's init: {}", errno.desc());
     let streams: Vec<BorrowedFd<'_>> = spawn.streams.iter().map(AsFd::as_fd).collect();
     let order = wire::Order::Spawn { number: spawn.number, terminal: spawn.terminal };
@@ -320,9 +368,7 @@ pub(crate) fn spawned(running: &mut Running<'_>, number: i32) -> After {
         }
         Some(failure) => Err(failure.explain(running.plan)),
     };
-    if let Some(control) = &mut running.control {
-        control.done(outcome);
-    }
+    answer(running, outcome);
     for number in std::mem::take(&mut running.late_signals) {
         // One whose command has just ended needs it no more.
         let _ = running.signal(number);

@@ -143,7 +143,7 @@ impl Init<'_, '_> {
         };
         let own = [self.socket.0.as_raw_fd()].into_iter().chain(answers);
         let keep: Vec<i32> = self.streams.passed.iter().copied().chain(own).collect();
-        streams::close_others(&keep).map_err(Failure::at(Step::EnterRoot, 0))
+        streams::close_others(3, &keep).map_err(Failure::at(Step::EnterRoot, 0))
     }
 
     /// A terminal of the sandbox's own devpts; its master goes to the launcher.
@@ -276,17 +276,21 @@ impl Init<'_, '_> {
             if interests[0].ready {
                 // Taken away before the look: whoever ends after it makes it ready again. Who ended earlier did, as the signal is blocked.
                 signal::next(signals.as_fd()).map_err(&failed)?;
+                let mut over = None;
                 while let Some((pid, ended)) = reap().map_err(&failed)? {
                     if pid == child {
-                        // Orphans are the init's children: without any there is nobody else.
-                        let alone = self.defers.is_some()
-                            && matches!(process::wait(-1, nix::libc::WNOHANG), Err(Errno::ECHILD));
-                        return self.socket.report(Report::Ended { ended, alone }, None).map_err(&failed);
+                        over = Some(ended);
                     }
                     if let Some(at) = spawned.iter().position(|(one, _)| *one == pid) {
                         let (_, number) = spawned.swap_remove(at);
                         self.socket.report(Report::SpawnedEnded { number, ended }, None).map_err(&failed)?;
                     }
+                }
+                if let Some(ended) = over {
+                    // Orphans are the init's children: without any there is nobody else.
+                    let alone =
+                        self.defers.is_some() && matches!(process::wait(-1, nix::libc::WNOHANG), Err(Errno::ECHILD));
+                    return self.socket.report(Report::Ended { ended, alone }, None).map_err(&failed);
                 }
             }
             if interests[1].ready {
@@ -298,6 +302,7 @@ impl Init<'_, '_> {
                     Order::Signal(number) => pass_on(child, number),
                     Order::Spawn { number, terminal } => {
                         let pid = self.spawn_another(fds, terminal)?;
+                        patience_ms = Some(supervise::GIVE_BACK_MS);
                         spawned.extend(pid.map(|pid| (pid, number)));
                         self.socket.report(Report::Spawned { number }, None).map_err(&failed)?;
                     }
@@ -347,6 +352,8 @@ impl Init<'_, '_> {
         }
         let terminal = terminal.as_ref().map(aside).transpose()?;
         let mut seal = Seal::prepare(self.plan, command, &self.socket, self.mask)?;
+        // Numbers of the first command: the init has closed them, and what stands there now is not for a program.
+        seal.fds = &[];
         seal.streams_on_terminal = [terminal.is_some(); 3];
         (seal.terminal, seal.spawned) = (terminal, Some(spawned));
         let copy = |ruleset: &OwnedFd| fs::copy_from(ruleset.as_fd(), 3).map_err(Failure::at(Step::Spawn, 0));
@@ -360,17 +367,8 @@ impl Init<'_, '_> {
     /// A pipe that the command closes must be closed: the init keeps no copy of its streams, nor of anything else but the socket and what more commands need.
     fn let_go_of_streams(&self) {
         let ruleset = self.ruleset.as_ref().map(AsRawFd::as_raw_fd);
-        let mut kept: Vec<u32> =
-            ruleset.into_iter().chain([self.socket.0.as_raw_fd()]).map(i32::cast_unsigned).collect();
-        kept.sort_unstable();
-        let mut first = 0;
-        for number in kept {
-            if number > first {
-                let _ = process::close_from(first, number - 1, false);
-            }
-            first = number + 1;
-        }
-        let _ = process::close_from(first, u32::MAX, false);
+        let kept: Vec<i32> = ruleset.into_iter().chain([self.socket.0.as_raw_fd()]).collect();
+        let _ = streams::close_others(0, &kept);
     }
 }
 

@@ -68,6 +68,11 @@ impl Listener {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether it has a record to show at the end.
+    pub fn is_recording(&self) -> bool {
+        self.watch.is_some()
+    }
+
     /// Answers what waits, a bounded number of calls, and tells a watcher what was refused. Never blocks.
     pub fn serve(&mut self, mut watcher: Option<&mut (dyn Watcher + '_)>) {
         for _ in 0..BATCH_MAX {

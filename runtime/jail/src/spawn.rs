@@ -31,7 +31,7 @@ pub fn encode(command: &CommandPlan) -> Result<Vec<u8>, String> {
     let bytes: Vec<u8> = all.iter().flat_map(|word| word.iter().copied().chain([0])).collect();
     if bytes.len() > BYTES_MAX || all.len() > WORDS_MAX {
         return Err(format!(
-            "the command and its environment come to {} bytes in {} words; at most {BYTES_MAX} in {WORDS_MAX} go",
+            "the command and its environment come to {} bytes in {} words; at most {BYTES_MAX} in {WORDS_MAX} go: pass less, or by a file",
             bytes.len(),
             all.len()
         ));

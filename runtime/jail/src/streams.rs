@@ -68,7 +68,7 @@ impl Streams {
             }
         }
         let open: Vec<i32> = passed.iter().chain(kept).copied().collect();
-        close_others(&open).map_err(|errno| StreamError::Kernel { number: 3, errno })?;
+        close_others(3, &open).map_err(|errno| StreamError::Kernel { number: 3, errno })?;
         Ok(Streams { passed, files })
     }
 }
@@ -89,11 +89,11 @@ pub fn let_go() -> Result<(), Errno> {
     (0..=2).try_for_each(|number| fs::place(null.as_fd(), number))
 }
 
-/// Closes every descriptor above 2 that is not among `kept`.
-pub fn close_others(kept: &[i32]) -> Result<(), Errno> {
+/// Closes every descriptor from `first` on that is not among `kept`.
+pub fn close_others(first: u32, kept: &[i32]) -> Result<(), Errno> {
     let mut kept = kept.to_vec();
     kept.sort_unstable();
-    let mut first = 3;
+    let mut first = first;
     for number in kept.iter().filter_map(|number| u32::try_from(*number).ok()) {
         if number > first {
             process::close_from(first, number - 1, false)?;

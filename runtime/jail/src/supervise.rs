@@ -1,5 +1,6 @@
 //! Watching over a running sandbox: its reports, signals to pass on, its terminal, its time, its refused calls; and the end.
 
+use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -65,7 +66,7 @@ pub struct Running<'a> {
     /// One more command that is being started.
     pub spawning: Option<Spawning>,
     /// What waits until it is: orders, and signals from outside.
-    pub late: Vec<control::Order>,
+    pub late: VecDeque<control::Late>,
     /// Commands that were started later and not executed, whose end is still to come.
     pub not_executed: Vec<(i32, Errno, String)>,
     pub late_signals: Vec<i32>,
@@ -106,7 +107,7 @@ impl<'a> Running<'a> {
             relay: None,
             listeners: Vec::new(),
             spawning: None,
-            late: Vec::new(),
+            late: VecDeque::new(),
             not_executed: Vec::new(),
             late_signals: Vec::new(),
             watch: None,
@@ -148,7 +149,10 @@ impl<'a> Running<'a> {
     /// Passes a signal to the command.
     pub fn signal(&mut self, number: i32) -> Result<(), Errno> {
         if self.spawning.is_some() {
-            self.late_signals.push(number);
+            // As the kernel has it: one that waits is not counted twice.
+            if !self.late_signals.contains(&number) {
+                self.late_signals.push(number);
+            }
             return Ok(());
         }
         match self.socket.order(Order::Signal(number)) {
@@ -264,14 +268,14 @@ pub fn to_the_end(
                 running.relay = master.map(Relay::start).transpose().map_err(running.failed(Step::OpenTerminal))?;
             }
             Event::Report(Report::Sealed { pid, listener, domain }, _) => {
-                let pid = outside_pid(running.init, pid).map_err(running.failed(Step::Handshake))?;
-                let taken = Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
-                running.listeners.extend(taken);
+                let outside = outside_pid(running.init, pid);
                 let Some(sealed) = sealed.take() else {
-                    // One more command: probes see it where it is, in the sandbox's cgroup.
-                    running.socket.order(Order::Go).map_err(running.failed(Step::Handshake))?;
+                    go_on_with_another(running, outside, listener).map_err(running.failed(Step::Handshake))?;
                     continue;
                 };
+                let pid = outside.map_err(running.failed(Step::Handshake))?;
+                let taken = Listener::take(running.plan, pid, listener).map_err(running.failed(Step::SealSeccomp))?;
+                running.listeners.extend(taken);
                 sealed(running, pid, domain)?;
                 watch::attach(running, pid)?;
                 let defers = running.control.as_ref().map_or(Defers::No, |control| control.defers());
@@ -304,6 +308,19 @@ pub fn to_the_end(
     finish(running, ended)
 }
 
+/// One more command is sealed: probes see it where it is, in the sandbox's cgroup. It may be gone already, which is not the sandbox's failure.
+fn go_on_with_another(running: &mut Running<'_>, pid: Result<Pid, Errno>, listener: i32) -> Result<(), Errno> {
+    let order = match pid.and_then(|pid| Listener::take(running.plan, pid, listener)) {
+        Ok(taken) => {
+            running.listeners.extend(taken);
+            Order::Go
+        }
+        // Without its listener it must not run: any other order ends it, and the init ignores one that comes too late.
+        Err(_) => Order::Mapped,
+    };
+    running.socket.order(order)
+}
+
 fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, JailError> {
     let failed = running.failed(Step::Supervise);
     let limit = running.remaining_ms();
@@ -329,6 +346,7 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Jai
     for (listener, _) in running.listeners.iter_mut().zip(&ready.listeners).filter(|(_, is_ready)| **is_ready) {
         listener.serve(running.watch.as_mut().map(|watch| &mut *watch.watcher));
     }
+    running.listeners.retain(|listener| listener.fd().is_some() || listener.is_recording());
     if ready.watcher && watch::serve(running)? == After::Kill {
         return Ok(Event::Caught);
     }
@@ -419,9 +437,9 @@ fn pass_on(running: &mut Running<'_>, number: i32) -> Result<(), Errno> {
         (SIGWINCH, Some(relay)) => relay.resize(),
         (SIGTSTP, _) => {
             // The command's group is an orphan, for which SIGTSTP means nothing.
-            running.socket.order(Order::Signal(SIGSTOP))?;
+            running.signal(SIGSTOP)?;
             process::kill(std::process::id() as Pid, SIGSTOP)?;
-            running.socket.order(Order::Signal(SIGCONT))
+            running.signal(SIGCONT)
         }
         _ => running.signal(number),
     }

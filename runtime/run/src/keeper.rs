@@ -19,6 +19,16 @@ use apex_sys::{Errno, clock, fs, net, process, terminal};
 use crate::fresh::Fresh;
 use crate::warm::Warm;
 
+/// Counts from 1.
+const NOBODY: u64 = 0;
+
+/// What needs nothing of the jail.
+enum Own {
+    Streams,
+    LetGo(usize),
+    Refuse(String),
+}
+
 /// The keeper's side.
 pub struct Keeper {
     listener: BorrowedFd<'static>,
@@ -42,6 +52,12 @@ pub struct Keeper {
     fresh: Fresh,
     /// Orders that arrived and are not yet given: connections that broke may have left some.
     orders: VecDeque<Order>,
+    /// What it answers by itself when its turn comes.
+    own: VecDeque<Own>,
+    /// For each answer that is still to come, which connection asked; [`NOBODY`] for what it orders by itself.
+    owed: VecDeque<u64>,
+    /// Connections there have been.
+    connections: u64,
     /// Whether the last word was said before the sandbox was taken down.
     has_exited: bool,
     /// How the sandbox ended, in a word.
@@ -71,6 +87,9 @@ impl Keeper {
             waits: options.defer || options.warm,
             fresh: Fresh::default(),
             orders: VecDeque::new(),
+            own: VecDeque::new(),
+            owed: VecDeque::new(),
+            connections: 0,
             has_exited: false,
             how: None,
         })
@@ -117,9 +136,10 @@ impl Keeper {
     /// A new connection takes the place of the old: the daemon has one, and a second comes from its successor.
     fn connect(&mut self) {
         while let Ok(connection) = net::accept(self.listener) {
+            self.connections += 1;
             if self.connection.replace(connection).is_some() && self.waits {
                 // Somebody else than who had it made.
-                self.orders.push_back(Order::Kill);
+                self.end();
             }
             if let Some(standing) = self.standing.clone() {
                 self.say(&FromKeeper::Standing(standing), &[]);
@@ -135,26 +155,52 @@ impl Keeper {
         }
     }
 
+    /// Answers what was asked first of all that is not answered. Whoever did may be gone, and its successor has asked something else.
+    fn answer(&mut self, said: &FromKeeper, fds: &[BorrowedFd<'_>]) {
+        if self.owed.pop_front() == Some(self.connections) {
+            self.say(said, fds);
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        self.owed.push_back(self.connections);
+        self.orders.push_back(order);
+    }
+
+    fn order_own(&mut self, own: Own) {
+        self.own.push_back(own);
+        self.order(Order::Own);
+    }
+
+    /// Ends the sandbox of its own accord.
+    fn end(&mut self) {
+        self.owed.push_back(NOBODY);
+        self.orders.push_back(Order::Kill);
+    }
+
+    fn refuse_and_end(&mut self, words: String) {
+        self.order_own(Own::Refuse(words));
+        self.end();
+    }
+
     /// A sandbox that was made under other circumstances than there are now starts nothing.
     fn start(&mut self, arguments: Vec<String>, size: Option<(u16, u16)>) {
+        if !self.waits || self.standing.is_none() {
+            return self.order_own(Own::Refuse("its command was started before, or it does not stand yet".to_owned()));
+        }
         if let Some(path) = self.fresh.changed() {
-            let words = format!("{} has changed since the sandbox was made", path.display());
-            self.say(&FromKeeper::Refused { words }, &[]);
-            self.orders.push_back(Order::Kill);
-            return;
+            return self
+                .refuse_and_end(format!("{} has changed since the sandbox was made; run it anew", path.display()));
         }
         if let (Some(number), Some((rows, columns))) = (self.terminal, size) {
             let _ = terminal::set_size(fs::borrow_known(number), rows, columns);
         }
         self.waits = false;
         let arguments: Vec<Vec<u8>> = arguments.into_iter().map(String::into_bytes).collect();
-        if let Some(Err(errno)) = self.warm.take().map(|warm| warm.run(&arguments)) {
-            let words = format!("telling the interpreter: {}", errno.desc());
-            self.say(&FromKeeper::Refused { words }, &[]);
-            self.orders.push_back(Order::Kill);
-            return;
+        if let Some(Err(words)) = self.warm.take().map(|warm| warm.run(&arguments)) {
+            return self.refuse_and_end(format!("telling the interpreter: {words}"));
         }
-        self.orders.push_back(Order::Start(arguments));
+        self.order(Order::Start(arguments));
     }
 
     /// Whoever is connected already hears it now, whoever comes later when it does.
@@ -168,8 +214,18 @@ impl Keeper {
     fn hear_warm(&mut self) {
         let Some(warm) = &mut self.warm else { return };
         warm.passed_on();
-        if let Some(standing) = self.unready.take_if(|_| warm.is_ready()) {
-            self.tell_standing(standing);
+        let Some(standing) = &self.unready else { return };
+        match warm.readiness() {
+            None => {}
+            Some(true) => {
+                let standing = standing.clone();
+                self.unready = None;
+                self.tell_standing(standing);
+            }
+            Some(false) => {
+                (self.unready, self.warm) = (None, None);
+                self.end();
+            }
         }
     }
 
@@ -189,30 +245,18 @@ impl Keeper {
                     self.connection = None;
                     if self.waits {
                         // Nobody knows of it but who had it made.
-                        self.orders.push_back(Order::Kill);
+                        self.end();
                     }
                     return;
                 }
             };
             match serde_json::from_slice(&bytes[..count]) {
-                Ok(ToKeeper::Streams) => {
-                    let held: Vec<_> = self.held.iter().flatten().copied().map(fs::borrow_known).collect();
-                    let terminal = self.terminal.map(fs::borrow_known);
-                    let open = self.held.iter().map(Option::is_some).chain([terminal.is_some()]).collect();
-                    let all: Vec<_> = held.into_iter().chain(terminal).collect();
-                    self.say(&FromKeeper::Streams { open }, &all);
-                }
-                Ok(ToKeeper::LetGo { index }) => {
-                    let said = match self.let_go(index) {
-                        Ok(()) => FromKeeper::Done { words: "closed".to_owned() },
-                        Err(errno) => FromKeeper::Refused { words: errno.desc().to_owned() },
-                    };
-                    self.say(&said, &[]);
-                }
+                Ok(ToKeeper::Streams) => self.order_own(Own::Streams),
+                Ok(ToKeeper::LetGo { index }) => self.order_own(Own::LetGo(index)),
                 Ok(ToKeeper::Start { arguments, size }) => self.start(arguments, size),
                 Ok(ToKeeper::Spawn { number, arguments, environment, workdir, terminal, size }) => {
                     let words = |words: Vec<String>| words.into_iter().map(OsString::from).collect();
-                    self.orders.push_back(Order::Spawn(Spawn {
+                    self.order(Order::Spawn(Spawn {
                         number,
                         arguments: words(arguments),
                         environment: words(environment),
@@ -221,10 +265,14 @@ impl Keeper {
                         terminal: terminal.then(|| size.unwrap_or_default()),
                     }));
                 }
-                Ok(said) => self.orders.extend(order_of(&said)),
+                Ok(said) => {
+                    if let Some(order) = order_of(&said) {
+                        self.order(order);
+                    }
+                }
                 Err(error) => {
                     let words = format!("not understood ({error}); are apexd and apex-run of one version?");
-                    self.say(&FromKeeper::Refused { words }, &[]);
+                    self.order_own(Own::Refuse(words));
                 }
             }
         }
@@ -304,12 +352,33 @@ impl Control for Keeper {
         self.say(&FromKeeper::SpawnedEnded { number, code, how, words }, &[]);
     }
 
+    fn own(&mut self) {
+        match self.own.pop_front() {
+            Some(Own::Streams) => {
+                let held: Vec<_> = self.held.iter().flatten().copied().map(fs::borrow_known).collect();
+                let terminal = self.terminal.map(fs::borrow_known);
+                let open = self.held.iter().map(Option::is_some).chain([terminal.is_some()]).collect();
+                let all: Vec<_> = held.into_iter().chain(terminal).collect();
+                self.answer(&FromKeeper::Streams { open }, &all);
+            }
+            Some(Own::LetGo(index)) => {
+                let said = match self.let_go(index) {
+                    Ok(()) => FromKeeper::Done { words: "closed".to_owned() },
+                    Err(errno) => FromKeeper::Refused { words: errno.desc().to_owned() },
+                };
+                self.answer(&said, &[]);
+            }
+            Some(Own::Refuse(words)) => self.answer(&FromKeeper::Refused { words }, &[]),
+            None => {}
+        }
+    }
+
     fn done(&mut self, outcome: Result<Answer, String>) {
         let said = match outcome {
             Ok(Answer::Done(words)) => FromKeeper::Done { words },
             Ok(Answer::Used(usage)) => FromKeeper::Used(usage),
             Err(words) => FromKeeper::Refused { words },
         };
-        self.say(&said, &[]);
+        self.answer(&said, &[]);
     }
 }

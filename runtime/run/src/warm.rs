@@ -4,12 +4,13 @@
 //! of random numbers (docs/adr/0014-warm-interpreters.md). What it is to run comes over a socket, as the words of a command line.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, bail};
-use apex_sys::{Errno, fs, net};
+use apex_jail::control;
+use apex_sys::signal::{self, Interest};
+use apex_sys::{fs, net};
 
 const PYTHON: &str = include_str!("warm/python.py");
 const NODE: &str = include_str!("warm/node.js");
@@ -43,20 +44,20 @@ impl Warm {
         self.ours.as_fd()
     }
 
-    /// Whether it has said that it is ready.
-    pub fn is_ready(&self) -> bool {
-        matches!(fs::read(self.ours.as_fd(), &mut [0; 16]), Ok(1..))
+    /// Whether it has said that it is ready; `None` while it has not, `false` when it never will. Does not wait.
+    pub fn readiness(&self) -> Option<bool> {
+        let mut end = [Interest { fd: self.fd(), write: false, ready: false }];
+        match signal::poll(&mut end, Some(0)) {
+            Ok(true) => Some(matches!(fs::read(self.fd(), &mut [0; 16]), Ok(1..))),
+            Ok(false) => None,
+            Err(_) => Some(false),
+        }
     }
 
     /// Has it run a command line.
-    pub fn run(self, arguments: &[Vec<u8>]) -> Result<(), Errno> {
-        let mut words = Vec::new();
-        for word in arguments {
-            // A vector takes everything.
-            let _ = words.write_all(word);
-            words.push(0);
-        }
-        net::try_send(self.ours.as_fd(), &words, &[])
+    pub fn run(self, arguments: &[Vec<u8>]) -> Result<(), String> {
+        let words = control::words(arguments)?;
+        net::try_send(self.ours.as_fd(), &words, &[]).map_err(|errno| errno.desc().to_owned())
     }
 }
 

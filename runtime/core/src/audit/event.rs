@@ -179,6 +179,13 @@ fn resource(record: &Record) -> Option<Resource> {
     })
 }
 
+/// Whether an operation changes nothing.
+pub const fn only_reads(operation: Operation) -> bool {
+    kind(operation).0 == READ
+}
+
+const READ: u32 = 2;
+
 /// `activity_id` and its caption.
 const fn kind(operation: Operation) -> (u32, &'static str) {
     match operation {
@@ -192,7 +199,7 @@ const fn kind(operation: Operation) -> (u32, &'static str) {
         | Operation::Stats
         | Operation::Tree
         | Operation::Metrics
-        | Operation::Groups => (2, "Read"),
+        | Operation::Groups => (READ, "Read"),
         Operation::Run
         | Operation::Exec
         | Operation::Attach

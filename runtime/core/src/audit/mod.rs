@@ -34,7 +34,7 @@ use serde_json::Value;
 use crate::access::{Operation, Role};
 
 pub use chain::{Anchors, Broken, Chain, GENESIS, Head, LINE_BYTES_MAX, Verdict, goes_on_after, verify};
-pub use event::CLASS_UID;
+pub use event::{CLASS_UID, only_reads};
 pub use mask::{MASK, mask, mask_value, mask_words};
 
 /// Who did it.

@@ -129,7 +129,10 @@ impl Budget {
         let Some(before) = self.held.get(id).cloned() else { return Ok(()) };
         let grown = Kind::ALL.into_iter().find(|kind| {
             let (old, new) = (kind.of(before.amounts).unwrap_or(0), kind.of(to).unwrap_or(0));
-            new > old && kind.of(self.total).is_some_and(|total| self.sum(*kind, |other| other.id != id) + new > total)
+            new > old
+                && kind
+                    .of(self.total)
+                    .is_some_and(|total| self.sum(*kind, |other| other.id != id).saturating_add(new) > total)
         });
         match grown {
             Some(kind) => Err(Refusal { why: Box::new(self.short(&Claim { amounts: to, ..before }, kind)) }),

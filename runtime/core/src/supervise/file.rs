@@ -72,6 +72,10 @@ pub struct MemberFile {
     pub watch: String,
     /// What is done on findings.
     pub on_finding: String,
+    /// What is done at limits, `KIND=ACTION`.
+    pub on_limit: Vec<String>,
+    /// How long a start waits for room in the budget.
+    pub wait_for_room: String,
     /// Words that go along.
     pub labels: BTreeMap<String, String>,
 }

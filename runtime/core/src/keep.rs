@@ -29,6 +29,8 @@ pub enum ToKeeper {
         arguments: Vec<String>,
         /// Rows and columns of its terminal, where it has one.
         size: Option<(u16, u16)>,
+        /// What of the descriptors to let go first, as [`ToKeeper::LetGo`] says.
+        let_go: Vec<usize>,
     },
     /// Pass a signal to the command.
     Signal {

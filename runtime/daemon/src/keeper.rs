@@ -3,6 +3,7 @@
 //! One request after the other, each with its answer. What the keeper says unasked goes to whoever lives with the sandbox. A keeper that does not answer is
 //! an error of the request, never a wait without end.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,11 @@ use crate::say::{self, Level};
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// What a keeper says unasked: it stands, it has ended.
 const TOLD_MAX: usize = 8;
+
+thread_local! {
+    /// Room for a packet: for the time of one look, whoever's it is.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; PACKET_BYTES_MAX]);
+}
 
 /// What a keeper says unasked.
 #[derive(Debug)]
@@ -60,6 +66,23 @@ pub struct Keeper {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<VecDeque<oneshot::Sender<Answer>>>,
     turn: tokio::sync::Mutex<()>,
+}
+
+/// One packet. `None` for the end, and for what is not understood.
+fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Option<Answer>, Errno> {
+    let (count, fds) = net::receive(socket, bytes)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    match serde_json::from_slice(&bytes[..count]) {
+        Ok(said) => Ok(Some(Answer { said, fds })),
+        Err(error) => {
+            let words =
+                format_args!("a keeper said what is not understood ({error}); are apexd and apex-run of one version?");
+            say::line(Level::Warning, "keeper", None, words);
+            Ok(None)
+        }
+    }
 }
 
 impl Keeper {
@@ -113,23 +136,8 @@ impl Keeper {
     async fn hear(&self) -> Option<Answer> {
         loop {
             let mut ready = self.socket.readable().await.ok()?;
-            let mut bytes = vec![0; PACKET_BYTES_MAX];
-            match net::receive(self.socket.as_fd(), &mut bytes) {
-                Ok((0, _)) => return None,
-                Ok((count, fds)) => match serde_json::from_slice(&bytes[..count]) {
-                    Ok(said) => return Some(Answer { said, fds }),
-                    Err(error) => {
-                        say::line(
-                            Level::Warning,
-                            "keeper",
-                            None,
-                            format_args!(
-                                "a keeper said what is not understood ({error}); are apexd and apex-run of one version?"
-                            ),
-                        );
-                        return None;
-                    }
-                },
+            match BUFFER.with_borrow_mut(|bytes| receive(self.socket.as_fd(), bytes)) {
+                Ok(heard) => return heard,
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(_) => return None,
             }

@@ -23,7 +23,7 @@ use crate::budget;
 use crate::clock::now_ms;
 use crate::record::Record;
 use crate::registry::Daemon;
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, STDIN, Sandbox};
 use crate::say::{self, Level};
 use crate::start::{self, Input};
 use crate::terminal;
@@ -41,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long the keeper of one that could not be built may take to hear that it is to end.
 const KILL_WITHIN: Duration = Duration::from_secs(2);
+/// A command that was just started has the processors to itself, until it ends or for so long: what takes its sandbox's place is built afterwards.
+const HEAD_START: Duration = Duration::from_millis(10);
 /// After a sandbox could not be built.
 const BACK_OFF: Duration = Duration::from_secs(5);
 
@@ -135,13 +137,13 @@ impl Pool {
             None => {
                 shelf.misses += 1;
                 self.misses.fetch_add(1, Ordering::Relaxed);
+                self.lack.notify_one();
             }
         }
         if shelf.ready.is_empty() {
             // It was asked for more than it held.
             shelf.wanted = (shelf.wanted * 2).clamp(WANTED_FIRST, WANTED_MAX);
         }
-        self.lack.notify_one();
         ready
     }
 
@@ -318,7 +320,8 @@ pub async fn take(
         let begun = match sandbox.keep(&daemon.store) {
             Ok(()) => {
                 let size = request.size.as_ref().and_then(terminal::size);
-                sandbox.ask(&ToKeeper::Start { arguments: request.command.clone(), size }).await
+                let let_go = if input == Input::None && sandbox.end_stdin().await { vec![STDIN] } else { Vec::new() };
+                sandbox.ask(&ToKeeper::Start { arguments: request.command.clone(), size, let_go }).await
             }
             Err(error) => Err(format!("{error:#}")),
         };
@@ -326,9 +329,7 @@ pub async fn take(
             Ok(_) => {
                 // What is done at its limits is the request's, and not known when it was built.
                 daemon.watched.watch(&sandbox);
-                if input == Input::None {
-                    sandbox.close_stdin().await;
-                }
+                replace_behind(daemon, &sandbox);
                 return Ok(Taken::Started(sandbox));
             }
             // It ended, or is not what would be made now; neither are its neighbours.
@@ -339,6 +340,15 @@ pub async fn take(
             }
         }
     }
+}
+
+/// Has the shelves looked at when a command that was just started had its head start.
+fn replace_behind(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) {
+    let (daemon, sandbox) = (Arc::clone(daemon), Arc::clone(sandbox));
+    tokio::spawn(async move {
+        let _over = tokio::time::timeout(HEAD_START, sandbox.until(Record::is_over)).await;
+        daemon.pool.lack.notify_one();
+    });
 }
 
 /// Ends sandboxes that were never used.

@@ -348,11 +348,20 @@ impl Sandbox {
 
     /// Closes standard input.
     pub async fn close_stdin(&self) {
-        if let Some(sink) = self.stdin.lock().await.take() {
-            sink.end().await;
+        if self.end_stdin().await {
             // A keeper that is gone holds nothing.
             let _ = self.ask(&ToKeeper::LetGo { index: STDIN }).await;
         }
+    }
+
+    /// Ends what is written to it, where there is such a thing; the keeper still holds it open.
+    pub async fn end_stdin(&self) -> bool {
+        let sink = self.stdin.lock().await.take();
+        match sink {
+            Some(sink) => sink.end().await,
+            None => return false,
+        }
+        true
     }
 
     async fn listen(self: Arc<Self>, store: Arc<Store>, mut told: mpsc::Receiver<Told>) {

@@ -3,6 +3,8 @@
 //! Not through the C library, which in a static program loads modules of another build; users of a directory service are known by their number only.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A user as the files know it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -14,8 +16,40 @@ pub struct User {
 
 /// Looks a user up.
 pub fn look_up(uid: u32, gid: u32) -> User {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    find(uid, gid, &read("/etc/passwd"), &read("/etc/group"))
+    find(uid, gid, &PASSWD.text(), &GROUP.text())
+}
+
+static PASSWD: Kept = Kept::new("/etc/passwd");
+static GROUP: Kept = Kept::new("/etc/group");
+
+/// A file that is asked for with every request, read again when it is another or was changed.
+struct Kept {
+    path: &'static str,
+    last: Mutex<Option<(Stamp, Arc<str>)>>,
+}
+
+/// Device, inode, size, and when inode or content were changed: by tools that write a new file, and by hand.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl Kept {
+    const fn new(path: &'static str) -> Kept {
+        Kept { path, last: Mutex::new(None) }
+    }
+
+    /// What it holds; nothing if it cannot be read.
+    fn text(&self) -> Arc<str> {
+        let Ok(metadata) = fs::metadata(self.path) else { return "".into() };
+        let stamp = (metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((of, text)) if *of == stamp => Arc::clone(text),
+            _ => {
+                let text: Arc<str> = fs::read_to_string(self.path).unwrap_or_default().into();
+                *last = Some((stamp, Arc::clone(&text)));
+                text
+            }
+        }
+    }
 }
 
 /// The user and group id of a user.
@@ -42,6 +76,25 @@ fn find(uid: u32, gid: u32, passwd: &str, group: &str) -> User {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_again_when_it_was_changed_or_replaced() {
+        let dir = std::env::temp_dir().join(format!("apexd-who-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let path = dir.join("passwd");
+        let kept = Kept::new(path.to_str().expect("a name").to_owned().leak());
+        assert_eq!(&*kept.text(), "");
+        fs::write(&path, "one").expect("written");
+        assert_eq!(&*kept.text(), "one");
+        assert_eq!(&*kept.text(), "one");
+        fs::write(&path, "other").expect("written");
+        assert_eq!(&*kept.text(), "other");
+        let next = dir.join("next");
+        fs::write(&next, "third").expect("written");
+        fs::rename(&next, &path).expect("renamed");
+        assert_eq!(&*kept.text(), "third");
+        fs::remove_dir_all(&dir).expect("removed");
+    }
 
     #[test]
     fn groups_are_the_first_one_and_those_that_name_the_user() {

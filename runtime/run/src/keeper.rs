@@ -184,7 +184,7 @@ impl Keeper {
     }
 
     /// A sandbox that was made under other circumstances than there are now starts nothing.
-    fn start(&mut self, arguments: Vec<String>, size: Option<(u16, u16)>) {
+    fn start(&mut self, arguments: Vec<String>, size: Option<(u16, u16)>, let_go: &[usize]) {
         if !self.waits || self.standing.is_none() {
             return self.order_own(Own::Refuse("its command was started before, or it does not stand yet".to_owned()));
         }
@@ -199,6 +199,10 @@ impl Keeper {
         let arguments: Vec<Vec<u8>> = arguments.into_iter().map(String::into_bytes).collect();
         if let Some(Err(words)) = self.warm.take().map(|warm| warm.run(&arguments)) {
             return self.refuse_and_end(format!("telling the interpreter: {words}"));
+        }
+        for index in let_go {
+            // What is let go already is what was asked for.
+            let _ = self.let_go(*index);
         }
         self.order(Order::Start(arguments));
     }
@@ -253,7 +257,7 @@ impl Keeper {
             match serde_json::from_slice(&bytes[..count]) {
                 Ok(ToKeeper::Streams) => self.order_own(Own::Streams),
                 Ok(ToKeeper::LetGo { index }) => self.order_own(Own::LetGo(index)),
-                Ok(ToKeeper::Start { arguments, size }) => self.start(arguments, size),
+                Ok(ToKeeper::Start { arguments, size, let_go }) => self.start(arguments, size, &let_go),
                 Ok(ToKeeper::Spawn { number, arguments, environment, workdir, terminal, size }) => {
                     let words = |words: Vec<String>| words.into_iter().map(OsString::from).collect();
                     self.order(Order::Spawn(Spawn {

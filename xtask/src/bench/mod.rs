@@ -26,12 +26,13 @@ struct Bench {
     work: Workdir,
 }
 
-/// Runs one table or all of them. `count` is launches for `start` and `daemon`, rounds for `steady` and `monitor`, sandboxes for `density`.
+/// Runs one table or all of them. `count` is launches for `start` and `daemon`, rounds for `steady` and `monitor`, sandboxes for `density` and
+/// `reaction`, which is a part of `daemon`.
 pub fn run(table: &str, count: Option<usize>) -> Result<()> {
     let tables: &[&str] = match table {
         "all" => &["start", "steady", "density", "monitor", "daemon"],
-        "start" | "steady" | "density" | "monitor" | "daemon" => &[table],
-        other => bail!("no such table: {other}; there are start, steady, density, monitor, daemon and all"),
+        "start" | "steady" | "density" | "monitor" | "daemon" | "reaction" => &[table],
+        other => bail!("no such table: {other}; there are start, steady, density, monitor, daemon, reaction and all"),
     };
     setup::ensure(setup::Need::Bench)?;
     let bench = Bench { apex_run: build::apex_run()?, work: Workdir::new()? };
@@ -42,6 +43,7 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
             "start" => start::run(&bench, count.unwrap_or(start::LAUNCHES))?,
             "steady" => steady::run(&bench, count.unwrap_or(steady::ROUNDS))?,
             "daemon" => daemon::run(&bench, count.unwrap_or(daemon::STARTS))?,
+            "reaction" => daemon::reaction(&bench, count.unwrap_or(daemon::STARTS))?,
             "monitor" => monitor::run(&bench, count.unwrap_or(monitor::ROUNDS))?,
             _ => density::run(&bench, count.unwrap_or(density::SANDBOXES))?,
         };

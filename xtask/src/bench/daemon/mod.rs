@@ -2,6 +2,7 @@
 //! reactions to findings; memory and processor time of many sandboxes.
 
 mod client;
+mod reaction;
 mod scale;
 
 use std::process::{Child, Command, Stdio};
@@ -125,6 +126,7 @@ pub fn run(bench: &Bench, starts: usize) -> Result<Value> {
     let rate = scale::sustained(&mut daemon, &oneshot)?;
     drain(&mut daemon)?;
     let dial = scale::dial(&mut daemon, bench)?;
+    let reaction = reaction::run(&mut daemon, bench, starts)?;
     let many = scale::many(&mut daemon, bench)?;
     let targets = targets(&[
         Target {
@@ -140,13 +142,26 @@ pub fn run(bench: &Bench, starts: usize) -> Result<Value> {
             at_most: 1.0,
         },
         Target { what: "mode switch over 100 sandboxes, p99, ms", value: dial["p99_ms"].as_f64(), at_most: 2.0 },
+        enforced(&reaction),
         Target { what: "apexd and warden with many sandboxes, MB", value: many["daemon_mb"].as_f64(), at_most: 60.0 },
         Target { what: "PSS of a sandbox's helpers, kB", value: many["helpers_kb"].as_f64(), at_most: 80.0 },
     ]);
     Ok(json!({
         "one_shot_ms": { "pooled": one.pooled, "bare": one.bare, "bwrap": one.bwrap }, "warm_ms": { "pooled": warm.0, "bwrap": warm.1 },
-        "sustained": rate, "dial": dial, "many": many, "targets": targets,
+        "sustained": rate, "dial": dial, "reaction": reaction, "many": many, "targets": targets,
     }))
+}
+
+/// From a finding to its being in force, alone.
+pub fn reaction(bench: &Bench, count: usize) -> Result<Value> {
+    let mut daemon = Daemon::start(bench)?;
+    let reaction = reaction::run(&mut daemon, bench, count)?;
+    let targets = targets(&[enforced(&reaction)]);
+    Ok(json!({ "reaction": reaction, "targets": targets }))
+}
+
+fn enforced(reaction: &Value) -> Target {
+    Target { what: "finding to enforced, p99, ms", value: reaction["p99_ms"].as_f64(), at_most: 10.0 }
 }
 
 fn drain(daemon: &mut Daemon) -> Result<()> {

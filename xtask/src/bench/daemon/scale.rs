@@ -118,7 +118,7 @@ fn hold(daemon: &mut Daemon, bench: &Bench, count: usize, mode: &str) -> Result<
     (0..count).map(one).collect()
 }
 
-fn release(daemon: &mut Daemon, ids: &[String]) -> Result<()> {
+pub fn release(daemon: &mut Daemon, ids: &[String]) -> Result<()> {
     ids.iter().try_for_each(|id| daemon.client.ask("DELETE", &format!("/v1/sandboxes/{id}?force=true"), None).map(drop))
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* Family `network`: sockets, connections and bytes, at the sandbox's cgroup. Processes outside of it never meet these programs. They are the
- * network's dial as well: what the sandbox's entry denies is refused with EPERM.
+ * network's dial as well: what the sandbox's entry denies is refused with EPERM. The switch of devices is here because it hangs at the same place.
  *
  * A program of a cgroup may be interrupted by another of its kind, so the records are built in the ring and not in the CPU's buffer.
  */
@@ -12,9 +12,16 @@
 /* Results of a program of a cgroup. */
 #define REFUSE 0
 #define ALLOW 1
+/* BPF_DEVCG_DEV_CHAR */
+#define DEVICE_CHAR 2
 
+/* As `Deny` in maps.rs; what is not here is asked by lsm.bpf.c. */
 enum deny {
 	DENY_NETWORK = 1,
+	DENY_CONNECT = 32,
+	DENY_BIND = 64,
+	DENY_SENDMSG = 128,
+	DENY_DEVICES = 256,
 };
 
 enum direction {
@@ -54,7 +61,7 @@ static __always_inline struct record *reserve(struct sandbox *sandbox, u64 id, u
 	return record;
 }
 
-static __always_inline int address(struct bpf_sock_addr *ctx, u16 kind, u32 family)
+static __always_inline int address(struct bpf_sock_addr *ctx, u16 kind, u32 family, u32 deny)
 {
 	u64 id = subject();
 	struct sandbox *sandbox;
@@ -67,7 +74,7 @@ static __always_inline int address(struct bpf_sock_addr *ctx, u16 kind, u32 fami
 	sandbox = sandbox_of(id);
 	if (!sandbox)
 		return ALLOW;
-	is_denied = sandbox->deny & DENY_NETWORK;
+	is_denied = sandbox->deny & (DENY_NETWORK | deny);
 	record = reserve(sandbox, id, kind, is_denied ? EPERM : 0);
 	if (!record)
 		return is_denied ? REFUSE : ALLOW;
@@ -90,37 +97,61 @@ static __always_inline int address(struct bpf_sock_addr *ctx, u16 kind, u32 fami
 SEC("cgroup/connect4")
 int on_connect4(struct bpf_sock_addr *ctx)
 {
-	return address(ctx, KIND_CONNECT, AF_INET);
+	return address(ctx, KIND_CONNECT, AF_INET, DENY_CONNECT);
 }
 
 SEC("cgroup/connect6")
 int on_connect6(struct bpf_sock_addr *ctx)
 {
-	return address(ctx, KIND_CONNECT, AF_INET6);
+	return address(ctx, KIND_CONNECT, AF_INET6, DENY_CONNECT);
 }
 
 SEC("cgroup/bind4")
 int on_bind4(struct bpf_sock_addr *ctx)
 {
-	return address(ctx, KIND_BIND, AF_INET);
+	return address(ctx, KIND_BIND, AF_INET, DENY_BIND);
 }
 
 SEC("cgroup/bind6")
 int on_bind6(struct bpf_sock_addr *ctx)
 {
-	return address(ctx, KIND_BIND, AF_INET6);
+	return address(ctx, KIND_BIND, AF_INET6, DENY_BIND);
 }
 
 SEC("cgroup/sendmsg4")
 int on_send4(struct bpf_sock_addr *ctx)
 {
-	return address(ctx, KIND_SEND, AF_INET);
+	return address(ctx, KIND_SEND, AF_INET, DENY_SENDMSG);
 }
 
 SEC("cgroup/sendmsg6")
 int on_send6(struct bpf_sock_addr *ctx)
 {
-	return address(ctx, KIND_SEND, AF_INET6);
+	return address(ctx, KIND_SEND, AF_INET6, DENY_SENDMSG);
+}
+
+/* What hardly a program runs without (`Shut::DEVICES_LEFT`): memory(4), tty(4), pts(4). */
+static __always_inline bool is_harmless(struct bpf_cgroup_dev_ctx *ctx)
+{
+	if ((ctx->access_type & 0xffff) != DEVICE_CHAR)
+		return false;
+	switch (ctx->major) {
+	case 1:
+		return ctx->minor == 3 || ctx->minor == 5 || (ctx->minor >= 7 && ctx->minor <= 9);
+	case 5:
+		return ctx->minor == 0 || ctx->minor == 2;
+	default:
+		return ctx->major >= 136 && ctx->major <= 143;
+	}
+}
+
+/* Asked when a node is opened or made. No task is looked at: only processes of the sandbox meet this, and a prober has one. */
+SEC("cgroup/dev")
+int on_device(struct bpf_cgroup_dev_ctx *ctx)
+{
+	struct sandbox *sandbox = sandbox_of(filter.lowest);
+
+	return sandbox && sandbox->deny & DENY_DEVICES && !is_harmless(ctx) ? REFUSE : ALLOW;
 }
 
 SEC("cgroup/sock_create")

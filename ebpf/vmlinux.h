@@ -231,6 +231,12 @@ struct bpf_sock_addr {
 	__u32 protocol;
 };
 
+struct bpf_cgroup_dev_ctx {
+	__u32 access_type;
+	__u32 major;
+	__u32 minor;
+};
+
 struct __sk_buff {
 	__u32 len;
 };

@@ -1,7 +1,7 @@
 //! The wire types from `proto/`, without a protoc of the system.
 
 /// What a client sends: a field that nobody knows is refused, as it would be ignored otherwise. An answer may grow, and old clients go on.
-const REQUESTS: [&str; 14] = [
+const REQUESTS: [&str; 15] = [
     "CreateRequest",
     "Limits",
     "SandboxRef",
@@ -10,6 +10,7 @@ const REQUESTS: [&str; 14] = [
     "StreamRequest",
     "SetModeRequest",
     "SetLimitsRequest",
+    "SetSwitchesRequest",
     "SignalRequest",
     "RemoveRequest",
     "AuditRequest",

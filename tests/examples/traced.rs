@@ -174,6 +174,10 @@ impl Watcher for Tracer {
         Err("a tracer cuts nothing off".to_owned())
     }
 
+    fn shut(&mut self, _: apex_core::control::Shut) -> Result<(), String> {
+        Err("a tracer cuts nothing off".to_owned())
+    }
+
     fn thawed(&mut self) {}
 
     /// Nothing is found here, so nobody asks for it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use apex_core::event::{Address, Errno, What};
 use apex_core::watch::{Family, Level, Source};
-use apex_probe::bpf::Probes;
+use apex_probe::bpf::{Deny, Probes};
 use apex_tests::watched::{Cgroup, Recorded, channel};
 
 const CLIENT: &str = r#"
@@ -95,7 +95,7 @@ fn a_tightened_sandbox_gets_no_new_connection() {
     let running = probes.start(cgroup.sandbox(0), to).expect("root may attach");
     job.start_with_input();
     tcp.accept().expect("the first connection is let through");
-    running.tighten().expect("the map is ours");
+    running.deny(&[Deny::Network, Deny::Ptrace, Deny::Privilege]).expect("the map is ours");
     job.tell("go on");
     assert_eq!(job.end(), Some(0), "0 says: let through before, refused after");
     let recorded = Recorded::collect(running, from);
@@ -152,7 +152,7 @@ fn a_tightened_sandbox_keeps_no_connection_that_it_had() {
     let port = std::str::from_utf8(&word[..bytes]).expect("digits").parse().expect("a port");
     let served = SocketAddr::from(([127, 0, 0, 1], port));
     let mut incoming = TcpStream::connect(served).expect("let through");
-    running.tighten().expect("the map is ours");
+    running.deny(&[Deny::Network, Deny::Ptrace, Deny::Privilege]).expect("the map is ours");
     job.tell("go on");
     let late = TcpStream::connect_timeout(&served, Duration::from_secs(1));
     assert_eq!(late.map(drop).map_err(|error| error.kind()), Err(ErrorKind::TimedOut));
@@ -216,4 +216,85 @@ fn questions_to_name_servers_are_told_with_their_bytes() {
     for event in asked {
         assert_eq!((event.pid, event.ppid, event.comm.as_str()), (own.pid, own.ppid, "python3"));
     }
+}
+
+/// What each kind of call gives, once with every switch and once more after each line that it is told.
+const SWITCHED: &str = r#"
+import os, socket, sys
+port, udp = int(sys.argv[1]), int(sys.argv[2])
+bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); bound.connect(("127.0.0.1", udp))
+def connect():
+    socket.create_connection(("127.0.0.1", port)).close()
+def connect6():
+    socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).connect(("::1", 9))
+def bind():
+    socket.socket().bind(("127.0.0.1", 0))
+def bind6():
+    socket.socket(socket.AF_INET6).bind(("::1", 0))
+def sendmsg():
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", udp))
+def sendmsg6():
+    socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b"x", ("::1", 9))
+def devices():
+    os.close(os.open("/dev/kmsg", os.O_RDONLY))
+def left():
+    for name in ["null", "zero", "full", "random", "urandom", "ptmx"]:
+        os.close(os.open("/dev/" + name, os.O_RDWR if name != "full" else os.O_RDONLY))
+def connected():
+    bound.send(b"x")
+for line in iter(sys.stdin.readline, "end\n"):
+    refused = []
+    for call in [connect, connect6, bind, bind6, sendmsg, sendmsg6, devices, left, connected]:
+        try:
+            call()
+        except PermissionError:
+            refused.append(call.__name__)
+        except ConnectionRefusedError:
+            pass
+    print(" ".join(refused) or "none", file=open(sys.argv[3], "a"), flush=True)
+"#;
+
+/// A switch refuses its own kind of call, over both versions of the protocol, and takes nothing that is there.
+#[test]
+fn each_switch_refuses_its_own_calls_alone() {
+    let Some(cgroup) = Cgroup::new() else {
+        apex_tests::skip!("no cgroup v2 directory that we may write to");
+    };
+    let (tcp, udp) = (TcpListener::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
+    let (tcp, udp) = (tcp.expect("loopback"), udp.expect("loopback"));
+    let ports = [tcp.local_addr().expect("bound").port(), udp.local_addr().expect("bound").port()];
+    let dir = apex_tests::TempDir::new();
+    let told = dir.at("told");
+    let mut job =
+        cgroup.run(&["/usr/bin/python3", "-c", SWITCHED, &ports[0].to_string(), &ports[1].to_string(), &told]);
+    let (to, from) = channel();
+    let running =
+        Probes::load(Level::Default).0.expect("families").start(cgroup.sandbox(0), to).expect("root may attach");
+    job.start_with_input();
+    let turns: [(&[Deny], &str); 7] = [
+        (&[], "none"),
+        (&[Deny::Connect], "connect connect6"),
+        (&[Deny::Bind], "bind bind6"),
+        (&[Deny::Sendmsg], "sendmsg sendmsg6"),
+        (&[Deny::Devices], "devices"),
+        (&[Deny::Bind, Deny::Devices], "bind bind6 devices"),
+        (&[], "none"),
+    ];
+    for (turn, (denied, expected)) in turns.iter().enumerate() {
+        running.deny(denied).expect("the map is ours");
+        job.tell("go on");
+        let end = std::time::Instant::now() + Duration::from_secs(30);
+        let line = loop {
+            let text = std::fs::read_to_string(&told).unwrap_or_default();
+            if let Some(line) = text.lines().nth(turn).filter(|_| text.ends_with('\n')) {
+                break line.to_owned();
+            }
+            assert!(std::time::Instant::now() < end, "it tells nothing of turn {turn}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert_eq!(line, *expected, "{denied:?}");
+    }
+    job.tell("end");
+    assert_eq!(job.end(), Some(0));
+    Recorded::collect(running, from);
 }

@@ -13,8 +13,8 @@ use crate::v1::apex_server::{Apex, ApexServer};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, Group, GroupRef, GroupsResponse, JsonLine,
     ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest,
-    Suggestion, Transition, TreeResponse, UpRequest,
+    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse,
+    StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -121,6 +121,11 @@ impl Apex for Grpc {
     async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Answer<Transition> {
         let (peer, message) = opened(request)?;
         one(self.0.set_limits(peer, message).await)
+    }
+
+    async fn set_switches(&self, request: Request<SetSwitchesRequest>) -> Answer<Transition> {
+        let (peer, message) = opened(request)?;
+        one(self.0.set_switches(peer, message).await)
     }
 
     async fn pause(&self, request: Request<SandboxRef>) -> Answer<Sandbox> {

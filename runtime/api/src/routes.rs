@@ -15,8 +15,8 @@ use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest,
     ListResponse, LogsRequest, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest,
-    SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse,
-    UpRequest,
+    SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion,
+    Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind};
 
@@ -104,6 +104,9 @@ struct ModeBody {
     /// For the audit log.
     #[serde(default)]
     reason: String,
+    /// Beyond what it was born with: put a new sandbox in its place, made from the same request in that mode.
+    #[serde(default)]
+    successor: bool,
 }
 
 /// Body of PUT .../limits.
@@ -112,6 +115,17 @@ struct ModeBody {
 struct LimitsBody {
     /// Those that are given; the others stay.
     limits: Limits,
+    /// For the audit log.
+    #[serde(default)]
+    reason: String,
+}
+
+/// Body of PUT .../switches.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SwitchesBody {
+    /// Those that are given, such as "connect=off"; the others stay.
+    switches: Vec<String>,
     /// For the audit log.
     #[serde(default)]
     reason: String,
@@ -222,6 +236,15 @@ pub(crate) static ROUTES: &[Route] = &[
         |call| Box::pin(set_limits(call)),
     )
     .body(of::<LimitsBody>()),
+    route(
+        Verb::Put,
+        "/v1/sandboxes/{id}/switches",
+        "setSwitches",
+        "change what a watched sandbox is refused, one kind of call by itself",
+        Answer::Message(of::<Transition>()),
+        |call| Box::pin(set_switches(call)),
+    )
+    .body(of::<SwitchesBody>()),
     route(
         Verb::Post,
         "/v1/sandboxes/{id}/pause",
@@ -411,8 +434,8 @@ async fn remove(call: Call) -> Result<Response, Error> {
 }
 
 async fn set_mode(call: Call) -> Result<Response, Error> {
-    let ModeBody { mode, reason } = call.message()?;
-    let request = SetModeRequest { id: call.id.clone(), mode, reason };
+    let ModeBody { mode, reason, successor } = call.message()?;
+    let request = SetModeRequest { id: call.id.clone(), mode, reason, successor };
     json(StatusCode::OK, &call.service.set_mode(call.peer, request).await?)
 }
 
@@ -424,6 +447,12 @@ async fn set_limits(call: Call) -> Result<Response, Error> {
     let LimitsBody { limits, reason } = call.message()?;
     let request = SetLimitsRequest { id: call.id.clone(), limits: Some(limits), reason };
     json(StatusCode::OK, &call.service.set_limits(call.peer, request).await?)
+}
+
+async fn set_switches(call: Call) -> Result<Response, Error> {
+    let SwitchesBody { switches, reason } = call.message()?;
+    let request = SetSwitchesRequest { id: call.id.clone(), switches, reason };
+    json(StatusCode::OK, &call.service.set_switches(call.peer, request).await?)
 }
 
 async fn pause(call: Call) -> Result<Response, Error> {

@@ -9,8 +9,8 @@ use crate::Error;
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, JsonLine,
     ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse, StreamRequest,
-    Suggestion, Transition, TreeResponse, UpRequest,
+    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse,
+    StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
@@ -45,6 +45,7 @@ pub trait Service: Send + Sync + 'static {
     async fn set_mode(&self, peer: Peer, request: SetModeRequest) -> Result<Transition, Error>;
     async fn suggest_mode(&self, peer: Peer, sandbox: SandboxRef) -> Result<Suggestion, Error>;
     async fn set_limits(&self, peer: Peer, request: SetLimitsRequest) -> Result<Transition, Error>;
+    async fn set_switches(&self, peer: Peer, request: SetSwitchesRequest) -> Result<Transition, Error>;
     async fn pause(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
     async fn resume(&self, peer: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error>;
     async fn signal(&self, peer: Peer, request: SignalRequest) -> Result<Sandbox, Error>;

@@ -201,6 +201,7 @@ fn every_message(bytes: &[u8]) {
     read_and_written::<v1::LogsRequest>(bytes);
     read_and_written::<v1::SetModeRequest>(bytes);
     read_and_written::<v1::SetLimitsRequest>(bytes);
+    read_and_written::<v1::SetSwitchesRequest>(bytes);
     read_and_written::<v1::SignalRequest>(bytes);
     read_and_written::<v1::RemoveRequest>(bytes);
     read_and_written::<v1::AuditRequest>(bytes);

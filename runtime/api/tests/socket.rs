@@ -114,6 +114,9 @@ async fn both_ways_give_the_same_answers_and_the_peer_is_the_kernels() {
     let change = json!({ "mode": "isolation", "reason": "because" });
     let (_, change) = ask_json(&served.path, "PUT", "/v1/sandboxes/two/mode", &change).await;
     assert_eq!((change["to"].as_str(), change["words"].as_str()), (Some("isolation"), Some("because")));
+    let switches = json!({ "switches": ["connect=off", "bind=on"] });
+    let (_, switches) = ask_json(&served.path, "PUT", "/v1/sandboxes/two/switches", &switches).await;
+    assert_eq!(switches["to"], "connect=off,bind=on");
     let limits = json!({ "limits": { "tasks": "8" } });
     let (_, limits) = ask_json(&served.path, "PUT", "/v1/sandboxes/two/limits", &limits).await;
     assert_eq!(limits["to"], "8");

@@ -95,7 +95,7 @@ pub enum Verb {
     /// Tell or change the mode of a sandbox
     #[command(subcommand)]
     Mode(ModeVerb),
-    /// Change the limits of a sandbox
+    /// Change the limits of a sandbox, and what it is refused
     #[command(subcommand)]
     Limits(LimitsVerb),
     /// Freeze every process of a sandbox
@@ -175,6 +175,9 @@ pub enum ModeVerb {
         /// For the audit log
         #[arg(long, default_value = "")]
         reason: String,
+        /// Beyond what it was born with, put a new sandbox in its place, made from the same request in that mode
+        #[arg(long)]
+        successor: bool,
     },
 }
 
@@ -186,6 +189,16 @@ pub enum LimitsVerb {
         id: String,
         #[command(flatten)]
         limits: LimitsOptions,
+        /// For the audit log
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Refuse new calls of one kind in a watched sandbox, or let them pass again; prints the steps
+    Switch {
+        id: String,
+        /// Such as connect=off; there are connect, bind, sendmsg and devices
+        #[arg(required = true, value_name = "SWITCH=on|off")]
+        switches: Vec<String>,
         /// For the audit log
         #[arg(long, default_value = "")]
         reason: String,
@@ -322,7 +335,7 @@ pub struct Options {
     )]
     pub watch: Option<String>,
     /// What to do on a finding of severity high or above; needs watching
-    #[arg(long, value_name = "REACTION", value_parser = ["warn", "freeze", "cut-network", "isolate", "kill"])]
+    #[arg(long, value_name = "REACTION", value_parser = ["warn", "freeze", "cut-network", "shut", "isolate", "kill"])]
     pub on_finding: Option<String>,
     /// What to do when it reaches a limit: of memory, tasks or cpu, warn, throttle (half of its CPU time), freeze or terminate
     #[arg(long, value_name = "LIMIT=ACTION")]

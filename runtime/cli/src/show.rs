@@ -107,6 +107,7 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("uses", sandbox.usage.as_ref().map(uses).unwrap_or_default()),
         ("limit hits", sandbox.usage.as_ref().map(hits).unwrap_or_default()),
         ("network", sandbox.network.clone()),
+        ("switched off", sandbox.switched_off.join(", ")),
         ("watch", sandbox.watch.clone()),
         ("findings", sandbox.findings.to_string()),
         ("tightened by", sandbox.tightened_by.clone()),
@@ -115,6 +116,7 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("group", sandbox.group.clone()),
         ("member", sandbox.member.clone()),
         ("predecessor", sandbox.predecessor.clone()),
+        ("successor", sandbox.successor.clone()),
     ];
     let rows: Vec<_> = rows.into_iter().filter(|(_, word)| !word.is_empty()).collect();
     sheet(&rows)
@@ -151,6 +153,11 @@ pub fn transition(transition: &Transition) -> String {
             out.push_str(&format!(": {}", escape::text(&step.words)));
         }
         out.push('\n');
+    }
+    for (mark, lines) in [("carried", &transition.carried_over), ("left", &transition.left_behind)] {
+        for line in lines {
+            out.push_str(&format!("  {mark:8}  {}\n", escape::text(line)));
+        }
     }
     if transition.applied && !transition.words.is_empty() {
         out.push_str(&format!("{}\n", escape::text(&transition.words)));

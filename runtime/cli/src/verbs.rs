@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use apex_api::v1::apex_client::ApexClient;
 use apex_api::v1::{
     AuditRequest, CreateRequest, DrainPoolsRequest, Empty, ExecRequest, GroupRef, JsonLine, Limits, ListRequest,
-    LogsRequest, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest,
-    StreamRequest, Transition,
+    LogsRequest, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest,
+    SetSwitchesRequest, SignalRequest, StreamRequest, Transition,
 };
 use apex_api::{Error, client};
 use clap::CommandFactory;
@@ -274,14 +274,19 @@ async fn mode(mut client: Client, verb: ModeVerb, json: bool) -> Result<u8> {
             let suggestion = got(client.suggest_mode(SandboxRef { id }).await)?;
             done(if json { show::json(&suggestion) } else { show::print(&show::suggestion(&suggestion)) })
         }
-        ModeVerb::Set { id, mode, reason } => {
-            applied(got(client.set_mode(SetModeRequest { id, mode, reason }).await)?, json)
+        ModeVerb::Set { id, mode, reason, successor } => {
+            applied(got(client.set_mode(SetModeRequest { id, mode, reason, successor }).await)?, json)
         }
     }
 }
 
 async fn limits(mut client: Client, verb: LimitsVerb, json: bool) -> Result<u8> {
-    let LimitsVerb::Set { id, limits, reason } = verb;
+    let (id, limits, reason) = match verb {
+        LimitsVerb::Set { id, limits, reason } => (id, limits, reason),
+        LimitsVerb::Switch { id, switches, reason } => {
+            return applied(got(client.set_switches(SetSwitchesRequest { id, switches, reason }).await)?, json);
+        }
+    };
     let limits = Limits {
         memory: limits.memory.unwrap_or_default(),
         tasks: limits.tasks.unwrap_or_default(),

@@ -168,9 +168,12 @@ fn the_other_verbs_answer() {
     check(&daemon, &["wait", "one"], 0, "3\n", "");
     check(&daemon, &["mode", "get", "one"], 0, "hybrid\n", "");
     check(&daemon, &["mode", "set", "one", "isolation"], 0, "hybrid -> isolation\n  done      limits\n", "");
+    let carried = "hybrid -> development\n  done      limits\n  carried   files\n  left      memory\n";
+    check(&daemon, &["mode", "set", "one", "development", "--successor"], 0, carried, "");
     let refused = "apex: not applied: above the ceiling; it takes a new sandbox\n";
     check(&daemon, &["mode", "set", "one", "development"], 125, "hybrid -> development\n  done      limits\n", refused);
     check(&daemon, &["limits", "set", "one", "--memory", "1G"], 0, " -> 1G\n", "");
+    check(&daemon, &["limits", "switch", "one", "connect=off", "bind=on"], 0, " -> connect=off,bind=on\n", "");
     for words in [&["pause", "one"][..], &["resume", "one"], &["kill", "one", "sb1"]] {
         check(&daemon, words, 0, "", "");
     }

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::Limits;
+use crate::control::{Limits, Shut};
 
 /// Largest packet.
 pub const PACKET_BYTES_MAX: usize = 128 << 10;
@@ -51,6 +51,11 @@ pub enum ToKeeper {
     Cut {
         /// Whether it is to be cut.
         cut: bool,
+    },
+    /// Refuse these calls from now on, and no others.
+    Shut {
+        /// Which.
+        shut: Shut,
     },
     /// Close one of the descriptors that you hold for me: a pipe has its end only when nobody keeps it open.
     LetGo {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Shut;
 use crate::event::{Errno, Loss, Refused, Start};
 use crate::finding::Severity;
 use crate::learn::Setting;
@@ -256,10 +257,15 @@ pub enum ToProbe {
         /// Whether they are to stand still.
         frozen: bool,
     },
-    /// Refuse every packet of the sandbox, or let them pass again, and whatever else a finding had tightened with them. Answered by [`FromProbe::Cut`].
+    /// Refuse every packet of the sandbox, or let them pass again, and whatever else a finding had tightened with them. Answered by [`FromProbe::Turned`].
     Cut {
         /// Whether they are refused.
         cut: bool,
+    },
+    /// Refuse these calls of the sandbox, and no others. Answered by [`FromProbe::Turned`].
+    Shut {
+        /// Which.
+        shut: Shut,
     },
     /// The sandbox is gone: write down what is left and finish.
     Ended,
@@ -287,8 +293,8 @@ pub enum FromProbe {
         /// Title of the finding.
         because: String,
     },
-    /// The answer to [`ToProbe::Cut`].
-    Cut {
+    /// The answer to [`ToProbe::Cut`] and [`ToProbe::Shut`].
+    Turned {
         /// Why it was not done.
         error: Option<String>,
     },

@@ -10,7 +10,7 @@ use apex_core::audit::Outcome;
 use apex_core::control::{self, Answer, Asker, Found, Reached, Refusal, Step, Transition, Wish};
 use apex_core::finding::Severity;
 use apex_core::keep::ToKeeper;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::ask::Asked;
 use crate::clock::now_ms;
@@ -52,8 +52,7 @@ pub async fn wish(
         daemon.write_down(asked, &sandbox.record(), Outcome::Refused, &words, json!(null), json!(null))?;
         return Err(Error::new(Kind::Exhausted, words));
     }
-    let before =
-        json!({"mode": facts.mode, "limits": facts.limits, "network_cut": facts.network_cut, "frozen": facts.frozen});
+    let before = told(&facts);
     // Its end is told by the keeper, with how it ended.
     let is_end = matches!(wish, Wish::Kill);
     let wanted = facts.after(&transition, &asker);
@@ -72,17 +71,15 @@ pub async fn wish(
     let stored = if is_end { Ok(()) } else { settle::end(daemon, sandbox, now_in_force) };
     let outcome = if carried.error.is_none() { Outcome::Allowed } else { Outcome::Failed };
     let words = carried.error.clone().unwrap_or_else(|| reason.to_owned());
-    let now =
-        json!({"mode": after.mode, "limits": after.limits, "network_cut": after.network_cut, "frozen": after.frozen});
-    daemon.write_down(asked, &sandbox.record(), outcome, &words, before, now)?;
+    daemon.write_down(asked, &sandbox.record(), outcome, &words, before, told(&after))?;
     stored.map_err(|error| Error::new(Kind::Internal, format!("it is in force, but not kept: {error:#}")))?;
     Ok(v1::Transition {
         from: transition.from.name().to_owned(),
         to: transition.to.name().to_owned(),
         applied: carried.error.is_none(),
         steps: carried.steps,
-        successor_needed: false,
         words: carried.error.unwrap_or_default(),
+        ..Default::default()
     })
 }
 
@@ -105,6 +102,7 @@ fn refused(
             steps: Vec::new(),
             successor_needed: true,
             words,
+            ..Default::default()
         });
     }
     let kind = match refusal {
@@ -113,6 +111,7 @@ fn refused(
         Refusal::NotRunning { .. }
         | Refusal::BeyondCeiling { .. }
         | Refusal::NoDial { .. }
+        | Refusal::NoSwitches { .. }
         | Refusal::NoLimits { .. } => Kind::Conflict,
     };
     Err(Error::new(kind, words))
@@ -179,11 +178,17 @@ async fn carry_answer(
     if let Err(error) = stored {
         say::about(&sandbox.id, "dial", format_args!("{error:#}"));
     }
-    let before = json!({"mode": record.facts.mode, "limits": record.facts.limits, "frozen": record.facts.frozen, "network_cut": record.facts.network_cut});
-    let now = json!({"mode": after.mode, "frozen": after.frozen, "network_cut": after.network_cut, "limits": after.limits, "steps": answer.transition.steps});
+    let before = told(&record.facts);
+    let mut now = told(&after);
+    now["steps"] = json!(answer.transition.steps);
     if let Err(error) = daemon.write_down(&Asked::by_itself(operation), record, outcome, &words, before, now) {
         say::about(&sandbox.id, "dial", format_args!("{error}"));
     }
+}
+
+/// Where the dials stand, for the audit log.
+pub fn told(facts: &control::Facts) -> Value {
+    json!({"mode": facts.mode, "limits": facts.limits, "network_cut": facts.network_cut, "frozen": facts.frozen, "shut": facts.shut})
 }
 
 fn tell(daemon: &Daemon, kind: &str, carried: &Carried) {
@@ -228,10 +233,12 @@ async fn carry_out(sandbox: &Sandbox, transition: &Transition) -> Carried {
     Carried { steps, error: None, took: began.elapsed() }
 }
 
-async fn follow(sandbox: &Sandbox, step: &Step) -> Result<String, String> {
+/// Has the keeper carry out one step.
+pub async fn follow(sandbox: &Sandbox, step: &Step) -> Result<String, String> {
     let said = match step {
         Step::Limits { to, .. } => ToKeeper::Limit { limits: *to },
         Step::Network { cut } => ToKeeper::Cut { cut: *cut },
+        Step::Shut { to, .. } => ToKeeper::Shut { shut: *to },
         Step::Freeze => ToKeeper::Freeze { frozen: true },
         Step::Thaw => ToKeeper::Freeze { frozen: false },
         Step::Kill => ToKeeper::Kill,
@@ -247,6 +254,7 @@ fn what(step: &Step) -> String {
         Step::Limits { to, .. } => format!("limits: {to}"),
         Step::Network { cut: true } => "cut the network off".to_owned(),
         Step::Network { cut: false } => "give the network back".to_owned(),
+        Step::Shut { to, .. } => format!("switches: {to}"),
         Step::Freeze => "freeze".to_owned(),
         Step::Thaw => "thaw".to_owned(),
         Step::Kill => "end".to_owned(),

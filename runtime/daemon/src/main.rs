@@ -46,6 +46,7 @@ mod settle;
 mod start;
 mod store;
 mod streams;
+mod successor;
 mod suggest;
 mod terminal;
 mod tokens;

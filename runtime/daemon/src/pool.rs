@@ -312,6 +312,7 @@ pub async fn take(
         own.claim = sandbox.record().claim;
         sandbox::stands(&mut own, &standing);
         sandbox.adopt(own);
+        sandbox.is_made_from(request);
         if let Err(error) = admit(&sandbox) {
             discard(daemon, vec![Ready { sandbox, standing }]);
             return Err(error);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use apex_api::v1;
-use apex_core::control::{Facts, Limits, OnLimits, Reactions, Seen, State};
+use apex_core::control::{Facts, Limits, OnLimits, Reactions, Seen, Shut, State};
 use apex_core::policy::{Mode, Network};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,9 @@ pub struct Record {
     /// The one in whose place it stands; empty for none.
     #[serde(default)]
     pub predecessor: String,
+    /// The one that stands in its place; empty for none.
+    #[serde(default)]
+    pub successor: String,
 }
 
 impl Record {
@@ -78,6 +81,7 @@ impl Record {
             mode,
             network_born: Network::None,
             network_cut: false,
+            shut: Shut::default(),
             has_network_dial: false,
             limits_born: Limits::default(),
             limits: Limits::default(),
@@ -117,6 +121,7 @@ impl Record {
             group: String::new(),
             member: String::new(),
             predecessor: String::new(),
+            successor: String::new(),
         }
     }
 
@@ -147,11 +152,14 @@ impl Record {
         matches!(self.facts.state, State::Running | State::Frozen)
     }
 
-    /// Whether the other one was in its place before: of the same member of the same owner's group.
+    /// Whether it may have the other one's name: that one was in its place before, as the same member of the same owner's group or by a change of mode,
+    /// or has left the name to a successor of its own.
     pub fn succeeds(&self, other: &Record) -> bool {
-        !self.group.is_empty()
+        let is_member = !self.group.is_empty()
             && other.is_over()
-            && (&self.group, &self.member, self.uid) == (&other.group, &other.member, other.uid)
+            && (&self.group, &self.member, self.uid) == (&other.group, &other.member, other.uid);
+        let is_next = self.predecessor == other.id && self.uid == other.uid;
+        is_member || is_next || (other.is_over() && !other.successor.is_empty())
     }
 
     /// As the API tells it.
@@ -191,11 +199,13 @@ impl Record {
             tightened_by: facts.tightened_by.clone().unwrap_or_default(),
             findings: self.findings,
             network: network.to_owned(),
+            switched_off: facts.shut.names().into_iter().map(str::to_owned).collect(),
             usage: None,
             limit_reached: self.limit_reached.clone(),
             group: self.group.clone(),
             member: self.member.clone(),
             predecessor: self.predecessor.clone(),
+            successor: self.successor.clone(),
         }
     }
 }

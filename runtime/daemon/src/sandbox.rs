@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use apex_api::v1::CreateRequest;
 use apex_api::{Error, Kind};
 use apex_core::control::{Limits, State};
 use apex_core::keep::{Ended, FromKeeper, PACKET_BYTES_MAX, Standing, ToKeeper};
@@ -79,6 +80,8 @@ pub struct Sandbox {
     spawned: Mutex<HashMap<i32, Slot>>,
     numbers: AtomicI32,
     standing: OnceLock<Standing>,
+    /// What it is made from, until the store has it.
+    made_from: Mutex<Option<String>>,
     /// Its part of the budget, as long as it lives.
     room: Mutex<Option<Reservation>>,
 }
@@ -105,6 +108,7 @@ impl Sandbox {
             spawned: Mutex::default(),
             numbers: AtomicI32::new(1),
             standing: OnceLock::new(),
+            made_from: Mutex::default(),
             room: Mutex::default(),
         })
     }
@@ -120,6 +124,12 @@ impl Sandbox {
     /// Gives it the record that it has from now on.
     pub fn adopt(&self, record: Record) {
         *self.locked() = record;
+    }
+
+    /// Says what it is made from, before it is first stored: a successor is made from the same.
+    pub fn is_made_from(&self, request: &CreateRequest) {
+        let text = serde_json::to_string(request).expect("plain values are representable");
+        *self.made_from.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
     }
 
     /// Stores it, from now on.
@@ -157,7 +167,13 @@ impl Sandbox {
             record.clone()
         };
         self.changed.send_modify(|count| *count += 1);
-        if self.is_kept() { store.put(&record) } else { Ok(()) }
+        if !self.is_kept() {
+            return Ok(());
+        }
+        let mut made_from = self.made_from.lock().unwrap_or_else(PoisonError::into_inner);
+        store.put(&record, made_from.as_deref())?;
+        *made_from = None;
+        Ok(())
     }
 
     /// Takes it out of the store, for good.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use apex_api::v1::{
     self, AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, JsonLine,
     ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput,
-    SandboxRef, SandboxStats, SetLimitsRequest, SetModeRequest, SetPoolRequest, SignalRequest, StatsResponse,
-    StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
+    SandboxRef, SandboxStats, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest,
+    StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
 };
 use apex_api::{Error, Kind, Peer, Service, Streamed};
 use apex_core::access::Operation;
@@ -24,7 +24,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{confine, dial, figures, groups, metrics, options, pool, run, suggest, usage};
+use crate::{confine, dial, figures, groups, metrics, options, pool, run, successor, suggest, usage};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -141,6 +141,13 @@ impl Service for Face {
         let relaxes = strictness(mode) < strictness(record.facts.mode);
         let operation = if relaxes { Operation::ModeRelax } else { Operation::ModeTighten };
         let asked = self.0.judge_about(peer, &request.id, &record, operation, Some(mode))?;
+        if request.successor && strictness(mode) < strictness(record.facts.born) {
+            let daemon = Arc::clone(&self.0);
+            return whole(
+                async move { successor::succeed(&daemon, peer, &sandbox, mode, &asked, &request.reason).await },
+            )
+            .await;
+        }
         self.turn(peer, &sandbox, Wish::Mode(mode), asked, request.reason).await
     }
 
@@ -154,6 +161,13 @@ impl Service for Face {
         let record = sandbox.record();
         let limits = limits(&record, request.limits.unwrap_or_default())?;
         self.turn(peer, &sandbox, Wish::Limits(limits), asked, request.reason).await
+    }
+
+    async fn set_switches(&self, peer: Peer, request: SetSwitchesRequest) -> Result<Transition, Error> {
+        let (sandbox, asked) = self.asked(peer, &request.id, Operation::Limits)?;
+        let shut = sandbox.record().facts.shut.changed(&request.switches);
+        let shut = shut.map_err(|words| Error::new(Kind::Invalid, words))?;
+        self.turn(peer, &sandbox, Wish::Shut(shut), asked, request.reason).await
     }
 
     async fn pause(&self, peer: Peer, sandbox: SandboxRef) -> Result<v1::Sandbox, Error> {

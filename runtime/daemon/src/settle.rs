@@ -9,9 +9,9 @@ use apex_core::access::Operation;
 use apex_core::audit::Outcome;
 use apex_core::control::Facts;
 use apex_core::keep::ToKeeper;
-use serde_json::json;
 
 use crate::ask::Asked;
+use crate::dial;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::say;
@@ -45,11 +45,10 @@ pub async fn settle(daemon: &Daemon, sandbox: &Arc<Sandbox>) {
         }
     }
     let outcome = if error.is_empty() { Outcome::Allowed } else { Outcome::Failed };
-    let told = |facts: &Facts| json!({"mode": facts.mode, "limits": facts.limits, "network_cut": facts.network_cut, "frozen": facts.frozen});
     let words =
         format!("apexd ended in the middle of a change; each dial stands at the tighter of its two places now{error}");
     let asked = Asked::by_itself(Operation::ModeTighten);
-    let written = daemon.write_down(&asked, &record, outcome, &words, told(&record.facts), told(&settled));
+    let written = daemon.write_down(&asked, &record, outcome, &words, dial::told(&record.facts), dial::told(&settled));
     let stored = end(daemon, sandbox, Some(&settled));
     if error.is_empty() && settled.has_limits {
         // They are in force: where the budget has shrunk meanwhile, it is what is short.
@@ -69,6 +68,9 @@ fn dials(before: &Facts, after: &Facts, settled: &Facts) -> Vec<ToKeeper> {
     }
     if before.network_cut != after.network_cut {
         said.push(ToKeeper::Cut { cut: settled.network_cut });
+    }
+    if before.shut != after.shut {
+        said.push(ToKeeper::Shut { shut: settled.shut });
     }
     if before.is_frozen() != after.is_frozen() {
         said.push(ToKeeper::Freeze { frozen: settled.is_frozen() });

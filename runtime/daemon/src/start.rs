@@ -13,7 +13,7 @@ use apex_api::v1::CreateRequest;
 use apex_api::{Error, Kind, Peer};
 use apex_core::access::Operation;
 use apex_core::audit::{Outcome, mask_words};
-use apex_core::control::{OnLimits, Reaction, Reactions, State};
+use apex_core::control::{OnLimits, Reaction, Reactions, Shut, State};
 use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
@@ -89,6 +89,7 @@ pub async fn start_as(
 ) -> Result<Arc<Sandbox>, Error> {
     let wait = budget::wait_of(request)?;
     let sandbox = Sandbox::new(record.clone(), daemon.place.sandbox(&record.id));
+    sandbox.is_made_from(request);
     daemon.add(&sandbox)?;
     if let Err(error) = budget::admit(daemon, &sandbox, asked, wait).await {
         daemon.discard(&sandbox);
@@ -176,10 +177,12 @@ fn reactions(word: &str) -> Result<Reactions, Error> {
         "" | "warn" => Reaction::Warn,
         "freeze" => Reaction::Freeze,
         "cut-network" => Reaction::CutNetwork,
+        "shut" => Reaction::Shut(Shut::ALL),
         "isolate" => Reaction::Isolate,
         "kill" => Reaction::Kill,
         other => {
-            let words = format!("{other:?} is no reaction; there are warn, freeze, cut-network, isolate and kill");
+            let words =
+                format!("{other:?} is no reaction; there are warn, freeze, cut-network, shut, isolate and kill");
             return Err(invalid(words));
         }
     };

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use rusqlite::{Connection, params};
+use apex_api::v1::CreateRequest;
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::group::{Asked, State};
 use crate::record::Record;
 
 /// Number of the last of the migrations.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// The open file.
 pub struct Store {
@@ -44,6 +45,12 @@ impl Store {
                     "BEGIN; CREATE TABLE supervised (name TEXT PRIMARY KEY, asked TEXT NOT NULL, state TEXT NOT NULL) STRICT; PRAGMA user_version = 2; COMMIT;",
                 )?;
             }
+            if version < 3 {
+                // What a sandbox was made from, which is written once.
+                connection.execute_batch(
+                    "BEGIN; ALTER TABLE sandbox ADD COLUMN request TEXT; PRAGMA user_version = 3; COMMIT;",
+                )?;
+            }
             Ok(connection)
         };
         let connection =
@@ -62,17 +69,29 @@ impl Store {
         read().with_context(|| format!("reading the store {}", self.path.display()))
     }
 
-    /// Writes a record.
-    pub fn put(&self, record: &Record) -> Result<()> {
+    /// Writes a record, and beside a new one what it is made from.
+    pub fn put(&self, record: &Record, request: Option<&str>) -> Result<()> {
         let text = serde_json::to_string(record)?;
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         connection
             .prepare_cached(
-                "INSERT INTO sandbox (id, record) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET record = ?2",
+                "INSERT INTO sandbox (id, record, request) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET record = ?2",
             )
-            .and_then(|mut statement| statement.execute(params![record.id, text]))
+            .and_then(|mut statement| statement.execute(params![record.id, text, request]))
             .map(drop)
             .with_context(|| format!("writing to the store {}", self.path.display()))
+    }
+
+    /// What a sandbox was made from; `None` when an earlier apexd made it, which did not keep that.
+    pub fn request(&self, id: &str) -> Result<Option<CreateRequest>> {
+        let read = || -> Result<Option<CreateRequest>> {
+            let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let text: Option<Option<String>> = connection
+                .query_row("SELECT request FROM sandbox WHERE id = ?1", params![id], |row| row.get(0))
+                .optional()?;
+            Ok(text.flatten().map(|text| serde_json::from_str(&text)).transpose()?)
+        };
+        read().with_context(|| format!("reading the store {}", self.path.display()))
     }
 
     /// Forgets a record.

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use apex_core::control::Limits;
+use apex_core::control::{Limits, Shut};
 use apex_core::keep::{Standing, Usage};
 use apex_core::planner::command;
 use apex_core::seccomp::Table;
@@ -45,6 +45,8 @@ pub enum Order {
     Limit(Limits),
     /// Cut the network off, or give it back.
     Cut(bool),
+    /// Refuse these calls, and no others.
+    Shut(Shut),
     /// End it.
     Kill,
     /// Tell what it uses.
@@ -222,7 +224,9 @@ fn next(running: &mut Running<'_>) -> Option<Late> {
                 }
                 return Some(Late::Order(order));
             }
-            Order::Freeze(_) | Order::Limit(_) | Order::Cut(_) | Order::Use => Late::Followed(follow(running, order)),
+            Order::Freeze(_) | Order::Limit(_) | Order::Cut(_) | Order::Shut(_) | Order::Use => {
+                Late::Followed(follow(running, order))
+            }
             order => Late::Order(order),
         };
         running.late.push_back(late);
@@ -255,6 +259,12 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
             let watch = watch.ok_or("only kernel probes cut a network off, and none watch it")?;
             watch.watcher.cut(cut)?;
             done(if cut { "every packet is refused" } else { "packets pass" })
+        }
+        Order::Shut(shut) => {
+            let watch = running.watch.as_mut().filter(|watch| watch.is_probed());
+            let watch = watch.ok_or("only kernel probes refuse calls one by one, and none watch it")?;
+            watch.watcher.shut(shut)?;
+            done(&shut.to_string())
         }
         Order::Kill => done("it is ended"),
         Order::Use => usage::of(running).map(Box::new).map(Answer::Used).map_err(|error| chain(&error)),

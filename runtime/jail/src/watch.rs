@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use apex_core::control::Shut;
 use apex_core::event::{Errno, Refused};
 use apex_core::seccomp::trace::Scope;
 use apex_core::watch::Reaction;
@@ -94,6 +95,8 @@ pub trait Watcher {
     fn hold(&mut self, frozen: bool) -> Result<(), String>;
     /// Refuses every packet of the sandbox, or lets them pass; bounded. Only asked of a watcher that needed a cgroup.
     fn cut(&mut self, cut: bool) -> Result<(), String>;
+    /// Refuses these calls, and no others; as [`Watcher::cut`].
+    fn shut(&mut self, shut: Shut) -> Result<(), String>;
     /// Ends the watcher at once: a tracer that reaps nobody keeps a killed sandbox from its end.
     fn abandon(&mut self);
 }

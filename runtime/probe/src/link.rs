@@ -71,6 +71,7 @@ pub fn name_of(said: &ToProbe) -> &'static str {
         ToProbe::Lost { .. } => "`lost`",
         ToProbe::Hold { .. } => "`hold`",
         ToProbe::Cut { .. } => "`cut`",
+        ToProbe::Shut { .. } => "`shut`",
         ToProbe::Ended => "`ended`",
     }
 }

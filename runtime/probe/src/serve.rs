@@ -21,7 +21,7 @@ use crate::pipeline::Pipeline;
 use crate::privilege;
 use crate::ptrace;
 use crate::source::{Batch, QUEUE_BATCHES_MAX};
-use crate::sources::{self, Running, Sandbox, Wish};
+use crate::sources::{self, Dials, Running, Sandbox, Wish};
 
 /// How long a prober whose launcher is gone may take to write what it has.
 const LAST_WITHIN: Duration = Duration::from_secs(20);
@@ -107,7 +107,14 @@ fn watch(link: Link) -> Result<()> {
     thread::spawn(move || listen(link, &to));
     pipeline.start();
     link.say(&FromProbe::Watching)?;
-    let mut service = Service { link, pipeline, running: Some(running), early: VecDeque::new(), hold_until: None };
+    let mut service = Service {
+        link,
+        pipeline,
+        running: Some(running),
+        dials: Dials::default(),
+        early: VecDeque::new(),
+        hold_until: None,
+    };
     let is_told = service.until_the_end(&inputs)?;
     let done = service.pipeline.finish();
     if is_told {
@@ -159,6 +166,7 @@ struct Service {
     link: Link,
     pipeline: Pipeline,
     running: Option<Running>,
+    dials: Dials,
     /// Refusals come by a shorter way than what happened before them: they wait a moment for it.
     early: VecDeque<Event>,
     /// By when a tracer that was told to hold the sandbox, or to let it go on, must have obeyed.
@@ -259,17 +267,22 @@ impl Service {
                 Ok(())
             }
             ToProbe::Hold { frozen } => self.hold(frozen),
-            ToProbe::Cut { cut } => self.cut(cut),
+            // A finding's tightening is taken back with it.
+            ToProbe::Cut { cut } => self.turn(Dials { cut, tightened: self.dials.tightened && cut, ..self.dials }),
+            ToProbe::Shut { shut } => self.turn(Dials { shut, ..self.dials }),
             other @ (ToProbe::Begin(_) | ToProbe::Sandbox { .. } | ToProbe::Ended) => {
                 Err(LinkError::OutOfTurn(link::name_of(&other)).into())
             }
         }
     }
 
-    fn cut(&mut self, cut: bool) -> Result<()> {
-        // The end is on its way: nothing is left to be cut off.
-        let error = self.running.as_ref().and_then(|running| running.cut(cut).err());
-        self.link.say(&FromProbe::Cut { error })?;
+    fn turn(&mut self, dials: Dials) -> Result<()> {
+        // The end is on its way: nothing is left to be refused.
+        let error = self.running.as_ref().and_then(|running| running.turn(&dials).err());
+        if error.is_none() {
+            self.dials = dials;
+        }
+        self.link.say(&FromProbe::Turned { error })?;
         Ok(())
     }
 
@@ -300,9 +313,11 @@ impl Service {
     fn act(&mut self, wish: Option<(Reaction, String)>) -> Result<()> {
         let Some((reaction, because)) = wish else { return Ok(()) };
         if reaction == Reaction::Tighten
-            && let Some(running) = &self.running
+            && let Some(running) = self.running.as_ref().filter(|running| running.has_dials())
         {
-            running.tighten().map_err(anyhow::Error::msg)?;
+            let dials = Dials { tightened: true, ..self.dials };
+            running.turn(&dials).map_err(anyhow::Error::msg)?;
+            self.dials = dials;
         }
         // Before anybody is told: whoever reads standard error may be slow, and the sandbox can fill it.
         // Nobody to act any more: the end is on its way through the socket.
@@ -358,7 +373,8 @@ mod tests {
         let tracer = ptrace::Running::busy(to_forwarder, 20);
         let running = Some(Running::Ptrace(tracer));
         let link = Link::over(fs::borrow(2).unwrap());
-        let mut service = Service { link, pipeline, running, early: VecDeque::new(), hold_until: None };
+        let mut service =
+            Service { link, pipeline, running, dials: Dials::default(), early: VecDeque::new(), hold_until: None };
         thread::spawn(move || {
             // Ends with the tracer, which has then obeyed.
             forward(from_tracer, &to);

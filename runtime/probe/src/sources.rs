@@ -8,6 +8,7 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::SyncSender;
 
+use apex_core::control::Shut;
 use apex_core::seccomp::trace::Scope;
 use apex_core::summary::ProbeCost;
 use apex_core::watch::{Begin, Family, Level, Source};
@@ -52,6 +53,38 @@ pub enum Running {
     Ptrace(ptrace::Running),
     /// The listener alone.
     Nothing,
+}
+
+/// What the dials refuse of a running sandbox. A sandbox's entry in the kernel is written as a whole.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dials {
+    /// The network as a whole.
+    pub cut: bool,
+    /// Calls one by one.
+    pub shut: Shut,
+    /// What a finding took: the network, and what a suspicious program should not gain. What the attached programs cannot refuse is left: without family `lsm`
+    /// that is all but the network.
+    pub tightened: bool,
+}
+
+impl Dials {
+    fn needs_network(&self) -> bool {
+        self.cut || self.shut != Shut::default()
+    }
+
+    fn denied(&self) -> Vec<Deny> {
+        let Dials { cut, shut: Shut { connect, bind, sendmsg, devices }, tightened } = *self;
+        let all = [
+            (cut || tightened, Deny::Network),
+            (tightened, Deny::Ptrace),
+            (tightened, Deny::Privilege),
+            (connect, Deny::Connect),
+            (bind, Deny::Bind),
+            (sendmsg, Deny::Sendmsg),
+            (devices, Deny::Devices),
+        ];
+        all.into_iter().filter(|(is_refused, _)| *is_refused).map(|(_, deny)| deny).collect()
+    }
 }
 
 /// What is asked for.
@@ -160,23 +193,22 @@ impl Chosen {
 }
 
 impl Running {
-    /// Cuts the network off where the source can.
-    pub fn tighten(&self) -> Result<(), String> {
+    /// Turns the dials: from now on so much is refused, and nothing else.
+    pub fn turn(&self, dials: &Dials) -> Result<(), String> {
         match self {
-            Running::Probes(probes) => probes.tighten().map_err(|error| words(&error)),
-            Running::Ptrace(_) | Running::Nothing => Ok(()),
+            // What is asked for by name is refused or said not to be.
+            Running::Probes(probes) if dials.needs_network() && !probes.has(Family::Network) => {
+                Err("the probes of family network, which refuse that, could not be loaded".to_owned())
+            }
+            Running::Probes(probes) => probes.deny(&dials.denied()).map_err(|error| words(&error)),
+            // There is nothing that could be open again either.
+            Running::Ptrace(_) | Running::Nothing => Err("only kernel probes refuse calls".to_owned()),
         }
     }
 
-    /// Cuts the network off, or gives it back.
-    pub fn cut(&self, cut: bool) -> Result<(), String> {
-        match self {
-            Running::Probes(probes) => {
-                let denied: &[Deny] = if cut { &[Deny::Network] } else { &[] };
-                probes.deny(denied).map_err(|error| words(&error))
-            }
-            Running::Ptrace(_) | Running::Nothing => Err("only kernel probes cut a network off".to_owned()),
-        }
+    /// Whether it has dials.
+    pub fn has_dials(&self) -> bool {
+        matches!(self, Running::Probes(_))
     }
 
     /// Has every process of the sandbox stopped, or let go on, where it is traced; [`Running::has_obeyed`] tells when.

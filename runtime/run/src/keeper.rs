@@ -291,6 +291,7 @@ const fn order_of(said: &ToKeeper) -> Option<Order> {
         ToKeeper::Freeze { frozen } => Order::Freeze(*frozen),
         ToKeeper::Limit { limits } => Order::Limit(*limits),
         ToKeeper::Cut { cut } => Order::Cut(*cut),
+        ToKeeper::Shut { shut } => Order::Shut(*shut),
         ToKeeper::Kill => Order::Kill,
         ToKeeper::Use => Order::Use,
     })

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use apex_core::control::Shut;
 use apex_core::event::{ARGS_MAX, Start, TEXT_BYTES_MAX, VERSION};
 use apex_core::plan::Plan;
 use apex_core::seccomp::trace::Scope;
@@ -139,7 +140,8 @@ impl Prober {
                 FromProbe::Done { .. } => break,
                 FromProbe::Failed { words } => return Err(escape::text(&words).into_owned()),
                 // Asked for while the end was already on its way.
-                FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching | FromProbe::Cut { .. } => {}
+                FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching | FromProbe::Turned { .. } => {
+                }
             }
         }
         self.reap(END_WITHIN);
@@ -242,6 +244,21 @@ impl Prober {
         }
         process::wait(alive.pid, 0).ok().flatten().map(|(_, ended)| ended)
     }
+
+    /// Has a dial turned, and waits for it.
+    fn turn(&mut self, said: &ToProbe) -> Result<(), String> {
+        self.send(said, None, READY_WITHIN)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            match self.receive_by(deadline, READY_WITHIN)? {
+                FromProbe::Turned { error: None } => return Ok(()),
+                FromProbe::Turned { error: Some(words) } => return Err(escape::text(&words).into_owned()),
+                // Said before it heard us. As many as it says; each is served by the next round of the supervision.
+                FromProbe::Act { reaction, because } => self.acts.push_back(Act { reaction, because }),
+                other => return Err(out_of_turn(other)),
+            }
+        }
+    }
 }
 
 impl Drop for Prober {
@@ -341,17 +358,11 @@ impl Watcher for Prober {
     }
 
     fn cut(&mut self, cut: bool) -> Result<(), String> {
-        self.send(&ToProbe::Cut { cut }, None, READY_WITHIN)?;
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            match self.receive_by(deadline, READY_WITHIN)? {
-                FromProbe::Cut { error: None } => return Ok(()),
-                FromProbe::Cut { error: Some(words) } => return Err(escape::text(&words).into_owned()),
-                // Said before it heard us. As many as it says; each is served by the next round of the supervision.
-                FromProbe::Act { reaction, because } => self.acts.push_back(Act { reaction, because }),
-                other => return Err(out_of_turn(other)),
-            }
-        }
+        self.turn(&ToProbe::Cut { cut })
+    }
+
+    fn shut(&mut self, shut: Shut) -> Result<(), String> {
+        self.turn(&ToProbe::Shut { shut })
     }
 
     fn acted(&mut self, act: &Act, outcome: Result<&str, &str>) {

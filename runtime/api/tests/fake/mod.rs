@@ -125,6 +125,10 @@ impl Service for Fake {
         Ok(Transition { to: request.limits.unwrap_or_default().tasks, ..Default::default() })
     }
 
+    async fn set_switches(&self, _: Peer, request: SetSwitchesRequest) -> Result<Transition, Error> {
+        Ok(Transition { to: request.switches.join(","), ..Default::default() })
+    }
+
     async fn pause(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {
         self.find(&sandbox.id)
     }

@@ -182,7 +182,7 @@ impl Service for Fake {
 
     async fn set_mode(&self, _: Peer, request: SetModeRequest) -> Result<Transition, Error> {
         let step = Step { what: "limits".to_owned(), done: true, words: String::new() };
-        let applied = request.mode != "development";
+        let applied = request.mode != "development" || request.successor;
         let words = if applied { String::new() } else { "above the ceiling".to_owned() };
         Ok(Transition {
             from: "hybrid".to_owned(),
@@ -191,6 +191,9 @@ impl Service for Fake {
             steps: vec![step],
             words,
             successor_needed: !applied,
+            carried_over: if request.successor { vec!["files".to_owned()] } else { Vec::new() },
+            left_behind: if request.successor { vec!["memory".to_owned()] } else { Vec::new() },
+            ..Default::default()
         })
     }
 
@@ -200,6 +203,10 @@ impl Service for Fake {
 
     async fn set_limits(&self, _: Peer, request: SetLimitsRequest) -> Result<Transition, Error> {
         Ok(Transition { to: request.limits.unwrap().memory, applied: true, ..Default::default() })
+    }
+
+    async fn set_switches(&self, _: Peer, request: SetSwitchesRequest) -> Result<Transition, Error> {
+        Ok(Transition { to: request.switches.join(","), applied: true, ..Default::default() })
     }
 
     async fn pause(&self, _: Peer, sandbox: SandboxRef) -> Result<Sandbox, Error> {

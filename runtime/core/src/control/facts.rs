@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Asker, Step, Transition, strictness};
+use super::{Answer, Asker, Shut, Step, Transition, strictness};
 use crate::amount;
 use crate::policy::{Mode, Network, Policy, Resources};
 
@@ -111,7 +111,10 @@ pub struct Facts {
     pub network_born: Network,
     /// Whether that network is cut off.
     pub network_cut: bool,
-    /// Whether kernel probes watch it, by which its network can be cut and given back.
+    /// What it is refused beside that.
+    #[serde(default)]
+    pub shut: Shut,
+    /// Whether kernel probes watch it, by which its network can be cut and given back and its switches be turned.
     pub has_network_dial: bool,
     /// The limits it was born with: the ceiling.
     pub limits_born: Limits,
@@ -145,6 +148,7 @@ impl Facts {
         Facts {
             mode: if strictness(after.mode) > strictness(self.mode) { after.mode } else { self.mode },
             network_cut: self.network_cut || after.network_cut,
+            shut: self.shut.and(after.shut),
             limits: self.limits.lowered_to(after.limits),
             frozen,
             state: if frozen { State::Frozen } else { self.state },
@@ -160,6 +164,7 @@ impl Facts {
         match step {
             Step::Limits { to, .. } => self.limits = *to,
             Step::Network { cut } => self.network_cut = *cut,
+            Step::Shut { to, .. } => self.shut = *to,
             Step::Freeze => (self.frozen, self.state) = (true, State::Frozen),
             Step::Thaw => (self.frozen, self.state) = (false, State::Running),
             Step::Kill => (self.frozen, self.state) = (false, State::Ended),

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Asker, Facts, Limits, ModeDefaults, Refusal, Transition, Wish, plan};
+use super::{Asker, Facts, Limits, ModeDefaults, Refusal, Shut, Transition, Wish, plan};
 use crate::finding::Severity;
 use crate::policy::Mode;
 
@@ -21,6 +21,8 @@ pub enum Reaction {
     Freeze,
     /// The network is cut off.
     CutNetwork,
+    /// These switches are turned off.
+    Shut(Shut),
     /// Limits are lowered to these, where they are higher.
     Tighten(Limits),
     /// The mode becomes isolation.
@@ -105,6 +107,7 @@ pub fn on_finding(
         Reaction::Warn => return None,
         Reaction::Freeze => Wish::Freeze,
         Reaction::CutNetwork => Wish::Network { cut: true },
+        Reaction::Shut(shut) => Wish::Shut(facts.shut.and(shut)),
         Reaction::Tighten(limits) => Wish::Limits(facts.limits.lowered_to(limits)),
         Reaction::Isolate => Wish::Mode(Mode::Isolation),
         Reaction::Kill => Wish::Kill,

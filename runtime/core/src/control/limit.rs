@@ -221,7 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::control::State;
+    use crate::control::{Shut, State};
     use crate::policy::{Mode, Network};
 
     const M: u64 = 1 << 20;
@@ -317,6 +317,7 @@ mod tests {
             mode: Mode::Isolation,
             network_born: Network::None,
             network_cut: false,
+            shut: Shut::default(),
             has_network_dial: false,
             limits_born: LIMITS,
             limits: LIMITS,

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, Feature, Gate, Limits, ModeDefaults, Refusal, State, gate};
+use super::{Facts, Feature, Gate, Limits, ModeDefaults, Refusal, Shut, State, gate};
 use crate::policy::{Mode, Network};
 
 /// What is asked for.
@@ -25,6 +25,8 @@ pub enum Wish {
         /// Whether it is to be cut off.
         cut: bool,
     },
+    /// Refuse these calls, and no others.
+    Shut(Shut),
     /// End the sandbox.
     Kill,
 }
@@ -38,6 +40,7 @@ impl Wish {
             Wish::Freeze => "freeze",
             Wish::Thaw => "thaw",
             Wish::Network { .. } => "network",
+            Wish::Shut(_) => "switches",
             Wish::Kill => "kill",
         }
     }
@@ -51,6 +54,7 @@ impl Wish {
             Wish::Thaw => "thaw the sandbox".to_owned(),
             Wish::Network { cut: true } => "cut its network".to_owned(),
             Wish::Network { cut: false } => "give its network back".to_owned(),
+            Wish::Shut(shut) => format!("turn its switches to {shut}"),
             Wish::Kill => "end the sandbox".to_owned(),
         }
     }
@@ -86,6 +90,13 @@ pub enum Step {
         /// Whether the network is to be cut off.
         cut: bool,
     },
+    /// Refuse these calls and no others.
+    Shut {
+        /// What is refused now.
+        from: Shut,
+        /// What is to be.
+        to: Shut,
+    },
     /// Hold all processes.
     Freeze,
     /// Let them go on.
@@ -100,6 +111,7 @@ impl Step {
         match self {
             Step::Limits { from, to } => Some(Step::Limits { from: to, to: from }),
             Step::Network { cut } => Some(Step::Network { cut: !cut }),
+            Step::Shut { from, to } => Some(Step::Shut { from: to, to: from }),
             Step::Freeze => Some(Step::Thaw),
             Step::Thaw => Some(Step::Freeze),
             Step::Kill => None,
@@ -156,6 +168,7 @@ pub fn plan(
         Wish::Mode(mode) => to_mode(facts, *mode, defaults)?,
         Wish::Limits(limits) => to_limits(facts, *limits)?,
         Wish::Network { cut } => to_network(facts, *cut)?,
+        Wish::Shut(shut) => to_shut(facts, *shut)?,
         Wish::Freeze => stay(facts, (!facts.is_frozen()).then_some(Step::Freeze), false),
         // Who froze by hand may thaw by hand. After a finding somebody has to have looked.
         Wish::Thaw => stay(facts, facts.is_frozen().then_some(Step::Thaw), facts.tightened_by.is_some()),
@@ -256,6 +269,16 @@ fn to_network(facts: &Facts, cut: bool) -> Result<Transition, Refusal> {
     Ok(stay(facts, Some(Step::Network { cut }), !cut))
 }
 
+fn to_shut(facts: &Facts, shut: Shut) -> Result<Transition, Refusal> {
+    if shut == facts.shut {
+        return Ok(stay(facts, None, false));
+    }
+    if !facts.has_network_dial {
+        return Err(Refusal::NoSwitches { asked: Wish::Shut(shut).words() });
+    }
+    Ok(stay(facts, Some(Step::Shut { from: facts.shut, to: shut }), !shut.covers(facts.shut)))
+}
+
 fn to_mode(facts: &Facts, mode: Mode, defaults: &dyn Fn(Mode) -> ModeDefaults) -> Result<Transition, Refusal> {
     let asked = || Wish::Mode(mode).words();
     if mode == facts.mode {
@@ -269,7 +292,7 @@ fn to_mode(facts: &Facts, mode: Mode, defaults: &dyn Fn(Mode) -> ModeDefaults) -
                 facts.born.name()
             ),
             next: format!(
-                "start a successor, a new sandbox with `--mode {}`, and end this one; state is not carried over",
+                "have a successor put in its place (`apex mode set ID {} --successor`), a new sandbox to which the files of the host and nothing in memory are carried over",
                 mode.name()
             ),
         });
@@ -292,6 +315,9 @@ fn to_mode(facts: &Facts, mode: Mode, defaults: &dyn Fn(Mode) -> ModeDefaults) -
             return Err(Refusal::NoLimits { asked: asked() });
         }
         steps.push(Step::Limits { from: facts.limits, to: limits });
+    }
+    if mode == facts.born && facts.shut != Shut::default() {
+        steps.push(Step::Shut { from: facts.shut, to: Shut::default() });
     }
     // The network is the worst that can be open: cut it first, give it back last.
     if steps.first() == Some(&(Step::Network { cut: false })) {

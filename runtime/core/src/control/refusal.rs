@@ -70,6 +70,15 @@ pub enum Refusal {
         /// What was asked for.
         asked: String,
     },
+    /// Nothing refuses calls one by one.
+    #[error(
+        "cannot {asked}: no kernel probe watches the sandbox, by which its calls could be refused; \
+        create it with `--watch` where kernel probes can be loaded (`apex-run --doctor` says so)"
+    )]
+    NoSwitches {
+        /// What was asked for.
+        asked: String,
+    },
     /// It has no cgroup with limits.
     #[error(
         "cannot {asked}: the sandbox has no cgroup whose limits could be changed; \

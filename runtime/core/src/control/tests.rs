@@ -35,6 +35,7 @@ fn developing() -> Facts {
         mode: Mode::Development,
         network_born: Network::Host,
         network_cut: false,
+        shut: Shut::default(),
         has_network_dial: true,
         limits_born: UNLIMITED,
         limits: UNLIMITED,
@@ -140,7 +141,7 @@ fn nothing_gets_beyond_birth() {
         limits: born.limits,
         ..developing()
     };
-    let words = ["successor", "--mode hybrid", "state is not carried over"];
+    let words = ["hybrid --successor", "nothing in memory are carried over"];
     let refusal = refused(&facts, Wish::Mode(Mode::Hybrid), OPERATOR, &words);
     assert!(matches!(refusal, Refusal::BeyondCeiling { .. }));
     refused(&facts, Wish::Limits(UNLIMITED), OPERATOR, &["memory 512M, tasks 64, cpu 100%", "ceiling"]);
@@ -235,6 +236,42 @@ fn a_finding_tightens_once_and_a_worse_one_tightens_more() {
 }
 
 #[test]
+fn switches_are_turned_off_by_anybody_and_on_again_by_permission() {
+    let off = Shut { connect: true, devices: true, ..Shut::default() };
+    let transition = ask(&developing(), &Wish::Shut(off), &PERSON).expect("tightening needs nothing");
+    assert_eq!(transition.steps, [Step::Shut { from: Shut::default(), to: off }]);
+    let facts = developing().after(&transition, &PERSON);
+    assert_eq!(facts.shut, off);
+    // One off and one on relaxes.
+    let other = Shut { bind: true, connect: false, ..off };
+    refused(&facts, Wish::Shut(other), PERSON, &["bind, devices off", "mode-relax"]);
+    assert_eq!(done(&facts, Wish::Shut(other), OPERATOR).shut, other);
+    let isolated = done(&facts, Wish::Mode(Mode::Isolation), PERSON);
+    assert_eq!(isolated.shut, off, "a stricter mode gives nothing back");
+    assert_eq!(done(&isolated, Wish::Mode(Mode::Hybrid), OPERATOR).shut, off);
+    let back = ask(&isolated, &Wish::Mode(Mode::Development), &OPERATOR).expect("permitted");
+    assert_eq!(back.steps.last(), Some(&Step::Network { cut: false }), "{back:?}");
+    assert_eq!(isolated.after(&back, &OPERATOR), developing());
+    assert_eq!(facts.settled(&developing()), facts, "what was broken off stays off");
+    let blind = Facts { has_network_dial: false, ..developing() };
+    assert!(matches!(
+        refused(&blind, Wish::Shut(off), PERSON, &["connect, devices off", "--watch"]),
+        Refusal::NoSwitches { .. }
+    ));
+}
+
+#[test]
+fn a_finding_turns_switches_off_and_leaves_those_that_are() {
+    let reactions = Reactions { high: Reaction::Shut(Shut { sendmsg: true, ..Shut::default() }), ..REACTIONS };
+    let facts = Facts { shut: Shut { bind: true, ..Shut::default() }, ..developing() };
+    let high = Found { severity: Severity::High, title: "odd" };
+    let answer = on_finding(&facts, high, &reactions, &defaults, 0).expect("a switch");
+    let after = facts.after_finding(&answer);
+    assert_eq!(after.shut, Shut { bind: true, sendmsg: true, ..Shut::default() });
+    refused(&after, Wish::Shut(Shut::default()), PERSON, &["odd"]);
+}
+
+#[test]
 fn where_a_reaction_cannot_be_carried_out_the_sandbox_is_frozen() {
     let facts = Facts { has_network_dial: false, ..developing() };
     let answer = found(&facts, Severity::Medium, 0).expect("something is done");
@@ -288,7 +325,7 @@ fn relaxing_something_else_does_not_make_the_thaw_free() {
 
 #[test]
 fn reactions_are_read_from_toml() {
-    let text = "medium = \"warn\"\nhigh = { tighten = { tasks = 8 } }\ncritical = \"cut-network\"\nhold_down_ms = 1";
+    let text = "high = { tighten = { tasks = 8 } }\nmedium = { shut = { connect = true } }\ncritical = \"cut-network\"\nhold_down_ms = 1";
     let reactions: Reactions = toml::from_str(text).expect("reads");
     assert_eq!(reactions.to(Severity::High), Reaction::Tighten(Limits { tasks: Some(8), ..UNLIMITED }));
     assert_eq!((reactions.to(Severity::Critical), reactions.flaps_max), (Reaction::CutNetwork, 3));
@@ -323,11 +360,18 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn some_shut()(connect in any::<bool>(), bind in any::<bool>(), sendmsg in any::<bool>(), devices in any::<bool>()) -> Shut {
+        Shut { connect, bind, sendmsg, devices }
+    }
+}
+
 fn a_wish() -> impl Strategy<Value = Wish> {
     prop_oneof![
         a_mode().prop_map(Wish::Mode),
         some_limits().prop_map(Wish::Limits),
         any::<bool>().prop_map(|cut| Wish::Network { cut }),
+        some_shut().prop_map(Wish::Shut),
         Just(Wish::Freeze),
         Just(Wish::Thaw),
     ]
@@ -337,7 +381,7 @@ prop_compose! {
     fn some_facts()(
         mode in a_mode(), born in a_mode(), has_network in any::<bool>(), network_cut in any::<bool>(), dial in any::<bool>(),
         limits in some_limits(), limits_born in some_limits(), has_limits in any::<bool>(), frozen in any::<bool>(),
-        found in any::<bool>(), hold_until_ms in 0_u64..3000,
+        found in any::<bool>(), hold_until_ms in 0_u64..3000, shut in some_shut(),
     ) -> Facts {
         let born = if strictness(born) > strictness(mode) { mode } else { born };
         Facts {
@@ -345,6 +389,7 @@ prop_compose! {
             mode,
             network_born: if has_network { Network::Host } else { Network::None },
             network_cut: network_cut && has_network && dial,
+            shut: if dial { shut } else { Shut::default() },
             has_network_dial: dial,
             limits_born,
             limits: limits.lowered_to(limits_born),
@@ -363,6 +408,7 @@ fn is_no_laxer(next: &Facts, facts: &Facts) -> bool {
     strictness(next.mode) >= strictness(facts.mode)
         && next.limits.is_within(facts.limits)
         && (next.network_cut || !facts.network_cut)
+        && next.shut.covers(facts.shut)
         && (next.is_frozen() || !facts.is_frozen() || facts.tightened_by.is_none())
         && (next.tightened_by.is_some() || facts.tightened_by.is_none())
 }
@@ -422,9 +468,10 @@ proptest! {
 
     #[test]
     fn a_finding_never_relaxes_and_is_answered_once(
-        facts in some_facts(), limits in some_limits(), which in 0_usize..5, now_ms in any::<u64>(),
+        facts in some_facts(), limits in some_limits(), shut in some_shut(), which in 0_usize..6, now_ms in any::<u64>(),
     ) {
-        let all = [Reaction::Freeze, Reaction::CutNetwork, Reaction::Tighten(limits), Reaction::Isolate, Reaction::Kill];
+        let tighten = Reaction::Tighten(limits);
+        let all = [Reaction::Freeze, Reaction::CutNetwork, Reaction::Shut(shut), tighten, Reaction::Isolate, Reaction::Kill];
         let reactions = Reactions { high: all[which], ..REACTIONS };
         let high = Found { severity: Severity::High, title: "odd" };
         if let Some(answer) = on_finding(&facts, high, &reactions, &defaults, now_ms) {

@@ -36,6 +36,14 @@ pub enum Deny {
     Ptrace = 8,
     /// Ids, mounts, user namespaces, bpf(2).
     Privilege = 16,
+    /// Connections. As all that follow it needs family `network`, and takes nothing from what is there.
+    Connect = 32,
+    /// Binds.
+    Bind = 64,
+    /// Datagrams.
+    Sendmsg = 128,
+    /// Opening and making devices, but for those without which hardly a program runs.
+    Devices = 256,
 }
 
 /// Tells one object's programs whom to watch. Quiet hooks of the security module record refusals alone.
@@ -79,11 +87,18 @@ impl fmt::Debug for Dial {
 }
 
 impl Dial {
-    /// Says what is refused from now on. The window of the rate limit begins anew.
+    /// Says what is refused from now on, and reads it back. The window of the rate limit begins anew.
     pub fn deny(&mut self, denied: &[Deny]) -> Result<(), MapError> {
         let deny = denied.iter().fold(0, |bits, deny| bits | *deny as u32);
         self.sandboxes.insert(self.id, [u64::from(self.init) | u64::from(deny) << 32, WINDOW_RECORDS_MAX, 0, 0], 0)?;
-        self.cut.as_mut().map_or(Ok(()), |cut| cut.set(0, deny & Deny::Network as u32, 0))
+        if let Some(cut) = &mut self.cut {
+            cut.set(0, deny & Deny::Network as u32, 0)?;
+        }
+        let [who, ..] = self.sandboxes.get(&self.id, 0)?;
+        if who >> 32 != u64::from(deny) {
+            return Err(MapError::IoError(std::io::Error::other("what was written is not what is there")));
+        }
+        Ok(())
     }
 }
 

@@ -208,13 +208,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Refuses from now on what a suspicious program should not gain: connections, other processes, privileges. What the attached programs
-    /// cannot refuse is left: without family `lsm` that is all but the network.
-    pub fn tighten(&self) -> Result<(), ProbeError> {
-        self.deny(&[Deny::Network, Deny::Ptrace, Deny::Privilege])
+    /// Whether a family's programs are attached.
+    pub fn has(&self, family: Family) -> bool {
+        self.objects.iter().any(|object| object.family == family)
     }
 
-    /// Sets the dial: these are refused with EPERM from now on, and nothing else.
+    /// Sets the dial: these are refused with EPERM from now on, and nothing else. What the attached programs cannot refuse is left: see [`Deny`].
     pub fn deny(&self, denied: &[Deny]) -> Result<(), ProbeError> {
         let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
         for dial in dials.iter_mut() {

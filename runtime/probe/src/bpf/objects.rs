@@ -88,6 +88,7 @@ const OBJECTS: &[Object] = &[
             cgroup("on_send4"),
             cgroup("on_send6"),
             cgroup("on_socket"),
+            cgroup("on_device"),
             cgroup("on_ingress"),
             cgroup("on_egress"),
         ],
@@ -330,6 +331,7 @@ fn load_program(program: &mut Program, hook: &Hook, types: &Btf) -> Result<(), P
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::CgroupDevice(program) => program.load(),
         other => unreachable!("no object has a program of type {:?}", other.prog_type()),
     }
 }
@@ -343,6 +345,7 @@ pub fn attach(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<(), Progr
         Program::Lsm(program) => program.attach().map(drop),
         Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSock(program) => program.attach(cgroup, MODE).map(drop),
+        Program::CgroupDevice(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSkb(program) => {
             let direction = program.expected_attach_type().expect("its section names the direction");
             program.attach(cgroup, direction, MODE).map(drop)

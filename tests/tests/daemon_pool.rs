@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use apex_tests::daemon::{Daemon, lenient};
 use apex_tests::sandbox;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Runs it with `--pool` and these options.
@@ -201,4 +203,31 @@ fn a_pool_ends_with_its_daemon_however_that_ends() {
     assert_eq!(directories(&daemon), 0, "what was built ahead is gone, and cleared away");
     assert_eq!(daemon.json(&["ls", "--all"]), serde_json::json!([]));
     assert_eq!(daemon.json(&["pool", "ls"]), serde_json::json!([]));
+}
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+    text.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
+}
+
+/// What became of a command is not known when its keeper does not answer: it is not run a second time in another sandbox.
+#[test]
+fn a_command_of_which_nothing_is_heard_is_not_run_again() {
+    let daemon = Daemon::start(&[]);
+    let dir = daemon.dir().at("shared");
+    std::fs::create_dir(&dir).expect("made");
+    let count = ["/bin/sh", "-c", &format!("echo run >> {dir}/runs")];
+    pooled(&daemon, &["--rw", &dir], &count).expect_code(0);
+    until(&daemon, is_full);
+    let keepers: Vec<_> = children_of(daemon.pid()).into_iter().flat_map(children_of).map(Pid::from_raw).collect();
+    assert!(!keepers.is_empty(), "the pool is full");
+    keepers.iter().for_each(|keeper| kill(*keeper, Signal::SIGSTOP).expect("it runs"));
+    let output = pooled(&daemon, &["--rw", &dir], &count);
+    keepers.iter().for_each(|keeper| kill(*keeper, Signal::SIGCONT).expect("it runs"));
+    assert_eq!(output.code, 125, "{output:?}");
+    assert!(output.err().contains("may have run the command, and it is not run again"), "{output:?}");
+    let id = output.err().split("sandbox ").nth(1).and_then(|rest| rest.split(' ').next()).expect("its id").to_owned();
+    daemon.until(&id, |sandbox| sandbox["state"] == "ended");
+    let runs = std::fs::read_to_string(format!("{dir}/runs")).expect("it ran once at least");
+    assert!(runs.lines().count() <= 2, "{runs:?}");
 }

@@ -61,6 +61,23 @@ pub struct Answer {
     pub fds: Vec<OwnedFd>,
 }
 
+/// Why a request was not answered with what it asked for.
+#[derive(Debug)]
+pub enum NotDone {
+    /// The keeper refused it, or never got it: nothing was done.
+    Refused(String),
+    /// It was sent, and what became of it was not heard.
+    Unheard(String),
+}
+
+impl From<NotDone> for String {
+    fn from(not_done: NotDone) -> String {
+        match not_done {
+            NotDone::Refused(words) | NotDone::Unheard(words) => words,
+        }
+    }
+}
+
 /// A connection to a keeper.
 pub struct Keeper {
     socket: AsyncFd<OwnedFd>,
@@ -145,12 +162,12 @@ impl Keeper {
     }
 
     /// Asks, and waits for the answer.
-    pub async fn ask(&self, said: &ToKeeper) -> Result<Answer, String> {
+    pub async fn ask(&self, said: &ToKeeper) -> Result<Answer, NotDone> {
         self.ask_with(said, &[]).await
     }
 
     /// The same with descriptors.
-    pub async fn ask_with(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<Answer, String> {
+    pub async fn ask_with(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<Answer, NotDone> {
         let bytes = serde_json::to_vec(said).expect("plain values are representable");
         let (to, answer) = oneshot::channel();
         {
@@ -159,14 +176,14 @@ impl Keeper {
             let sent = tokio::time::timeout(ANSWER_WITHIN, self.send(&bytes, fds)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_back();
-                return Err("its keeper takes no requests; it may be stopped or gone".to_owned());
+                return Err(NotDone::Refused("its keeper takes no requests; it may be stopped or gone".to_owned()));
             }
         }
         match tokio::time::timeout(ANSWER_WITHIN, answer).await {
-            Ok(Ok(Answer { said: FromKeeper::Refused { words }, .. })) => Err(words),
+            Ok(Ok(Answer { said: FromKeeper::Refused { words }, .. })) => Err(NotDone::Refused(words)),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err("its keeper is gone".to_owned()),
-            Err(_) => Err(format!("its keeper did not answer within {} s", ANSWER_WITHIN.as_secs())),
+            Ok(Err(_)) => Err(NotDone::Unheard("its keeper is gone".to_owned())),
+            Err(_) => Err(NotDone::Unheard(format!("its keeper did not answer within {} s", ANSWER_WITHIN.as_secs()))),
         }
     }
 

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::budget;
 use crate::clock::now_ms;
+use crate::keeper::NotDone;
 use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::{self, STDIN, Sandbox};
@@ -322,9 +323,9 @@ pub async fn take(
             Ok(()) => {
                 let size = request.size.as_ref().and_then(terminal::size);
                 let let_go = if input == Input::None && sandbox.end_stdin().await { vec![STDIN] } else { Vec::new() };
-                sandbox.ask(&ToKeeper::Start { arguments: request.command.clone(), size, let_go }).await
+                sandbox.ask_surely(&ToKeeper::Start { arguments: request.command.clone(), size, let_go }, &[]).await
             }
-            Err(error) => Err(format!("{error:#}")),
+            Err(error) => Err(NotDone::Refused(format!("{error:#}"))),
         };
         match begun {
             Ok(_) => {
@@ -333,6 +334,13 @@ pub async fn take(
                 replace_behind(daemon, &sandbox);
                 return Ok(Taken::Started(sandbox));
             }
+            Err(NotDone::Unheard(words)) if may_have_run(&sandbox).await => {
+                let words = format!(
+                    "sandbox {} may have run the command, and it is not run again: {words}; `apex inspect` and `apex logs` tell more",
+                    sandbox.id
+                );
+                return Err(Error::new(Kind::Internal, words));
+            }
             // It ended, or is not what would be made now; neither are its neighbours.
             Err(_) => {
                 let _ = daemon.forget(&sandbox);
@@ -340,6 +348,18 @@ pub async fn take(
                 discard(daemon, [Ready { sandbox, standing }].into_iter().chain(neighbours).collect());
             }
         }
+    }
+}
+
+/// Whether a keeper that did not answer may have started the command: it answers before it says that its sandbox has ended, so one that said that has not.
+async fn may_have_run(sandbox: &Arc<Sandbox>) -> bool {
+    let ended = async {
+        let _ = sandbox.ask(&ToKeeper::Kill).await;
+        sandbox.until(Record::is_over).await
+    };
+    match tokio::time::timeout(KILL_WITHIN, ended).await {
+        Ok(record) => record.facts.state == State::Lost,
+        Err(_) => true,
     }
 }
 

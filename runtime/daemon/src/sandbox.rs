@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::budget::Reservation;
 use crate::clock::now_ms;
-use crate::keeper::{Keeper, SpawnedEnd, Told};
+use crate::keeper::{Keeper, NotDone, SpawnedEnd, Told};
 use crate::log::Log;
 use crate::place::Dir;
 use crate::record::Record;
@@ -264,17 +264,23 @@ impl Sandbox {
 
     /// The same with descriptors.
     pub async fn ask_with(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<FromKeeper, String> {
+        Ok(self.ask_surely(said, fds).await?)
+    }
+
+    /// The same for what must not be done twice: the error tells whether it may have been done.
+    pub async fn ask_surely(&self, said: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<FromKeeper, NotDone> {
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let keeper = keeper.ok_or("its keeper is not connected")?;
+        let refused = |words: String| NotDone::Refused(words);
+        let keeper = keeper.ok_or_else(|| refused("its keeper is not connected".to_owned()))?;
         // To its end, also when whoever asked goes away in the middle: answers are told apart by their order alone.
         let said = said.clone();
         let fds: Result<Vec<OwnedFd>, _> = fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
-        let fds = fds.map_err(|error| error.to_string())?;
+        let fds = fds.map_err(|error| refused(error.to_string()))?;
         let answer = tokio::spawn(async move {
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             keeper.ask_with(&said, &fds).await
         });
-        let answer = answer.await.map_err(|error| format!("asking its keeper: {error}"))?;
+        let answer = answer.await.map_err(|error| NotDone::Unheard(format!("asking its keeper: {error}")))?;
         answer.map(|answer| answer.said)
     }
 

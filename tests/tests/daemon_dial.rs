@@ -197,6 +197,37 @@ fn a_successor_is_judged_as_a_new_sandbox() {
 }
 
 #[test]
+fn what_each_probe_costs_is_told_when_asked_for() {
+    if !as_root() {
+        skip!("only root loads probes");
+    }
+    let daemon = Daemon::start(&[]);
+    let watched = ["--mode", "hybrid", "--watch"];
+    let ids = [0, 1].map(|_| daemon.create(&watched, &["/bin/sh", "-c", "while :; do /bin/true; sleep 0.05; done"]));
+    daemon.create(&["--mode", "hybrid"], &["/bin/sleep", "300"]);
+    let metrics = |path: &str| {
+        let (status, text) = daemon.rest("GET", path, "");
+        assert_eq!(status, 200, "{text}");
+        text
+    };
+    assert!(!metrics("/metrics").contains("apex_probe"), "nobody asked");
+    // The programs of a process see every birth, so each prober has some by now.
+    let text = metrics("/metrics?probes");
+    assert!(text.contains("apex_probes_asked 2\n"), "{text}");
+    let value = |name: &str| {
+        let line =
+            text.lines().find(|line| line.starts_with(&format!("{name}{{family=\"process\",program=\"on_exec\"}}")));
+        let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse::<f64>().ok());
+        value.unwrap_or_else(|| panic!("no {name} of on_exec in {text}"))
+    };
+    let (runs, seconds) = (value("apex_probe_runs"), value("apex_probe_seconds"));
+    assert!(runs >= 2.0 && seconds > 0.0 && seconds / runs < 0.01, "{runs} runs took {seconds} s");
+    // A sandbox without a prober is not asked, one that stands still is.
+    daemon.apex(&["pause", &ids[0]]).expect_code(0);
+    assert!(metrics("/metrics?probes=true").contains("apex_probes_asked 2\n"));
+}
+
+#[test]
 fn without_probes_a_switch_is_refused_with_its_remedy() {
     let daemon = Daemon::start(&[]);
     let id = daemon.create(&[], &["/bin/sleep", "300"]);

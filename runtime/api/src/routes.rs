@@ -398,7 +398,12 @@ pub(crate) static ROUTES: &[Route] = &[
         "numbers in the text format of Prometheus",
         Answer::Other(METRICS),
         |call| Box::pin(metrics(call)),
-    ),
+    )
+    .query(&[param(
+        "probes",
+        "boolean",
+        "what each kernel probe costs as well, for which every watched sandbox is asked",
+    )]),
     route(Verb::Get, "/openapi.json", "openapi", "this document", Answer::Other("application/json"), |call| {
         Box::pin(document(call))
     }),
@@ -560,7 +565,7 @@ async fn readyz(call: Call) -> Result<Response, Error> {
 }
 
 async fn metrics(call: Call) -> Result<Response, Error> {
-    let text = call.service.metrics(call.peer).await?;
+    let text = call.service.metrics(call.peer, call.switch("probes")?).await?;
     Ok(typed(StatusCode::OK, METRICS, Body::from(text)))
 }
 

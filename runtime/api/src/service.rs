@@ -62,7 +62,8 @@ pub trait Service: Send + Sync + 'static {
     async fn down(&self, peer: Peer, group: GroupRef) -> Result<Group, Error>;
     async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error>;
     /// Prometheus' text format.
-    async fn metrics(&self, peer: Peer) -> Result<String, Error>;
+    /// With `probes`, what each kernel probe costs as well, for which every watched sandbox is asked.
+    async fn metrics(&self, peer: Peer, probes: bool) -> Result<String, Error>;
     /// A request was answered: `grpc` or `rest`, which call or route, and `ok`, the word of an error, or `unknown`. Each from a fixed set.
     fn answered(&self, _way: &'static str, _method: &str, _status: &'static str) {}
     /// Whether requests are served; the reason when they are not.

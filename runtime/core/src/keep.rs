@@ -3,7 +3,7 @@
 //! A keeper is an `apex-run` with `--keep`: the process that holds one sandbox, for as long as that lives, whatever becomes of the daemon. It
 //! gets a listening `SOCK_SEQPACKET` socket and serves one connection at a time, a new one in place of the old. Each packet is one JSON value,
 //! [`ToKeeper`] one way and [`FromKeeper`] the other, of at most [`PACKET_BYTES_MAX`] bytes. Every request gets exactly one answer, in order: [`FromKeeper::Done`],
-//! [`FromKeeper::Refused`], [`FromKeeper::Used`] or [`FromKeeper::Streams`]. [`FromKeeper::Terminal`] and [`FromKeeper::SpawnedEnded`] come unasked; so does
+//! [`FromKeeper::Refused`], [`FromKeeper::Used`], [`FromKeeper::Costs`] or [`FromKeeper::Streams`]. [`FromKeeper::Terminal`] and [`FromKeeper::SpawnedEnded`] come unasked; so does
 //! [`FromKeeper::Standing`], at the start of a connection or as soon as it
 //! is so, and [`FromKeeper::Ended`] as the last word, which is written to the keeper's result file as well: a daemon that was away reads it there.
 //!
@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Limits, Shut};
+use crate::summary::ProbeCost;
 
 /// Largest packet.
 pub const PACKET_BYTES_MAX: usize = 128 << 10;
@@ -88,6 +89,8 @@ pub enum ToKeeper {
     Kill,
     /// Tell what it uses.
     Use,
+    /// Tell what each kernel probe has cost that watches it.
+    Costs,
 }
 
 /// The keeper to the daemon.
@@ -108,6 +111,11 @@ pub enum FromKeeper {
     },
     /// What the sandbox uses.
     Used(Box<Usage>),
+    /// What its probes have cost; none where there are none, or the kernel does not measure.
+    Costs {
+        /// Those that ran.
+        probes: Vec<ProbeCost>,
+    },
     /// The descriptors come along that are still held, in the order in which they were handed over.
     Streams {
         /// Of each that was handed over, whether it is held.

@@ -9,7 +9,7 @@ mod text;
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Loss, Refused, Start, What};
 use crate::finding::{Finding, Severity};
@@ -126,7 +126,7 @@ pub struct Account {
 }
 
 /// What one probe cost, whichever process of the host met it (`bpf_prog_info` of bpf(2)).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeCost {
     /// Name of the program.
     pub name: String,

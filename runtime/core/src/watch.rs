@@ -13,6 +13,7 @@ use crate::control::Shut;
 use crate::event::{Errno, Loss, Refused, Start};
 use crate::finding::Severity;
 use crate::learn::Setting;
+use crate::summary::ProbeCost;
 
 /// The prober's descriptor of the socket.
 pub const SOCKET_FD: i32 = 3;
@@ -267,6 +268,8 @@ pub enum ToProbe {
         /// Which.
         shut: Shut,
     },
+    /// Tell what the probes have cost. Answered by [`FromProbe::Costs`].
+    Costs,
     /// The sandbox is gone: write down what is left and finish.
     Ended,
 }
@@ -297,6 +300,11 @@ pub enum FromProbe {
     Turned {
         /// Why it was not done.
         error: Option<String>,
+    },
+    /// What the probes have cost.
+    Costs {
+        /// Those that ran, as far as the kernel measures.
+        probes: Vec<ProbeCost>,
     },
     /// Everything is written.
     Done {

@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use apex_core::budget::Kind;
 use apex_core::control::{Limits, State};
 
+use crate::costs::Costs;
 use crate::metrics::Text;
 use crate::registry::Daemon;
 
 /// All metrics, in Prometheus' text format.
-pub fn text(daemon: &Daemon) -> String {
+pub fn text(daemon: &Daemon, costs: Option<&Costs>) -> String {
     let mut text = Text::default();
     sandboxes(daemon, &mut text);
     budget(daemon, &mut text);
     pool(daemon, &mut text);
     services(daemon, &mut text);
     memory(daemon, &mut text);
+    if let Some(costs) = costs {
+        probes(costs, &mut text);
+    }
     daemon.metrics.tell(&mut text);
     text.finish()
 }
@@ -86,6 +90,28 @@ fn memory(daemon: &Daemon, text: &mut Text) {
     for (process, file) in [Some(("apexd", "/proc/self/statm".to_owned())), warden].into_iter().flatten() {
         if let Some(bytes) = resident_bytes(&file) {
             text.sample("apex_process_resident_bytes", &[("process", process)], bytes);
+        }
+    }
+}
+
+fn probes(costs: &Costs, text: &mut Text) {
+    text.gauge(
+        "apex_probes_asked",
+        "Probers of sandboxes that run now which told what their programs cost.",
+        costs.told,
+    );
+    let families = [
+        ("apex_probe_runs", "How often programs of those probers ran that the kernel measures."),
+        ("apex_probe_seconds", "Time of the processor that they took."),
+    ];
+    for (at, (name, help)) in families.into_iter().enumerate() {
+        text.family(name, "gauge", help);
+        for ((family, program), (runs, time)) in &costs.programs {
+            let labels = [("family", *family), ("program", program.as_str())];
+            match at {
+                0 => text.sample(name, &labels, runs),
+                _ => text.sample(name, &labels, time.as_secs_f64()),
+            }
         }
     }
 }

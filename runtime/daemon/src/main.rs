@@ -10,6 +10,7 @@ mod bell;
 mod budget;
 mod clock;
 mod confine;
+mod costs;
 mod crew;
 mod dial;
 mod door;

@@ -24,7 +24,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{confine, dial, figures, groups, metrics, options, pool, run, successor, suggest, usage};
+use crate::{confine, costs, dial, figures, groups, metrics, options, pool, run, successor, suggest, usage};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -346,9 +346,10 @@ impl Service for Face {
         Ok(GroupsResponse { groups: groups::visible(&self.0, peer) })
     }
 
-    async fn metrics(&self, peer: Peer) -> Result<String, Error> {
+    async fn metrics(&self, peer: Peer, probes: bool) -> Result<String, Error> {
         self.0.judge(peer, Operation::Metrics, About::default())?;
-        Ok(figures::text(&self.0))
+        let costs = if probes { Some(costs::all(&self.0).await) } else { None };
+        Ok(figures::text(&self.0, costs.as_ref()))
     }
 
     fn answered(&self, way: &'static str, method: &str, status: &'static str) {

@@ -11,6 +11,7 @@ use apex_core::control::{Limits, Shut};
 use apex_core::keep::{Standing, Usage};
 use apex_core::planner::command;
 use apex_core::seccomp::Table;
+use apex_core::summary::ProbeCost;
 use apex_sys::Errno;
 use apex_sys::process::Ended;
 
@@ -51,6 +52,8 @@ pub enum Order {
     Kill,
     /// Tell what it uses.
     Use,
+    /// Tell what each kernel probe has cost.
+    Costs,
     /// Nothing of the jail: the turn of an answer that the control gives by itself.
     Own,
 }
@@ -79,6 +82,8 @@ pub enum Answer {
     Done(String),
     /// What it uses.
     Used(Box<Usage>),
+    /// What its probes have cost.
+    Costs(Vec<ProbeCost>),
 }
 
 /// Whoever gives the orders. Nothing of it may wait: the sandbox is supervised beside it.
@@ -224,7 +229,7 @@ fn next(running: &mut Running<'_>) -> Option<Late> {
                 }
                 return Some(Late::Order(order));
             }
-            Order::Freeze(_) | Order::Limit(_) | Order::Cut(_) | Order::Shut(_) | Order::Use => {
+            Order::Freeze(_) | Order::Limit(_) | Order::Cut(_) | Order::Shut(_) | Order::Use | Order::Costs => {
                 Late::Followed(follow(running, order))
             }
             order => Late::Order(order),
@@ -267,6 +272,10 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
             done(&shut.to_string())
         }
         Order::Kill => done("it is ended"),
+        Order::Costs => {
+            let watch = running.watch.as_mut().filter(|watch| watch.is_probed());
+            watch.map_or(Ok(Vec::new()), |watch| watch.watcher.costs()).map(Answer::Costs)
+        }
         Order::Use => usage::of(running).map(Box::new).map(Answer::Used).map_err(|error| chain(&error)),
     }
 }

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use apex_core::control::Shut;
 use apex_core::event::{Errno, Refused};
 use apex_core::seccomp::trace::Scope;
+use apex_core::summary::ProbeCost;
 use apex_core::watch::Reaction;
 use apex_sys::fs;
 use apex_sys::process::Pid;
@@ -97,6 +98,8 @@ pub trait Watcher {
     fn cut(&mut self, cut: bool) -> Result<(), String>;
     /// Refuses these calls, and no others; as [`Watcher::cut`].
     fn shut(&mut self, shut: Shut) -> Result<(), String>;
+    /// What the probes have cost; bounded. Only asked of a watcher that needed a cgroup.
+    fn costs(&mut self) -> Result<Vec<ProbeCost>, String>;
     /// Ends the watcher at once: a tracer that reaps nobody keeps a killed sandbox from its end.
     fn abandon(&mut self);
 }

@@ -72,6 +72,7 @@ pub fn name_of(said: &ToProbe) -> &'static str {
         ToProbe::Hold { .. } => "`hold`",
         ToProbe::Cut { .. } => "`cut`",
         ToProbe::Shut { .. } => "`shut`",
+        ToProbe::Costs => "`costs`",
         ToProbe::Ended => "`ended`",
     }
 }

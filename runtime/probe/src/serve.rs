@@ -269,6 +269,11 @@ impl Service {
             ToProbe::Hold { frozen } => self.hold(frozen),
             // A finding's tightening is taken back with it.
             ToProbe::Cut { cut } => self.turn(Dials { cut, tightened: self.dials.tightened && cut, ..self.dials }),
+            ToProbe::Costs => {
+                let probes = self.running.as_ref().map(Running::costs).unwrap_or_default();
+                self.link.say(&FromProbe::Costs { probes })?;
+                Ok(())
+            }
             ToProbe::Shut { shut } => self.turn(Dials { shut, ..self.dials }),
             other @ (ToProbe::Begin(_) | ToProbe::Sandbox { .. } | ToProbe::Ended) => {
                 Err(LinkError::OutOfTurn(link::name_of(&other)).into())

@@ -294,6 +294,7 @@ const fn order_of(said: &ToKeeper) -> Option<Order> {
         ToKeeper::Shut { shut } => Order::Shut(*shut),
         ToKeeper::Kill => Order::Kill,
         ToKeeper::Use => Order::Use,
+        ToKeeper::Costs => Order::Costs,
     })
 }
 
@@ -382,6 +383,7 @@ impl Control for Keeper {
         let said = match outcome {
             Ok(Answer::Done(words)) => FromKeeper::Done { words },
             Ok(Answer::Used(usage)) => FromKeeper::Used(usage),
+            Ok(Answer::Costs(probes)) => FromKeeper::Costs { probes },
             Err(words) => FromKeeper::Refused { words },
         };
         self.answer(&said, &[]);

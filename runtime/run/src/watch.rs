@@ -16,6 +16,7 @@ use apex_core::control::Shut;
 use apex_core::event::{ARGS_MAX, Start, TEXT_BYTES_MAX, VERSION};
 use apex_core::plan::Plan;
 use apex_core::seccomp::trace::Scope;
+use apex_core::summary::ProbeCost;
 use apex_core::watch::{Begin, FromProbe, Learn, PACKET_BYTES_MAX, Reaction, SOCKET_FD, Sink, ToProbe};
 use apex_jail::watch::{Act, Needs, Standing, Told, Watcher};
 use apex_run::escape;
@@ -140,8 +141,11 @@ impl Prober {
                 FromProbe::Done { .. } => break,
                 FromProbe::Failed { words } => return Err(escape::text(&words).into_owned()),
                 // Asked for while the end was already on its way.
-                FromProbe::Act { .. } | FromProbe::Prepared { .. } | FromProbe::Watching | FromProbe::Turned { .. } => {
-                }
+                FromProbe::Act { .. }
+                | FromProbe::Prepared { .. }
+                | FromProbe::Watching
+                | FromProbe::Turned { .. }
+                | FromProbe::Costs { .. } => {}
             }
         }
         self.reap(END_WITHIN);
@@ -247,15 +251,22 @@ impl Prober {
 
     /// Has a dial turned, and waits for it.
     fn turn(&mut self, said: &ToProbe) -> Result<(), String> {
+        match self.asked(said)? {
+            FromProbe::Turned { error: None } => Ok(()),
+            FromProbe::Turned { error: Some(words) } => Err(escape::text(&words).into_owned()),
+            other => Err(out_of_turn(other)),
+        }
+    }
+
+    /// Asks, and waits for the answer.
+    fn asked(&mut self, said: &ToProbe) -> Result<FromProbe, String> {
         self.send(said, None, READY_WITHIN)?;
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             match self.receive_by(deadline, READY_WITHIN)? {
-                FromProbe::Turned { error: None } => return Ok(()),
-                FromProbe::Turned { error: Some(words) } => return Err(escape::text(&words).into_owned()),
                 // Said before it heard us. As many as it says; each is served by the next round of the supervision.
                 FromProbe::Act { reaction, because } => self.acts.push_back(Act { reaction, because }),
-                other => return Err(out_of_turn(other)),
+                answer => return Ok(answer),
             }
         }
     }
@@ -363,6 +374,13 @@ impl Watcher for Prober {
 
     fn shut(&mut self, shut: Shut) -> Result<(), String> {
         self.turn(&ToProbe::Shut { shut })
+    }
+
+    fn costs(&mut self) -> Result<Vec<ProbeCost>, String> {
+        match self.asked(&ToProbe::Costs)? {
+            FromProbe::Costs { probes } => Ok(probes),
+            other => Err(out_of_turn(other)),
+        }
     }
 
     fn acted(&mut self, act: &Act, outcome: Result<&str, &str>) {

@@ -217,7 +217,7 @@ impl Service for Fake {
         Ok(GroupsResponse { groups: vec![group] })
     }
 
-    async fn metrics(&self, _: Peer) -> Result<String, Error> {
+    async fn metrics(&self, _: Peer, _: bool) -> Result<String, Error> {
         Ok("apex_sandboxes 0\n".to_owned())
     }
 

@@ -307,7 +307,7 @@ impl Service for Fake {
         Ok(GroupsResponse { groups: vec![group] })
     }
 
-    async fn metrics(&self, _: Peer) -> Result<String, Error> {
+    async fn metrics(&self, _: Peer, _: bool) -> Result<String, Error> {
         Ok(String::new())
     }
 

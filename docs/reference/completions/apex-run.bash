@@ -5,7 +5,7 @@ _apex_run() {
     COMPREPLY=()
     cur=${COMP_WORDS[COMP_CWORD]}
     prev=${COMP_WORDS[COMP_CWORD-1]}
-    takes=' --mode --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --baseline --learn --keep --tty-size --completions '
+    takes=' --mode --level --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --baseline --learn --keep --tty-size --completions '
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
@@ -21,6 +21,7 @@ _apex_run() {
     done
     case $prev in
         --mode) COMPREPLY=($(compgen -W 'isolation development hybrid' -- "$cur")); return ;;
+        --level) COMPREPLY=($(compgen -W 'full partial none' -- "$cur")); return ;;
         --profile) COMPREPLY=($(compgen -W 'python node build shell static' -- "$cur")); return ;;
         --policy) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --optional) COMPREPLY=($(compgen -W 'netns ipcns utsns cgroupns timens seccomp landlock cgroup rlimits' -- "$cur")); return ;;
@@ -55,7 +56,7 @@ _apex_run() {
         --completions) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
     esac
     if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W '--mode --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --baseline --summary --learn --keep --defer --warm --tty-size --completions -h --help -V --version' -- "$cur"))
+        COMPREPLY=($(compgen -W '--mode --level --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --baseline --summary --learn --keep --defer --warm --tty-size --completions -h --help -V --version' -- "$cur"))
     else
         COMPREPLY=($(compgen -c -- "$cur"))
     fi

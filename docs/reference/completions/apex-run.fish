@@ -1,6 +1,6 @@
 # fish completion for apex-run; made by `apex-run --completions fish`
 
-set -g __apex_run_takes mode profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn keep tty-size completions
+set -g __apex_run_takes mode level profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn keep tty-size completions
 
 function __apex_run_command
     set -l words (commandline -opc)
@@ -30,6 +30,7 @@ function __apex_run_options
 end
 
 complete -c apex-run -n '__apex_run_options' -l mode -x -a 'isolation development hybrid' -d 'isolation (default: everything on), development (readable host, writable working directory, reports) or hybrid'
+complete -c apex-run -n '__apex_run_options' -l level -x -a 'full partial none' -d 'full (default), partial (the host\'s own files under Landlock and the filter; not in isolation) or none (a managed process that nothing confines; development only)'
 complete -c apex-run -n '__apex_run_options' -l profile -x -a 'python node build shell static' -d 'what a kind of program needs: python, node, build, shell, static, or one of your own'
 complete -c apex-run -n '__apex_run_options' -l policy -r -F -d 'a policy file (TOML) on top of mode and profile'
 complete -c apex-run -n '__apex_run_options' -l optional -x -a 'netns ipcns utsns cgroupns timens seccomp landlock cgroup rlimits' -d 'go on without this layer when the host cannot give it; the receipt shows the skip'

@@ -274,6 +274,9 @@ pub struct Options {
     /// isolation (default: everything on), development (readable host, writable working directory, reports) or hybrid
     #[arg(long, value_name = "MODE", value_parser = MODES)]
     pub mode: Option<String>,
+    /// full (default), partial (the host's own files under Landlock and the filter; not in isolation) or none (nothing is confined; development only)
+    #[arg(long, value_name = "LEVEL", value_parser = ["full", "partial", "none"])]
+    pub level: Option<String>,
     /// What a kind of program needs: python, node, build, shell, static, or one of your own
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,

@@ -49,6 +49,7 @@ fn member(dir: &str, member: MemberFile) -> Result<GroupMember> {
     let sandbox = CreateRequest {
         name: String::new(),
         mode: member.mode.clone(),
+        level: member.level.clone(),
         profile: member.profile.clone(),
         policy_toml,
         command: member.command.clone(),

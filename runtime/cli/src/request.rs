@@ -26,6 +26,7 @@ pub fn create(options: Options) -> Result<CreateRequest> {
     Ok(CreateRequest {
         name: options.name.unwrap_or_default(),
         mode: options.mode.unwrap_or_default(),
+        level: options.level.unwrap_or_default(),
         profile: options.profile.unwrap_or_default(),
         policy_toml: options.policy.map_or(Ok(String::new()), |path| policy_text(&path))?,
         command: options.command,

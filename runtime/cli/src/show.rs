@@ -67,10 +67,18 @@ pub fn sandboxes(sandboxes: &[Sandbox]) -> String {
         let age = span(now.saturating_sub(sandbox.created_ms));
         let command: String = sandbox.command.join(" ").chars().take(COMMAND_MAX).collect();
         let (id, name) = (sandbox.id.clone(), sandbox.name.clone());
-        vec![id, name, sandbox.mode.clone(), state(sandbox), pid, age, command]
+        vec![id, name, mode(sandbox), state(sandbox), pid, age, command]
     };
     let rows: Vec<_> = sandboxes.iter().map(row).collect();
     table(&["ID", "NAME", "MODE", "STATE", "PID", "AGE", "COMMAND"], &rows)
+}
+
+/// With the isolation level, where it is less than full.
+fn mode(sandbox: &Sandbox) -> String {
+    match sandbox.level.as_str() {
+        "" | "full" => sandbox.mode.clone(),
+        level => format!("{} ({level})", sandbox.mode),
+    }
 }
 
 fn state(sandbox: &Sandbox) -> String {
@@ -92,6 +100,7 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("name", sandbox.name.clone()),
         ("mode", sandbox.mode.clone()),
         ("born in", sandbox.born_mode.clone()),
+        ("level", sandbox.level.clone()),
         ("state", sandbox.state.clone()),
         ("pid", pid),
         ("uid", sandbox.uid.to_string()),

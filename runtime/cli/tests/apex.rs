@@ -122,7 +122,7 @@ fn what_is_asked_for_is_what_was_typed() {
     let daemon = Daemon::start("request");
     let dir = std::fs::canonicalize(daemon.socket.parent().unwrap()).unwrap();
     std::fs::write(dir.join("p.toml"), "mode = \"hybrid\"\n").unwrap();
-    let words: Vec<&str> = "--json create --mode isolation --policy p.toml --profile shell --name n --ro a:/b --rw /c --tmpfs /t:1M --deny d --optional netns --net none --env K=V=W --workdir /w --memory 1G --cpu 50 --tasks 9 --time 5s --watch --on-finding isolate --label a=b=c --pool --warm --tty yes --wait-for-room 30s --on-limit memory=freeze --on-limit cpu=warn -- ls --json"
+    let words: Vec<&str> = "--json create --mode isolation --level partial --policy p.toml --profile shell --name n --ro a:/b --rw /c --tmpfs /t:1M --deny d --optional netns --net none --env K=V=W --workdir /w --memory 1G --cpu 50 --tasks 9 --time 5s --watch --on-finding isolate --label a=b=c --pool --warm --tty yes --wait-for-room 30s --on-limit memory=freeze --on-limit cpu=warn -- ls --json"
         .split(' ')
         .collect();
 
@@ -131,7 +131,7 @@ fn what_is_asked_for_is_what_was_typed() {
     let request: Value = serde_json::from_str(sandbox["ending"].as_str().unwrap()).unwrap();
     let dir = dir.to_str().unwrap();
     let expected = json!({
-        "name": "n", "mode": "isolation", "profile": "shell", "policy_toml": "mode = \"hybrid\"\n",
+        "name": "n", "mode": "isolation", "level": "partial", "profile": "shell", "policy_toml": "mode = \"hybrid\"\n",
         "command": ["ls", "--json"], "env": ["K=V=W"], "cwd": dir, "ro": [format!("{dir}/a:/b")], "rw": ["/c"],
         "tmpfs": ["/t:1M"], "deny": [format!("{dir}/d")], "optional": ["netns"], "net": "none",
         "limits": { "memory": "1G", "tasks": "9", "cpu": "50", "time": "5s" }, "watch": "default",

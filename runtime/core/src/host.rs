@@ -52,6 +52,8 @@ pub trait Host {
     fn path(&self, path: &Path, follow: bool) -> PathFact;
     /// The path with every link resolved. For a path that does not exist: what exists of it, resolved, with the rest behind it.
     fn real(&self, path: &Path) -> PathBuf;
+    /// The names in a directory, `None` when it cannot be read.
+    fn names(&self, dir: &Path) -> Option<Vec<OsString>>;
     /// Landlock ABI, 0 when the kernel has none.
     fn landlock_abi(&self) -> u32;
     /// How cgroup limits can be had.

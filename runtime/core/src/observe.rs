@@ -93,6 +93,9 @@ pub fn obstacle(plan: &Plan, path: &Path, access: Access, makes: Makes, found: &
     if is_own_process(path) || (access != Access::Write && PROBED.iter().any(|probed| path == Path::new(probed))) {
         return None;
     }
+    if !plan.level.is_full() {
+        return by_rules(plan, path, access, makes, found);
+    }
     let reaches_in = access != Access::Look || !found.inside();
     if reaches_in && let Some(obstacle) = masked(plan, path, access, found) {
         return Some(obstacle);
@@ -110,6 +113,26 @@ pub fn obstacle(plan: &Plan, path: &Path, access: Access, makes: Makes, found: &
             parent_outside.then_some(Obstacle::Missing)
         }
     }
+}
+
+/// Where the host's own tree shows there is only Landlock, which does not judge who merely looks.
+fn by_rules(plan: &Plan, path: &Path, access: Access, makes: Makes, found: &Found) -> Option<Obstacle> {
+    let landlock = plan.landlock.as_ref()?;
+    let wanted = match (found, makes) {
+        (Found::Present { .. }, Makes::New) | (Found::Nowhere { .. }, _) => return None,
+        (Found::Present { .. }, Makes::Nothing | Makes::IfMissing) => access,
+        (Found::Absent { .. }, Makes::Nothing) => return None,
+        (Found::Absent { .. }, Makes::New | Makes::IfMissing) => Access::Write,
+    };
+    let right: fn(&LandlockRule) -> bool = match wanted {
+        Access::Look => return None,
+        Access::Read => |rule| rule.read,
+        Access::Write => |rule| rule.write,
+        Access::Exec => |rule| rule.exec,
+    };
+    let is_granted = landlock.rules.iter().any(|rule| right(rule) && path.starts_with(&rule.path));
+    let is_withheld = plan.withheld.iter().any(|withheld| path.starts_with(withheld));
+    (!is_granted).then_some(if is_withheld { Obstacle::Denied } else { Obstacle::Landlock })
 }
 
 /// A path that names the caller itself, or a process by a number that means another one out here.

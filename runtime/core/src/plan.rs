@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use crate::layer::{Layer, Requirement};
-use crate::policy::{Mode, Network, Origin, ProcView};
+use crate::policy::{IsolationLevel, Mode, Network, Origin, ProcView};
 use crate::watch::Level;
 
 /// What the command line asks for beside the policy.
@@ -37,8 +37,16 @@ pub struct Plan {
     pub version: u32,
     /// Mode.
     pub mode: Mode,
+    /// How many layers the sandbox has; `layers` has those that it leaves out as off.
+    pub level: IsolationLevel,
+    /// What the policy says by default and the level has no layer for, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<String>,
     /// What was merged into the policy, in order.
     pub sources: Vec<String>,
+    /// What rules deny or hide in what they grant, at a level where nothing is mounted over it: no Landlock rule gives it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub withheld: Vec<PathBuf>,
     /// Requirement of each layer, after what the host lacks was taken out (see `skipped`).
     pub layers: BTreeMap<Layer, Requirement>,
     /// Optional layers that this host cannot give, with the reason.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::layer::Layer;
-use crate::policy::Mode;
+use crate::policy::{IsolationLevel, Mode};
 use crate::receipt::{LayerReceipt, State};
 
 /// How an attempt ended.
@@ -41,6 +41,8 @@ pub struct Proof {
     pub version: u32,
     /// Mode.
     pub mode: Mode,
+    /// How many layers the sandbox has.
+    pub level: IsolationLevel,
     /// Every attempt, in the order of the layers.
     pub attempts: Vec<Attempted>,
     /// Requested and effective, layer by layer.
@@ -51,11 +53,11 @@ pub struct Proof {
 
 impl Proof {
     /// Sums up. Passed means: something was refused, nothing went through, and no layer differs from its request.
-    pub fn new(mode: Mode, attempts: Vec<Attempted>, layers: Vec<LayerReceipt>) -> Self {
+    pub fn new((mode, level): (Mode, IsolationLevel), attempts: Vec<Attempted>, layers: Vec<LayerReceipt>) -> Self {
         let refused = attempts.iter().any(|attempt| attempt.verdict == Verdict::Refused);
         let allowed = attempts.iter().any(|attempt| attempt.verdict == Verdict::Allowed);
         let mismatch = layers.iter().any(|layer| matches!(layer.state, State::Mismatch(_)));
-        Proof { version: 1, mode, attempts, layers, passed: refused && !allowed && !mismatch }
+        Proof { version: 1, mode, level, attempts, layers, passed: refused && !allowed && !mismatch }
     }
 }
 
@@ -83,7 +85,7 @@ mod tests {
     #[track_caller]
     fn check(verdicts: &[Verdict], state: State, passed: bool) {
         let attempts = verdicts.iter().cloned().map(attempt).collect();
-        assert_eq!(Proof::new(Mode::Isolation, attempts, vec![layer(state)]).passed, passed);
+        assert_eq!(Proof::new((Mode::Isolation, IsolationLevel::Full), attempts, vec![layer(state)]).passed, passed);
     }
 
     #[test]

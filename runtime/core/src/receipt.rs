@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::layer::{Layer, Requirement};
-use crate::policy::Mode;
+use crate::policy::{IsolationLevel, Mode};
 use crate::watch::Level;
 
 /// How a layer ended up.
@@ -16,6 +16,8 @@ pub enum State {
     Skipped(String),
     /// The policy does not ask for it.
     Off,
+    /// The sandbox's isolation level does not have it.
+    LeftOut(IsolationLevel),
     /// The kernel's answer differs from the request: the sandbox was not started.
     Mismatch(String),
 }
@@ -47,6 +49,8 @@ pub struct Receipt {
     pub kernel: String,
     /// Mode.
     pub mode: Mode,
+    /// How many layers the sandbox has.
+    pub level: IsolationLevel,
     /// SHA-256 of the plan, in hexadecimal.
     pub plan_sha256: String,
     /// Process id of the sandbox's init on the host.

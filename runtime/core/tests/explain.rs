@@ -20,6 +20,7 @@ fn rule(path: &str, line: u32) -> Grant {
 fn policy() -> Policy {
     Policy {
         mode: Mode::Isolation,
+        level: apex_core::policy::IsolationLevel::Full,
         sources: vec![],
         config: vec![],
         filesystem: Filesystem {
@@ -75,6 +76,9 @@ fn plan() -> Plan {
     Plan {
         version: 1,
         mode: Mode::Isolation,
+        level: apex_core::policy::IsolationLevel::Full,
+        given_up: Vec::new(),
+        withheld: Vec::new(),
         sources: vec![],
         layers: BTreeMap::new(),
         skipped: BTreeMap::new(),

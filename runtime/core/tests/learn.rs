@@ -131,6 +131,9 @@ impl Host for World {
     fn real(&self, path: &Path) -> PathBuf {
         path.to_owned()
     }
+    fn names(&self, _: &Path) -> Option<Vec<std::ffi::OsString>> {
+        None
+    }
     fn landlock_abi(&self) -> u32 {
         6
     }

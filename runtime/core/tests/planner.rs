@@ -90,6 +90,10 @@ impl Host for Invented {
         };
         links(path, target).pop().map_or(path.to_owned(), |link| link.leads_to)
     }
+    fn names(&self, dir: &Path) -> Option<Vec<OsString>> {
+        let names = self.paths.keys().filter(|path| path.parent() == Some(dir)).filter_map(|path| path.file_name());
+        Some(names.map(OsString::from).collect())
+    }
     fn landlock_abi(&self) -> u32 {
         6
     }
@@ -335,4 +339,95 @@ fn a_denied_name_and_the_name_of_a_file_are_refused() {
     assert!(matches!(denied, Err(PlanError::Denied { .. })), "{denied:?}");
     let file = host.plan_with("[filesystem]\nnames = [\"/srv/a/file\"]\n");
     assert!(matches!(file, Err(PlanError::RefusedPath { .. })), "{file:?}");
+}
+
+fn at(level: &str, flags: Flags) -> Flags {
+    Flags { level: Some(level.to_owned()), ..flags }
+}
+
+/// The path of each rule with what it gives.
+fn given(plan: &Plan) -> BTreeMap<String, String> {
+    let rules = plan.landlock.as_ref().map_or(&[][..], |landlock| &landlock.rules);
+    let rights = |rule: &apex_core::plan::LandlockRule| {
+        let flags = [(rule.list, 'l'), (rule.read, 'r'), (rule.write, 'w'), (rule.exec, 'x'), (rule.ioctl, 'i')];
+        flags.into_iter().filter(|(on, _)| *on).map(|(_, letter)| letter).collect()
+    };
+    rules.iter().map(|rule| (rule.path.display().to_string(), rights(rule))).collect()
+}
+
+#[test]
+fn the_hosts_tree_is_granted_around_what_is_denied() {
+    let files = ["/home/ann/.ssh/id", "/home/ann/notes", "/home/ann/job/x", "/srv/data", "/dev/sda", "/proc/version"];
+    let host = Invented::new("/home/ann/job", &files);
+    let plan = host.plan(Mode::Development, HOME, at("partial", Flags::default()), "true", None).unwrap();
+    assert_eq!((plan.mounts.len(), plan.withheld.clone()), (0, vec![PathBuf::from("/home/ann/.ssh")]));
+    let rules = given(&plan);
+    let of = |path: &str| rules.get(path).map(String::as_str);
+    assert_eq!(of("/home/ann/notes"), Some("lrx"));
+    assert_eq!(of("/home/ann/job"), Some("lrwx"));
+    assert_eq!((of("/usr"), of("/srv"), of("/proc")), (Some("lrx"), Some("lrx"), Some("lrx")));
+    assert_eq!((of("/dev/null"), of("/dev/sda"), of("/dev")), (Some("lrwi"), None, None));
+    for denied in ["/", "/home", "/home/ann", "/home/ann/.ssh", "/home/ann/.ssh/id"] {
+        assert_eq!(of(denied), None, "{denied}");
+    }
+    for layer in apex_core::layer::Layer::ALL {
+        assert_eq!(plan.has(layer), !apex_core::policy::IsolationLevel::Partial.leaves_out(layer), "{layer}");
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_in_no_rule_either() {
+    let host = Invented::new("/job", &["/srv/data/one", "/srv/data/two"]);
+    let flags = Flags { deny: vec!["/srv/data/later/key".into()], ..ro("/srv/data") };
+    let plan = host.plan(Mode::Hybrid, HOME, at("partial", flags), "true", None).unwrap();
+    let rules = given(&plan);
+    assert!(rules.contains_key("/srv/data/one") && rules.contains_key("/srv/data/two"), "{rules:?}");
+    assert!(!rules.contains_key("/srv/data"), "{rules:?}");
+}
+
+#[test]
+fn what_landlock_cannot_say_is_refused() {
+    let host = Invented::new("/job", &["/srv/data/key", "/job/x"]);
+    let plan = |flags: Flags| host.plan(Mode::Development, HOME, at("partial", flags), "true", None);
+    let flags = Flags { deny: vec!["/srv/data/key".into()], ..rw("/srv/data") };
+    assert!(matches!(plan(flags), Err(PlanError::Inexpressible { .. })));
+    let flags = Flags { deny: vec!["/srv".into()], ..ro("/srv/data") };
+    assert!(matches!(plan(flags), Err(PlanError::Denied { .. })));
+    // What the next run goes by is not for this one to write, and no mount can keep it.
+    let inputs = Inputs {
+        policy_file: Some("/job/p.toml".into()),
+        flags: at("partial", Flags::default()),
+        ..host.inputs(Mode::Development, HOME)
+    };
+    assert!(matches!(host.plan_of(inputs, "", "true", None), Err(PlanError::Inexpressible { .. })));
+    let none = host.plan(Mode::Development, HOME, at("none", Flags::default()), "true", None).unwrap();
+    assert!(none.landlock.is_none() && none.seccomp.is_none() && none.mounts.is_empty());
+    assert!(none.given_up.iter().any(|words| words.starts_with("/home/ann/.ssh is denied")), "{:?}", none.given_up);
+}
+
+#[test]
+fn nothing_opens_a_socket_with_a_name_at_partial() {
+    use apex_core::seccomp::{Abi, Verdict};
+    let host = Invented::new("/job", &["/job/x"]);
+    let table = |level: &str| {
+        host.plan(Mode::Development, HOME, at(level, Flags::default()), "true", None).unwrap().seccomp.unwrap()
+    };
+    let (full, partial) = (table("full"), table("partial"));
+    let judge = |table: &apex_core::seccomp::Table, abi: Abi, call: &str, args: [u64; 6]| {
+        table.judge(abi, abi.call_number(call).unwrap(), &args)
+    };
+    const INET: [u64; 6] = [2, 1, 0, 0, 0, 0];
+    for abi in full.abis().collect::<Vec<_>>() {
+        assert_eq!(judge(&full, abi, "socket", [1, 1, 0, 0, 0, 0]), Verdict::Allow);
+        for family in [1, 1 << 32 | 1, 17, 38] {
+            let verdict = judge(&partial, abi, "socket", [family, 1, 0, 0, 0, 0]);
+            assert_eq!(verdict, Verdict::Refuse(97), "{family} of {abi:?}");
+        }
+        assert_eq!(judge(&partial, abi, "socket", INET), Verdict::Allow);
+        assert_eq!(judge(&partial, abi, "socketpair", [1, 1, 0, 0, 0, 0]), Verdict::Allow);
+        assert!(matches!(judge(&partial, abi, "io_uring_setup", [0; 6]), Verdict::Refuse(_)));
+        if abi.call_number("socketcall").is_some() {
+            assert!(matches!(judge(&partial, abi, "socketcall", [1, 0, 0, 0, 0, 0]), Verdict::Refuse(_)));
+        }
+    }
 }

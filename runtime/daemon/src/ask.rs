@@ -57,6 +57,16 @@ impl Daemon {
         Err(Error::new(Kind::Denied, words))
     }
 
+    /// Judges the making of a sandbox, which at less than the full isolation level takes a permission more.
+    pub fn judge_making(&self, peer: Peer, operation: Operation, record: &Record) -> Result<Asked, Error> {
+        let about = || About { record: Some(record), mode: None };
+        let asked = self.judge(peer, operation, about())?;
+        if let Some(level) = Operation::of_level(record.facts.level) {
+            self.judge(peer, level, about())?;
+        }
+        Ok(asked)
+    }
+
     /// The sandbox that somebody means, of those that they see. Else any, so that their attempt is judged and written down; they are told that it is not there.
     pub fn find_for(&self, peer: Peer, word: &str) -> Result<Arc<Sandbox>, Error> {
         match self.find_among(word, &self.may_of(peer, Operation::List)) {

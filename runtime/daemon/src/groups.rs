@@ -14,7 +14,6 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::ask::About;
 use crate::clock::now_ms;
 use crate::group::{self, Asked, AskedMember, ByName, Group, State, StateOfMember};
 use crate::health;
@@ -233,7 +232,7 @@ fn one(daemon: &Daemon, peer: Peer, group: &str, given: &GroupMember) -> Result<
     let record =
         start::record_of(daemon, peer, &sandbox).map_err(|error| Error::new(error.kind, about(error.words)))?;
     daemon
-        .judge(peer, Operation::Create, About { record: Some(&record), mode: None })
+        .judge_making(peer, Operation::Create, &record)
         .map_err(|error| Error::new(error.kind, about(error.words)))?;
     let stop_within_ms = if given.stop_within_ms == 0 { STOP_WITHIN_MS } else { given.stop_within_ms };
     Ok(AskedMember { sandbox, stop_within_ms, health: given.health.clone() })

@@ -10,7 +10,7 @@ use apex_core::control::State;
 use apex_core::keep::ToKeeper;
 use serde_json::json;
 
-use crate::ask::{About, Asked};
+use crate::ask::Asked;
 use crate::group::Group;
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -76,7 +76,7 @@ async fn begin(daemon: &Arc<Daemon>, group: &Group, member: usize) -> Result<Str
     record.member = group.member_name(member);
     record.predecessor.clone_from(&state.members[member].sandbox);
     // The owner must be allowed to; who acts is the daemon.
-    daemon.judge(owner, Operation::Create, About { record: Some(&record), mode: None }).map_err(words)?;
+    daemon.judge_making(owner, Operation::Create, &record).map_err(words)?;
     let mut asked = Asked::by_itself(Operation::Create);
     let (name, restarts) = (&record.member, state.machine.restarts(member));
     asked.reason = match restarts {

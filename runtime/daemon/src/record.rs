@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use apex_api::v1;
 use apex_core::control::{Facts, Limits, OnLimits, Reactions, Seen, Shut, State};
-use apex_core::policy::{Mode, Network};
+use apex_core::policy::{IsolationLevel, Mode, Network};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a command in a list.
@@ -79,6 +79,7 @@ impl Record {
         let facts = Facts {
             born: mode,
             mode,
+            level: IsolationLevel::Full,
             network_born: Network::None,
             network_cut: false,
             shut: Shut::default(),
@@ -206,6 +207,7 @@ impl Record {
             member: self.member.clone(),
             predecessor: self.predecessor.clone(),
             successor: self.successor.clone(),
+            level: facts.level.name().to_owned(),
         }
     }
 }

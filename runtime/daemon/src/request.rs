@@ -70,8 +70,8 @@ pub fn check(request: &CreateRequest) -> Result<(), Error> {
 fn words(request: &CreateRequest) -> Vec<&str> {
     let CreateRequest { command, env, ro, rw, tmpfs, deny, optional, .. } = request;
     let lists = [command, env, ro, rw, tmpfs, deny, optional].into_iter().flatten();
-    let CreateRequest { profile, cwd, net, workdir, .. } = request;
-    let mut words: Vec<&str> = lists.chain([profile, cwd, net, workdir]).map(String::as_str).collect();
+    let CreateRequest { profile, cwd, net, workdir, level, .. } = request;
+    let mut words: Vec<&str> = lists.chain([profile, cwd, net, workdir, level]).map(String::as_str).collect();
     if let Some(Limits { memory, tasks, cpu, time }) = &request.limits {
         words.extend([memory, tasks, cpu, time].map(String::as_str));
     }

@@ -307,9 +307,9 @@ impl Service for Face {
         let like = request.like.ok_or_else(|| Error::new(Kind::Invalid, "there is nothing to build; give `like`"))?;
         let like = CreateRequest { pool: true, ..like };
         let record = start::record_of(&self.0, peer, &like)?;
-        let asked = self.0.judge(peer, Operation::Create, About { record: Some(&record), mode: None })?;
+        let asked = self.0.judge_making(peer, Operation::Create, &record)?;
         let program = like.command.first().cloned().unwrap_or_default();
-        let after = json!({"pool": program, "mode": record.facts.born.name(), "size": request.size});
+        let after = json!({"pool": program, "mode": record.facts.born.name(), "level": record.facts.level.name(), "size": request.size});
         self.0.write_down(&asked, &record, Outcome::Allowed, "", json!(null), after)?;
         pool::set(&self.0, peer, &like, request.size)
     }

@@ -15,10 +15,10 @@ use apex_core::access::Operation;
 use apex_core::audit::{Outcome, mask_words};
 use apex_core::control::{OnLimits, Reaction, Reactions, Shut, State};
 use apex_core::keep::ToKeeper;
-use apex_core::policy::Mode;
+use apex_core::policy::{IsolationLevel, Mode};
 use serde_json::json;
 
-use crate::ask::{About, Asked};
+use crate::ask::Asked;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
 use crate::errand::NotStarted;
@@ -57,7 +57,7 @@ pub async fn start(
     let record = record_of(daemon, peer, request)?;
     // Words that mean nothing are refused before anything is judged.
     budget::wait_of(request)?;
-    let asked = daemon.judge(peer, operation, About { record: Some(&record), mode: None })?;
+    let asked = daemon.judge_making(peer, operation, &record)?;
     let began = Instant::now();
     let admit = |sandbox: &Arc<Sandbox>| daemon.add(sandbox).and_then(|()| note(daemon, &asked, sandbox));
     // A command in a sandbox that stands already is as much of a load as one in a new one.
@@ -74,7 +74,7 @@ pub async fn start(
 /// Writes down that it is started.
 fn note(daemon: &Daemon, asked: &Asked, sandbox: &Sandbox) -> Result<(), Error> {
     let record = sandbox.record();
-    let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "watch": record.watch, "labels": record.labels});
+    let after = json!({"command": mask_words(&record.command), "mode": record.facts.born.name(), "level": record.facts.level.name(), "watch": record.watch, "labels": record.labels});
     daemon.write_down(asked, &record, Outcome::Allowed, "", json!(null), after)
 }
 
@@ -136,6 +136,7 @@ fn invalid(words: impl Into<String>) -> Error {
 pub fn record_of(daemon: &Daemon, peer: Peer, request: &CreateRequest) -> Result<Record, Error> {
     request::check(request)?;
     let mut record = Record::new(fresh_id(), peer.uid, mode_of(daemon, request)?, now_ms());
+    record.facts.level = level_of(request)?;
     record.name = request.name.clone();
     record.command = request.command.clone();
     record.cwd = request.cwd.clone();
@@ -170,6 +171,22 @@ pub fn mode_of(daemon: &Daemon, request: &CreateRequest) -> Result<Mode, Error> 
         return options::mode(word).map_err(|error| invalid(error.to_string()));
     }
     Ok(daemon.options.mode)
+}
+
+/// The isolation level: the one that is asked for, or that the policy names, or full. As with the mode, the keeper is told it.
+fn level_of(request: &CreateRequest) -> Result<IsolationLevel, Error> {
+    let named;
+    let word = if request.level.is_empty() {
+        let policy: toml::Table =
+            request.policy_toml.parse().map_err(|error| invalid(format!("the policy is no TOML: {error}")))?;
+        let Some(level) = policy.get("level") else { return Ok(IsolationLevel::Full) };
+        named = level.as_str().ok_or_else(|| invalid("the policy's `level` is no text"))?.to_owned();
+        &named
+    } else {
+        &request.level
+    };
+    let found = IsolationLevel::ALL.into_iter().find(|level| level.name() == word);
+    found.ok_or_else(|| invalid(format!("{word:?} is no isolation level; there are full, partial and none")))
 }
 
 fn reactions(word: &str) -> Result<Reactions, Error> {
@@ -356,6 +373,7 @@ fn arguments(
         }
     };
     give("mode", record.facts.born.name());
+    give("level", record.facts.level.name());
     give("profile", &request.profile);
     if !request.policy_toml.is_empty() {
         let path = sandbox.dir.write("policy.toml", &request.policy_toml)?;

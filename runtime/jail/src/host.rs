@@ -156,6 +156,11 @@ impl Host for LiveHost {
         real
     }
 
+    fn names(&self, dir: &Path) -> Option<Vec<std::ffi::OsString>> {
+        let entries = std::fs::read_dir(dir).ok()?;
+        entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>().ok()
+    }
+
     fn landlock_abi(&self) -> u32 {
         prctl::landlock_abi()
     }

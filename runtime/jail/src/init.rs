@@ -68,7 +68,9 @@ impl Init<'_, '_> {
         let mut trees = self.take_trees()?;
         self.name_host()?;
         self.raise_loopback()?;
-        root::enter(self.plan, &mut trees)?;
+        if self.plan.has(Layer::Mountns) {
+            root::enter(self.plan, &mut trees)?;
+        }
         std::mem::forget(trees);
         self.let_go_of_host()?;
         let terminal = if self.plan.tty { Some(self.open_terminal()?) } else { None };
@@ -124,6 +126,9 @@ impl Init<'_, '_> {
     }
 
     fn name_host(&self) -> Result<(), Failure> {
+        if !self.plan.has(Layer::Utsns) {
+            return Ok(());
+        }
         process::set_hostname(self.plan.identity.hostname.as_bytes()).map_err(Failure::at(Step::SetHostname, 0))
     }
 
@@ -150,7 +155,9 @@ impl Init<'_, '_> {
     fn open_terminal(&self) -> Result<OwnedFd, Failure> {
         let failed = Failure::at(Step::OpenTerminal, 0);
         let flags = nix::libc::O_RDWR | nix::libc::O_NOCTTY;
-        let master = fs::open(fs::cwd(), c"/dev/pts/ptmx", flags, 0).map_err(&failed)?;
+        // The host's own devpts has its multiplexer for everybody elsewhere.
+        let multiplexer = if self.plan.has(Layer::Mountns) { c"/dev/pts/ptmx" } else { c"/dev/ptmx" };
+        let master = fs::open(fs::cwd(), multiplexer, flags, 0).map_err(&failed)?;
         let number = terminal::unlock(&master).map_err(&failed)?;
         let name = std::ffi::CString::new(format!("/dev/pts/{number}")).expect("digits hold no NUL");
         let end = fs::open(fs::cwd(), &name, flags, 0).map_err(&failed)?;

@@ -13,6 +13,9 @@ use crate::streams::StreamFile;
 /// The newest ABI whose rights Apex knows.
 const ABI_KNOWN: [ABI; 7] = [ABI::Unsupported, ABI::V1, ABI::V2, ABI::V3, ABI::V4, ABI::V5, ABI::V6];
 
+/// Descriptors that the init may hold at once beside its own.
+const LEFT_OPEN_MAX: usize = 256;
+
 fn abi_of(number: u32) -> ABI {
     let known = usize::try_from(number).unwrap_or(0).min(ABI_KNOWN.len() - 1);
     ABI_KNOWN[known]
@@ -30,8 +33,10 @@ pub fn ruleset(plan: &LandlockPlan, streams: &[StreamFile]) -> Result<OwnedFd, F
             other => other.map_err(Failure::at(Step::LandlockRules, index))?,
         };
         add(&rules, place.as_fd(), rights(rule, abi), abi).map_err(Failure::at(Step::LandlockRules, index))?;
-        // Left open until the init closes all of them in one call, instead of one call for each.
-        std::mem::forget(place);
+        // Left open until the init closes all of them in one call, instead of one call for each, as long as they are few.
+        if index < LEFT_OPEN_MAX {
+            std::mem::forget(place);
+        }
     }
     for (at, stream) in streams.iter().enumerate() {
         if streams[..at].iter().any(|earlier| earlier.file == stream.file) {

@@ -329,9 +329,13 @@ pub(crate) fn write_proc(pid: Pid, file: &str, text: &str) -> Result<(), Errno> 
 /// The cgroup namespace is entered later, from within the cgroup.
 fn namespaces(plan: &Plan, has_network: bool) -> u64 {
     const NEWTIME: i32 = 0x80;
-    let mut flags = nix::libc::CLONE_NEWUSER | nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS;
-    let optional =
-        [(Layer::Ipcns, nix::libc::CLONE_NEWIPC), (Layer::Utsns, nix::libc::CLONE_NEWUTS), (Layer::Timens, NEWTIME)];
+    let mut flags = nix::libc::CLONE_NEWUSER | nix::libc::CLONE_NEWPID;
+    let optional = [
+        (Layer::Mountns, nix::libc::CLONE_NEWNS),
+        (Layer::Ipcns, nix::libc::CLONE_NEWIPC),
+        (Layer::Utsns, nix::libc::CLONE_NEWUTS),
+        (Layer::Timens, NEWTIME),
+    ];
     for (layer, flag) in optional {
         if plan.has(layer) {
             flags |= flag;

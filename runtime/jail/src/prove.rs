@@ -151,7 +151,7 @@ pub fn prove(plan: &Plan, host: &LiveHost, streams: &Streams) -> Result<Proof, J
     let options = Options { receipt: Some(&mut keep), watcher: None, control: None, streams, payload };
     let outcome = match launch::run(plan, host, options) {
         // The receipt itself is the finding: nothing can be attempted in a sandbox that is not the one asked for.
-        Err(JailError::Mismatch(_)) => return Ok(Proof::new(plan.mode, Vec::new(), layers)),
+        Err(JailError::Mismatch(_)) => return Ok(Proof::new((plan.mode, plan.level), Vec::new(), layers)),
         other => other?,
     };
     drop(writer);
@@ -159,7 +159,7 @@ pub fn prove(plan: &Plan, host: &LiveHost, streams: &Streams) -> Result<Proof, J
         return Err(JailError::Proof(words));
     }
     let answers = read_answers(reader, trials.list.len()).map_err(|error| failed("reading the answers", error))?;
-    Ok(Proof::new(plan.mode, trials.judge(&answers), layers))
+    Ok(Proof::new((plan.mode, plan.level), trials.judge(&answers), layers))
 }
 
 fn cut_short(ending: Ending) -> Option<String> {
@@ -232,6 +232,9 @@ impl<'a> Trials<'a> {
     fn off(&self, layer: Layer) -> Option<String> {
         if let Some(reason) = self.plan.skipped.get(&layer) {
             return Some(format!("skipped: {reason}"));
+        }
+        if self.plan.level.leaves_out(layer) {
+            return Some(format!("isolation level {} leaves the layer out", self.plan.level));
         }
         (self.plan.layers.get(&layer) == Some(&Requirement::Off)).then(|| "the policy turns the layer off".to_owned())
     }

@@ -26,6 +26,7 @@ pub fn read(plan: &Plan, init: Pid, sealed: Pid, domain: Domain, cgroup: Option<
         version: RECEIPT_VERSION,
         kernel: text("/proc/sys/kernel/osrelease"),
         mode: plan.mode,
+        level: plan.level,
         plan_sha256: plan.digest(),
         init_pid: init,
         watch: plan.watch,
@@ -40,7 +41,7 @@ pub fn mismatch(receipt: &Receipt) -> Option<String> {
         .iter()
         .filter_map(|line| match &line.state {
             State::Mismatch(reason) => Some(format!("{}: {reason}", line.layer)),
-            State::InForce | State::Skipped(_) | State::Off => None,
+            State::InForce | State::Skipped(_) | State::Off | State::LeftOut(_) => None,
         })
         .collect();
     (!words.is_empty()).then(|| words.join("; "))
@@ -65,9 +66,10 @@ struct View<'a> {
 impl View<'_> {
     fn layer(&self, layer: Layer) -> LayerReceipt {
         let requirement = self.plan.layers.get(&layer).copied().unwrap_or(Requirement::Required);
-        let answer = self.answer(layer);
+        let answer = if self.plan.level.leaves_out(layer) { self.left_out(layer) } else { self.answer(layer) };
         let state = match (self.plan.skipped.get(&layer), self.is_asked(layer)) {
             (Some(reason), _) => State::Skipped(reason.clone()),
+            (None, false) if self.plan.level.leaves_out(layer) => State::LeftOut(self.plan.level),
             (None, false) => State::Off,
             (None, true) if answer.agrees => State::InForce,
             (None, true) => State::Mismatch(format!("asked for {}, found {}", answer.requested, answer.effective)),
@@ -90,6 +92,40 @@ impl View<'_> {
                 Layer::Rlimits => !self.plan.rlimits.is_empty(),
                 _ => true,
             }
+    }
+
+    /// What there is in the place of a layer that the level leaves out.
+    fn left_out(&self, layer: Layer) -> Answer {
+        let (effective, evidence) = match layer {
+            Layer::Seccomp => (
+                format!("{} filters, all of them the caller's", self.status("Seccomp_filters")),
+                self.of_status("Seccomp_filters"),
+            ),
+            Layer::Landlock => ("no rule of this sandbox".to_owned(), String::new()),
+            Layer::Mountns => self.shared("mnt"),
+            Layer::Netns => self.shared("net"),
+            Layer::Ipcns => self.shared("ipc"),
+            Layer::Utsns => self.shared("uts"),
+            Layer::Cgroupns => self.shared("cgroup"),
+            Layer::Timens => self.shared("time"),
+            Layer::Userns | Layer::Pidns | Layer::Capabilities | Layer::NoNewPrivs | Layer::Cgroup | Layer::Rlimits => {
+                (String::new(), String::new())
+            }
+        };
+        Answer { requested: "nothing".to_owned(), effective, evidence, agrees: true }
+    }
+
+    fn of_status(&self, key: &str) -> String {
+        format!("/proc/{}/status {key}", self.pid)
+    }
+
+    /// The namespace of a kind, and whether it is the launcher's.
+    fn shared(&self, kind: &str) -> (String, String) {
+        let ours = link(&format!("/proc/self/ns/{kind}"));
+        let evidence = format!("/proc/{}/ns/{kind}", self.pid);
+        let theirs = link(&evidence);
+        let whose = if ours == theirs { "the host's" } else { "NOT the host's" };
+        (format!("{theirs}, {whose}"), evidence)
     }
 
     fn answer(&self, layer: Layer) -> Answer {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use apex_core::layer::Layer;
-use apex_core::policy::{Flags, Mode, Network, Tty};
+use apex_core::policy::{Flags, IsolationLevel, Mode, Network, Tty};
 use apex_core::watch::{self, Baseline, Level, Reaction};
 use lexopt::{Arg, Parser};
 use thiserror::Error;
@@ -45,6 +45,8 @@ pub struct Options {
     pub overlay: Option<PathBuf>,
     /// `--mode`.
     pub mode: Option<Mode>,
+    /// `--level`.
+    pub isolation: Option<IsolationLevel>,
     /// `--profile`.
     pub profile: Option<String>,
     /// `--policy`.
@@ -142,6 +144,7 @@ impl Options {
             Tty::No => "no".to_owned(),
         };
         Flags {
+            level: self.isolation.map(|level| level.name().to_owned()),
             ro: self.ro.clone(),
             rw: self.rw.clone(),
             tmpfs: self.tmpfs.clone(),
@@ -362,6 +365,7 @@ fn set_switch(options: &mut Options, switch: Switch) -> Result<(), OptionError> 
 fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsString) -> Result<(), OptionError> {
     match option {
         Value::Mode => options.mode = Some(word(row, &value, MODES)?),
+        Value::Level => options.isolation = Some(word(row, &value, ISOLATION)?),
         Value::Profile => options.profile = Some(text(row, value)?),
         Value::Policy => options.policy = Some(path(row, value)?),
         Value::Optional => options.optional.push(layer(row, &value)?),
@@ -410,6 +414,9 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
 
 const MODES: &[(&str, Mode)] =
     &[("isolation", Mode::Isolation), ("development", Mode::Development), ("hybrid", Mode::Hybrid)];
+
+const ISOLATION: &[(&str, IsolationLevel)] =
+    &[("full", IsolationLevel::Full), ("partial", IsolationLevel::Partial), ("none", IsolationLevel::None)];
 
 const LEVELS: &[(&str, Level)] = &[("off", Level::Off), ("default", Level::Default), ("full", Level::Full)];
 

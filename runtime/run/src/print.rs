@@ -9,7 +9,9 @@ mod table;
 use std::io::{self, Write};
 
 use apex_core::doctor::Diagnosis;
+use apex_core::layer::Layer;
 use apex_core::plan::Plan;
+use apex_core::policy::IsolationLevel;
 use apex_core::prove::{Proof, Verdict};
 use apex_core::receipt::{LayerReceipt, Receipt, State};
 use apex_core::refusal::Explanation;
@@ -103,8 +105,9 @@ fn receipt_text(receipt: &Receipt, colour: bool) -> String {
         level => format!("watched: {}; the command waits for it\n", level.name()),
     };
     let mut text = format!(
-        "receipt of mode {}: kernel {}, init pid {}\nplan {}\n{watched}\n",
+        "receipt of mode {}{}: kernel {}, init pid {}\nplan {}\n{watched}\n",
         receipt.mode.name(),
+        at_level(receipt.level),
         escape::text(&receipt.kernel),
         receipt.init_pid,
         escape::text(&receipt.plan_sha256)
@@ -114,12 +117,18 @@ fn receipt_text(receipt: &Receipt, colour: bool) -> String {
     text
 }
 
+/// Behind the mode, where it is not what everybody has.
+fn at_level(level: IsolationLevel) -> String {
+    if level.is_full() { String::new() } else { format!(" at isolation level {level}") }
+}
+
 fn layers_table(layers: &[LayerReceipt], colour: bool) -> String {
     let rows = layers.iter().map(|layer| {
         let state = match &layer.state {
             State::InForce => Cell::tinted("in force", Tint::Good),
             State::Skipped(reason) => Cell::tinted(&format!("skipped: {reason}"), Tint::Doubtful),
             State::Off => Cell::new("off"),
+            State::LeftOut(level) => Cell::tinted(&format!("left out: level {level}"), Tint::Doubtful),
             State::Mismatch(reason) => Cell::tinted(&format!("MISMATCH: {reason}"), Tint::Bad),
         };
         [
@@ -142,6 +151,10 @@ fn layers_sum(layers: &[LayerReceipt]) -> String {
         count(|state| matches!(state, State::Skipped(_))),
         count(|state| *state == State::Off)
     );
+    let left_out = count(|state| matches!(state, State::LeftOut(_)));
+    if left_out > 0 {
+        sum.push_str(&format!(", left out by the level: {left_out}"));
+    }
     if mismatches > 0 {
         sum.push_str(&format!(", NOT AS REQUESTED: {mismatches}"));
     }
@@ -221,7 +234,8 @@ fn push_field(text: &mut String, name: &str, value: &str, tint: Tint) {
 }
 
 fn proof_text(proof: &Proof, colour: bool) -> String {
-    let mut text = format!("proof of mode {}: each was attempted inside\n\n", proof.mode.name());
+    let mut text =
+        format!("proof of mode {}{}: each was attempted inside\n\n", proof.mode.name(), at_level(proof.level));
     let rows = proof.attempts.iter().map(|attempt| {
         let verdict = match &attempt.verdict {
             Verdict::Refused => Cell::tinted("refused", Tint::Good),
@@ -251,6 +265,12 @@ fn proof_text(proof: &Proof, colour: bool) -> String {
     text
 }
 
+/// Whether a level can be had.
+fn here(diagnosis: &Diagnosis, level: IsolationLevel) -> String {
+    let missing: Vec<&str> = diagnosis.missing(level).into_iter().map(Layer::name).collect();
+    if missing.is_empty() { level.name().to_owned() } else { format!("not {level} (no {})", missing.join(", no ")) }
+}
+
 fn doctor_text(diagnosis: &Diagnosis, colour: bool) -> String {
     let mut text = format!("kernel {}, user {}\n\n", escape::text(&diagnosis.kernel), diagnosis.uid);
     let rows = diagnosis.findings.iter().map(|finding| {
@@ -267,6 +287,10 @@ fn doctor_text(diagnosis: &Diagnosis, colour: bool) -> String {
             text.push('\n');
         }
     }
+    text.push_str(&format!(
+        "\nisolation levels: {}\n",
+        IsolationLevel::ALL.map(|level| here(diagnosis, level)).join(", ")
+    ));
     let missing = diagnosis.findings.iter().filter(|finding| !finding.available).count();
     text.push_str(&match (diagnosis.usable(), missing) {
         (true, 0) => "\neverything is available here\n".to_owned(),

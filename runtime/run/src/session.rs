@@ -274,6 +274,12 @@ pub(crate) fn plan_of_nothing(options: &Options, host: &LiveHost) -> Result<Plan
     }
     let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
     let policy = policy::resolve(&inputs(options, host, &groups), &mut load)?;
+    if !policy.level.is_full() {
+        bail!(
+            "isolation level {} has no root of its own, which is what is looked at here; leave --level out",
+            policy.level
+        );
+    }
     let plan = planner::build(&policy, &request(options), &Able(host))?;
     Ok(Planned { policy, plan, learn: None })
 }

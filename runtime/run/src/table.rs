@@ -130,6 +130,7 @@ pub enum Value {
     Mode,
     Policy,
     Profile,
+    Level,
     Optional,
     Ro,
     Rw,
@@ -164,7 +165,8 @@ pub enum Value {
 }
 
 /// Names of the modes.
-pub const MODES: &[&str] = &["isolation", "development", "hybrid"];
+pub const ISOLATION: &[&str] = &["full", "partial", "none"];
+const MODES: &[&str] = &["isolation", "development", "hybrid"];
 /// Names of the profiles that are embedded. Others come from `/etc/apex` and `~/.config/apex`.
 pub const PROFILES: &[&str] = &["python", "node", "build", "shell", "static"];
 /// Names of the layers that may be optional.
@@ -206,6 +208,12 @@ pub static TABLE: &[Row] = &[
         "mode",
         takes(Value::Mode, "MODE", Hint::Words(MODES)),
         "isolation (default: everything on), development (readable host, writable working directory, reports) or hybrid",
+    ),
+    row(
+        Section::Policy,
+        "level",
+        takes(Value::Level, "LEVEL", Hint::Words(ISOLATION)),
+        "full (default), partial (the host's own files under Landlock and the filter; not in isolation) or none (a managed process that nothing confines; development only)",
     ),
     row(
         Section::Policy,

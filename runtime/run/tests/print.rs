@@ -9,7 +9,7 @@ use std::path::Path;
 use apex_core::doctor::{Diagnosis, Finding};
 use apex_core::layer::{Layer, Requirement};
 use apex_core::plan::*;
-use apex_core::policy::{Mode, Network, Origin, ProcView};
+use apex_core::policy::{IsolationLevel, Mode, Network, Origin, ProcView};
 use apex_core::prove::{Attempted, Proof, Verdict};
 use apex_core::receipt::{LayerReceipt, Receipt, State};
 use apex_core::refusal::{Access, Attempt, Explanation, Refusal};
@@ -93,6 +93,9 @@ fn plan() -> Plan {
     Plan {
         version: 1,
         mode: Mode::Isolation,
+        level: IsolationLevel::Full,
+        given_up: Vec::new(),
+        withheld: Vec::new(),
         sources: vec!["modes/isolation.toml".to_owned(), "flags".to_owned()],
         layers,
         skipped: BTreeMap::from([(Layer::Cgroupns, "the kernel has no cgroup namespaces".to_owned())]),
@@ -190,18 +193,54 @@ fn plans() {
     check("plan", Report::Plan(&plan()));
 }
 
+/// As the planner makes it: nothing is mounted, and what the level leaves out is off.
+fn partial() -> Plan {
+    let level = IsolationLevel::Partial;
+    let mut plan = plan();
+    plan.layers.retain(|layer, _| !level.leaves_out(*layer));
+    plan.layers
+        .extend(Layer::ALL.into_iter().filter(|layer| level.leaves_out(*layer)).map(|layer| (layer, Requirement::Off)));
+    plan.skipped.clear();
+    Plan {
+        mode: Mode::Development,
+        level,
+        given_up: vec!["a private /tmp (modes/development.toml:40)".to_owned()],
+        withheld: vec!["/home/jo/.ssh".into()],
+        mounts: Vec::new(),
+        ..plan
+    }
+}
+
+#[test]
+fn plans_at_a_level() {
+    check("plan-partial", Report::Plan(&partial()));
+}
+
+#[test]
+fn receipts_at_a_level() {
+    let left_out = State::LeftOut(IsolationLevel::None);
+    let mut layers = layers();
+    layers[2] = layer(Layer::Seccomp, "0 filters, all of them the caller's", left_out);
+    let receipt = Receipt { mode: Mode::Development, level: IsolationLevel::None, layers, ..receipt() };
+    check("receipt-none", Report::Receipt(&receipt));
+}
+
 #[test]
 fn receipts() {
-    let receipt = Receipt {
+    check("receipt", Report::Receipt(&receipt()));
+}
+
+fn receipt() -> Receipt {
+    Receipt {
         version: 1,
         kernel: "6.18.0".to_owned(),
         mode: Mode::Isolation,
+        level: IsolationLevel::Full,
         plan_sha256: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".to_owned(),
         init_pid: 4711,
         watch: apex_core::watch::Level::Off,
         layers: layers(),
-    };
-    check("receipt", Report::Receipt(&receipt));
+    }
 }
 
 #[test]
@@ -249,7 +288,7 @@ fn proofs() {
         attempt(Layer::Netns, "connect to 192.0.2.1:80", "success", Verdict::Allowed),
         attempt(Layer::Landlock, "bind TCP port 80", "-", Verdict::NotApplicable("the policy grants it".to_owned())),
     ];
-    check("proof", Report::Proof(&Proof::new(Mode::Hybrid, attempts, layers())));
+    check("proof", Report::Proof(&Proof::new((Mode::Hybrid, IsolationLevel::Full), attempts, layers())));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Mode, Origin, PolicyError};
+use crate::policy::{IsolationLevel, Mode, Origin, PolicyError};
 
 pub use decide::{Cited, Decision, Question, decide};
 pub use file::{MEMBERS_MAX, RULES_MAX};
@@ -60,6 +60,10 @@ impl Role {
 pub enum Operation {
     /// Build a sandbox.
     Create,
+    /// Build one of isolation level partial; create is needed too.
+    LevelPartial,
+    /// Build one of isolation level none, which nothing confines; create is needed too.
+    LevelNone,
     /// Start its command.
     Run,
     /// Run a second command in it.
@@ -111,9 +115,20 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// What it takes beside create to build a sandbox of this isolation level; nothing for full.
+    pub const fn of_level(level: IsolationLevel) -> Option<Operation> {
+        match level {
+            IsolationLevel::Full => None,
+            IsolationLevel::Partial => Some(Operation::LevelPartial),
+            IsolationLevel::None => Some(Operation::LevelNone),
+        }
+    }
+
     /// All of them.
-    pub const ALL: [Operation; 25] = [
+    pub const ALL: [Operation; 27] = [
         Operation::Create,
+        Operation::LevelPartial,
+        Operation::LevelNone,
         Operation::Run,
         Operation::Exec,
         Operation::Attach,
@@ -144,6 +159,8 @@ impl Operation {
     pub const fn name(self) -> &'static str {
         match self {
             Operation::Create => "create",
+            Operation::LevelPartial => "level-partial",
+            Operation::LevelNone => "level-none",
             Operation::Run => "run",
             Operation::Exec => "exec",
             Operation::Attach => "attach",

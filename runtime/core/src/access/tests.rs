@@ -84,6 +84,24 @@ reason = "tests of the trail"
 "#;
 
 #[test]
+fn less_than_the_full_level_is_for_nobody_but_administrators() {
+    let policy = built_in();
+    for operation in [Operation::LevelPartial, Operation::LevelNone] {
+        for role in [Role::Developer, Role::Tester, Role::Viewer] {
+            for mode in [Mode::Isolation, Mode::Hybrid, Mode::Development] {
+                assert!(!own(role, mode).may(&policy, operation), "{role:?} {operation:?}");
+            }
+        }
+        assert!(own(Role::Admin, Mode::Development).may(&policy, operation));
+    }
+    let rule = "[[rule]]\nrole = \"developer\"\noperations = [\"level-partial\"]\nscope = \"own\"\neffect = \"audit\"\nmodes = [\"hybrid\"]\nreason = \"x\"";
+    let policy = with(rule);
+    assert!(own(Role::Developer, Mode::Hybrid).may(&policy, Operation::LevelPartial));
+    assert!(!own(Role::Developer, Mode::Development).may(&policy, Operation::LevelPartial));
+    assert!(!own(Role::Developer, Mode::Hybrid).may(&policy, Operation::LevelNone));
+}
+
+#[test]
 fn strangers_may_nothing_and_are_told_whom_to_ask() {
     let policy = built_in();
     let roles = policy.roles(&Caller { uid: 1000, user: Some("ann"), groups: &[], is_daemon: false });

@@ -189,7 +189,7 @@ const READ: u32 = 2;
 /// `activity_id` and its caption.
 const fn kind(operation: Operation) -> (u32, &'static str) {
     match operation {
-        Operation::Create | Operation::Up => (1, "Create"),
+        Operation::Create | Operation::LevelPartial | Operation::LevelNone | Operation::Up => (1, "Create"),
         Operation::Inspect
         | Operation::List
         | Operation::Logs

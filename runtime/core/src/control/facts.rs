@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, Asker, Shut, Step, Transition, strictness};
 use crate::amount;
-use crate::policy::{Mode, Network, Policy, Resources};
+use crate::policy::{IsolationLevel, Mode, Network, Policy, Resources};
 
 /// Limits that can be moved while a sandbox runs. `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +107,9 @@ pub struct Facts {
     pub born: Mode,
     /// The mode it is in.
     pub mode: Mode,
+    /// The isolation level that it was born at.
+    #[serde(default)]
+    pub level: IsolationLevel,
     /// The network it was born with.
     pub network_born: Network,
     /// Whether that network is cut off.

@@ -315,6 +315,7 @@ mod tests {
         Facts {
             born: Mode::Isolation,
             mode: Mode::Isolation,
+            level: crate::policy::IsolationLevel::Full,
             network_born: Network::None,
             network_cut: false,
             shut: Shut::default(),

@@ -297,6 +297,19 @@ fn to_mode(facts: &Facts, mode: Mode, defaults: &dyn Fn(Mode) -> ModeDefaults) -
             ),
         });
     }
+    if Feature::of_level(facts.level).is_some_and(|feature| gate(mode, feature) == Gate::Closed) {
+        return Err(Refusal::BeyondCeiling {
+            asked: asked(),
+            ceiling: format!(
+                "it was born at isolation level {}, which that mode does not have, and layers cannot be put around what runs",
+                facts.level
+            ),
+            next: format!(
+                "cut its network, lower its limits or freeze it, or start a new sandbox with `--mode {}`",
+                mode.name()
+            ),
+        });
+    }
     let is_tightening = strictness(mode) > strictness(facts.mode);
     // Back in the mode that it was born in it may have again what it was born with.
     let wanted = match mode == facts.born {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::finding::Severity;
-use crate::policy::{Flags, Inputs, Mode, Network, resolve};
+use crate::policy::{Flags, Inputs, IsolationLevel, Mode, Network, resolve};
 use crate::seccomp::groups;
 use crate::summary::Account;
 
@@ -33,6 +33,7 @@ fn developing() -> Facts {
     Facts {
         born: Mode::Development,
         mode: Mode::Development,
+        level: IsolationLevel::Full,
         network_born: Network::Host,
         network_cut: false,
         shut: Shut::default(),
@@ -136,6 +137,7 @@ fn nothing_gets_beyond_birth() {
     let facts = Facts {
         born: Mode::Isolation,
         mode: Mode::Isolation,
+        level: IsolationLevel::Full,
         network_born: Network::None,
         limits_born: born.limits,
         limits: born.limits,
@@ -387,6 +389,7 @@ prop_compose! {
         Facts {
             born,
             mode,
+            level: IsolationLevel::Full,
             network_born: if has_network { Network::Host } else { Network::None },
             network_cut: network_cut && has_network && dial,
             shut: if dial { shut } else { Shut::default() },
@@ -524,4 +527,24 @@ fn what_is_written_and_reached_far_away_counts_as_used() {
     assert!(usage(&[], &["inet:192.0.2.1:53"], "/").used_network);
     assert!(usage(&[], &["inet6:[2001:db8::1]:443"], "/").used_network);
     assert!(!usage(&[], &["inet6:[::1]:443"], "/").used_network);
+}
+
+#[test]
+fn a_mode_that_promises_every_layer_is_not_for_a_lesser_level() {
+    for (level, modes) in [
+        (IsolationLevel::Partial, &[Mode::Isolation][..]),
+        (IsolationLevel::None, &[Mode::Hybrid, Mode::Isolation][..]),
+    ] {
+        let facts = Facts { level, ..developing() };
+        for mode in modes {
+            let words = format!("isolation level {level}");
+            refused(&facts, Wish::Mode(*mode), OPERATOR, &[&words, "start a new sandbox"]);
+        }
+        // A finding holds it all the same.
+        let answer = found(&facts, Severity::Critical, 0).expect("it is frozen");
+        assert_eq!(answer.transition.steps, [Step::Freeze]);
+        assert!(answer.instead_of.is_some());
+    }
+    let partial = Facts { level: IsolationLevel::Partial, ..developing() };
+    assert_eq!(done(&partial, Wish::Mode(Mode::Hybrid), PERSON).mode, Mode::Hybrid);
 }

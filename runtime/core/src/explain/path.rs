@@ -45,13 +45,15 @@ pub(super) fn explain_socket(path: &Path, plan: &Plan) -> Answer {
 
 fn explain_normal(path: &Path, seen: &Seen<'_>, plan: &Plan, policy: &Policy) -> Answer {
     let filesystem = &policy.filesystem;
+    // Where nothing is mounted, Landlock keeps what a mask keeps elsewhere.
+    let keeper = if plan.level.is_full() { Layer::Mountns } else { Layer::Landlock };
     if let Some(rule) = covers(&filesystem.deny, path) {
-        return Answer::new(Some(Layer::Mountns), format!("a rule denies {}", rule.dest.display()))
+        return Answer::new(Some(keeper), format!("a rule denies {}", rule.dest.display()))
             .rule(&rule.origin)
             .caution(&deliberate(&rule.origin));
     }
     if let Some(rule) = covers(&filesystem.hide, path) {
-        return Answer::new(Some(Layer::Mountns), format!("a rule shows {} as empty", rule.dest.display()))
+        return Answer::new(Some(keeper), format!("a rule shows {} as empty", rule.dest.display()))
             .rule(&rule.origin)
             .caution(&format!("hiding is deliberate; if it is wrong, remove the rule at {}", rule.origin));
     }
@@ -62,6 +64,9 @@ fn explain_normal(path: &Path, seen: &Seen<'_>, plan: &Plan, policy: &Policy) ->
             .rule(origin)
             .caution("create that directory on the host, then only the denied path itself is refused");
     }
+    if !plan.level.is_full() {
+        return explain_host_tree(path, seen, plan);
+    }
     match (seen.exists_inside, seen.exists_outside, seen.access) {
         (true, _, _) => explain_present(path, seen, plan),
         (false, true, _) => explain_hidden(path, seen.access, plan),
@@ -69,6 +74,32 @@ fn explain_normal(path: &Path, seen: &Seen<'_>, plan: &Plan, policy: &Policy) ->
         (false, false, Access::Write) => explain_write(path, seen.outcome, seen.exists_inside, plan),
         (false, false, Access::Look | Access::Read | Access::Exec) => {
             Answer::new(None, "it does not exist on the host either")
+        }
+    }
+}
+
+/// In the host's own tree.
+fn explain_host_tree(path: &Path, seen: &Seen<'_>, plan: &Plan) -> Answer {
+    let landlock = Some(Layer::Landlock);
+    if seen.access != Access::Write && plan.withheld.iter().any(|withheld| withheld.starts_with(path)) {
+        return Answer::new(
+            landlock,
+            "something below it is denied, so it has no rule as a whole and cannot be listed",
+        );
+    }
+    if ["/dev", "/proc", "/sys"].iter().any(|own| path.starts_with(own)) {
+        return Answer::new(landlock, "no rule grants it at this isolation level")
+            .caution("it is the kernel's, or a device: it leads past every rule on files");
+    }
+    let parent = path.parent().filter(|parent| parent.parent().is_some());
+    match (seen.access, parent) {
+        (Access::Write, _) if is_system(path) => Answer::new(landlock, "no rule grants writing there"),
+        (Access::Write, Some(parent)) if !seen.exists_inside => {
+            Answer::new(landlock, "no rule grants writing there").change(grant("--rw", parent, parent))
+        }
+        (Access::Write, _) => Answer::new(landlock, "no rule grants writing there").change(grant("--rw", path, path)),
+        (Access::Look | Access::Read | Access::Exec, _) => {
+            Answer::new(landlock, "no rule grants it").change(grant("--ro", path, path))
         }
     }
 }

@@ -35,6 +35,9 @@ fn plan() -> Plan {
     Plan {
         version: 1,
         mode: Mode::Isolation,
+        level: crate::policy::IsolationLevel::Full,
+        given_up: Vec::new(),
+        withheld: Vec::new(),
         sources: Vec::new(),
         layers: Default::default(),
         skipped: Default::default(),

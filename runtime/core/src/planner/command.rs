@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::Mounts;
 use super::{PlanError, shown};
 use crate::host::{Host, PathFact};
 use crate::plan::{CommandPlan, Request};
@@ -12,6 +11,18 @@ use crate::policy::{Environment, normalise};
 
 /// Where programs are looked for when the environment says nothing (execvp(3)).
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What of the host a sandbox sees.
+pub(super) trait View {
+    /// Whether a path of the host is visible under the same name.
+    fn shows(&self, path: &Path) -> bool;
+    /// Whether a path inside is for something of the host to fill.
+    fn binds(&self, path: &Path) -> bool;
+    /// Whether a program can start in this directory.
+    fn has(&self, path: &Path) -> bool;
+    /// Grants the command's own file, which no rule covers.
+    fn grant_command(&mut self, file: &Path) -> Result<(), PlanError>;
+}
 
 /// The variables that go in, as `K=V`, sorted by name.
 pub(super) fn environment(wanted: &Environment, host: &dyn Host) -> Vec<OsString> {
@@ -28,7 +39,7 @@ pub(super) fn environment(wanted: &Environment, host: &dyn Host) -> Vec<OsString
 pub(super) fn locate(
     request: &Request,
     env: &[OsString],
-    mounts: &mut Mounts<'_>,
+    mounts: &mut impl View,
     host: &dyn Host,
 ) -> Result<Vec<PathBuf>, PlanError> {
     let name = request.argv.first().ok_or(PlanError::NoCommand)?;
@@ -61,7 +72,7 @@ pub(super) fn finish(
     candidates: Vec<PathBuf>,
     request: &Request,
     env: Vec<OsString>,
-    mounts: &Mounts<'_>,
+    mounts: &impl View,
     host: &dyn Host,
 ) -> Result<CommandPlan, PlanError> {
     let workdir = match &request.workdir {

@@ -3,6 +3,7 @@
 //! Input: a [`Policy`], a [`Request`], a [`Host`]. Output: a [`Plan`], or a [`PlanError`] that names the rule which cannot be met.
 
 pub mod command;
+mod host_tree;
 mod mounts;
 mod rules;
 
@@ -11,13 +12,19 @@ pub(crate) use mounts::MADE_FILES;
 /// The Landlock ABI from which on there are scopes, the newest that a plan makes something of.
 pub const LANDLOCK_SCOPES: u32 = 6;
 
+/// The ABI from which on truncating is judged.
+const LANDLOCK_TRUNCATE: u32 = 3;
+
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::host::{CgroupSupport, Host};
 use crate::layer::{Layer, Requirement};
-use crate::plan::{CgroupPlan, IdentityPlan, LandlockPlan, OverlayPlan, Plan, Request, Rlimit};
-use crate::policy::{Mode, Network, Origin, Policy, Resources, Tty, is_within};
+use crate::plan::{
+    CgroupPlan, CommandPlan, IdentityPlan, LandlockPlan, LandlockRule, Mount, OverlayPlan, Plan, Request, Rlimit,
+};
+use crate::policy::{IsolationLevel, Mode, Network, Origin, Policy, Resources, Tty, is_within};
 use crate::seccomp::{self, Notify};
 use crate::watch::Level;
 
@@ -92,6 +99,40 @@ pub enum PlanError {
         /// The PATH that was searched.
         path: String,
     },
+    /// One rule denies what another grants, and Landlock, which stands alone, cannot take it out.
+    #[error(
+        "{path}: {deny} keeps it from the sandbox, but {grant} makes what is around it writable, and at isolation level partial there is only Landlock, whose rules grant and take nothing out; grant for writing what does not hold it, or take `--level full`"
+    )]
+    Inexpressible {
+        /// The path.
+        path: String,
+        /// The granting rule.
+        grant: Origin,
+        /// The rule that keeps it.
+        deny: Origin,
+    },
+    /// A plan of the level cannot have this.
+    #[error("--{option}: isolation level {level} has {why}; leave one of the two out")]
+    NotAtLevel {
+        /// The option.
+        option: &'static str,
+        /// The level.
+        level: IsolationLevel,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// Names around what is denied come to more rules than a plan can sensibly have.
+    #[error(
+        "{path}: around what is denied in it lie more than {max} names, each of which takes a rule at isolation level partial; grant less of it ({origin}), or take `--level full`"
+    )]
+    TooManyNames {
+        /// The path.
+        path: String,
+        /// The bound.
+        max: usize,
+        /// The rule.
+        origin: Origin,
+    },
     /// No command was given.
     #[error("no command given; write it after the options: apex-run [OPTIONS] -- CMD [ARGS]")]
     NoCommand,
@@ -138,20 +179,24 @@ fn build_with(
     host: &dyn Host,
     overlay: Option<OverlayPlan>,
 ) -> Result<Plan, PlanError> {
-    let mut layers = Layers { required: policy.layers.clone(), skipped: BTreeMap::new() };
+    let mut layers = Layers::of(policy);
+    check_level(policy.level, request, overlay.as_ref())?;
     let identity = identity(policy, host);
     let cgroup = cgroup(&policy.resources, &mut layers, host)?;
-    let abi = landlock_abi(&mut layers, host)?;
+    let abi = landlock_abi(&mut layers, policy.level, host)?;
     timens(&mut layers, host)?;
     let env = command::environment(&policy.environment, host);
-    let mut mounts = mounts::Mounts::new(policy, host, identity.own_host_ids, overlay.is_some()).collect()?;
-    let command = command::locate(request, &env, &mut mounts, host)?;
-    let command = command::finish(command, request, env, &mounts, host)?;
-    let mounts = mounts.finish(&identity)?;
+    let Tree { mounts, rules, withheld, command } = match policy.level {
+        IsolationLevel::Full => own_tree(policy, request, host, env, (&identity, overlay.is_some()))?,
+        IsolationLevel::Partial | IsolationLevel::None => host_tree(policy, request, host, env)?,
+    };
     let wants_seccomp = layers.asked(Layer::Seccomp);
     Ok(Plan {
         version: PLAN_VERSION,
         mode: policy.mode,
+        level: policy.level,
+        given_up: host_tree::given_up(policy),
+        withheld,
         sources: policy.sources.clone(),
         network: if layers.asked(Layer::Netns) { policy.network } else { Network::Host },
         rlimits: rlimits(&policy.resources, &layers, abi, cgroup.as_ref()),
@@ -159,12 +204,12 @@ fn build_with(
         capabilities: policy.capabilities.clone(),
         landlock: (abi > 0).then(|| LandlockPlan {
             abi,
-            rules: rules::landlock(&mounts, &policy.filesystem.exec),
+            rules,
             // In an empty network of its own there is nobody to reach, and servers on its loopback are ordinary work.
             tcp_refused: policy.network == Network::None && abi >= 4 && !layers.asked(Layer::Netns),
             scoped: abi >= LANDLOCK_SCOPES,
         }),
-        seccomp: wants_seccomp.then(|| seccomp::table(&policy.syscalls, notify(request))).transpose()?,
+        seccomp: wants_seccomp.then(|| filter(policy, request)).transpose()?,
         record: request.record,
         watch: request.watch,
         overlay,
@@ -183,6 +228,56 @@ fn build_with(
     })
 }
 
+/// Options of a run that a level has nothing for.
+fn check_level(level: IsolationLevel, request: &Request, overlay: Option<&OverlayPlan>) -> Result<(), PlanError> {
+    let refuse = |option, why| Err(PlanError::NotAtLevel { option, level, why });
+    match level {
+        IsolationLevel::Partial | IsolationLevel::None if overlay.is_some() => {
+            refuse("overlay", "the host's own tree, and no layer on top of it")
+        }
+        IsolationLevel::None if request.record => refuse("why", "no filter that could tell what was refused"),
+        IsolationLevel::Full | IsolationLevel::Partial | IsolationLevel::None => Ok(()),
+    }
+}
+
+/// What a sandbox sees of files, and what runs there.
+struct Tree {
+    mounts: Vec<Mount>,
+    withheld: Vec<PathBuf>,
+    rules: Vec<LandlockRule>,
+    command: CommandPlan,
+}
+
+/// A root of its own.
+fn own_tree(
+    policy: &Policy,
+    request: &Request,
+    host: &dyn Host,
+    env: Vec<OsString>,
+    (identity, on_overlay): (&IdentityPlan, bool),
+) -> Result<Tree, PlanError> {
+    let mut mounts = mounts::Mounts::new(policy, host, identity.own_host_ids, on_overlay).collect()?;
+    let command = command::locate(request, &env, &mut mounts, host)?;
+    let command = command::finish(command, request, env, &mounts, host)?;
+    let mounts = mounts.finish(identity)?;
+    let rules = rules::landlock(&mounts, &policy.filesystem.exec);
+    Ok(Tree { mounts, withheld: Vec::new(), rules, command })
+}
+
+/// The host's own.
+fn host_tree(policy: &Policy, request: &Request, host: &dyn Host, env: Vec<OsString>) -> Result<Tree, PlanError> {
+    let mut tree = host_tree::HostTree::new(policy, host);
+    let command = command::locate(request, &env, &mut tree, host)?;
+    let command = command::finish(command, request, env, &tree, host)?;
+    let withheld = tree.withheld();
+    Ok(Tree { mounts: Vec::new(), withheld, rules: tree.rules()?, command })
+}
+
+fn filter(policy: &Policy, request: &Request) -> Result<seccomp::Table, seccomp::TableError> {
+    let table = seccomp::table(&policy.syscalls, notify(request))?;
+    Ok(if policy.level.is_full() { table } else { table.without_unix_sockets() })
+}
+
 /// What the system call filter tells its listener.
 fn notify(request: &Request) -> Notify {
     match (request.record, request.watch) {
@@ -199,6 +294,17 @@ struct Layers {
 }
 
 impl Layers {
+    /// What the level leaves out is not asked for; what is required all the same was refused with the policy.
+    fn of(policy: &Policy) -> Layers {
+        let mut required = policy.layers.clone();
+        for (layer, requirement) in &mut required {
+            if policy.level.leaves_out(*layer) {
+                *requirement = Requirement::Off;
+            }
+        }
+        Layers { required, skipped: BTreeMap::new() }
+    }
+
     fn asked(&self, layer: Layer) -> bool {
         self.required.get(&layer) != Some(&Requirement::Off) && !self.skipped.contains_key(&layer)
     }
@@ -223,7 +329,9 @@ fn identity(policy: &Policy, host: &dyn Host) -> IdentityPlan {
     // A sandbox that root starts has host ids that own nothing; what is granted is idmapped. In development it still sees its
     // files as the caller does.
     let own_host_ids = host.gives_host_ids();
-    let default = |caller| if own_host_ids && policy.mode != Mode::Development { UNPRIVILEGED_ID } else { caller };
+    // Without idmapped trees nothing of root's belongs to it, so it is not to believe to be root either.
+    let is_own = own_host_ids && (policy.mode != Mode::Development || !policy.level.is_full());
+    let default = |caller| if is_own { UNPRIVILEGED_ID } else { caller };
     IdentityPlan {
         uid: policy.identity.uid.unwrap_or_else(|| default(caller_uid)),
         gid: policy.identity.gid.unwrap_or_else(|| default(caller_gid)),
@@ -254,11 +362,23 @@ fn cgroup(resources: &Resources, layers: &mut Layers, host: &dyn Host) -> Result
     }
 }
 
-fn landlock_abi(layers: &mut Layers, host: &dyn Host) -> Result<u32, PlanError> {
+fn landlock_abi(layers: &mut Layers, level: IsolationLevel, host: &dyn Host) -> Result<u32, PlanError> {
     if !layers.asked(Layer::Landlock) {
         return Ok(0);
     }
     let abi = host.landlock_abi();
+    if level == IsolationLevel::Partial && abi < LANDLOCK_TRUNCATE {
+        // It stands alone: what it does not judge nobody does.
+        layers.required.insert(Layer::Landlock, Requirement::Required);
+        let reason =
+            format!("isolation level partial stands on ABI {LANDLOCK_TRUNCATE} or newer, and the kernel has {abi}");
+        layers.lacks(
+            Layer::Landlock,
+            reason,
+            "boot Linux 6.2 or newer with `lsm=landlock,...`, or take `--level full` (--optional does not help)"
+                .to_owned(),
+        )?;
+    }
     if abi == 0 {
         let reason = "the kernel has no Landlock (built without it, or not in its lsm= list)".to_owned();
         layers.lacks(Layer::Landlock, reason, "boot Linux 5.13 or newer with `lsm=landlock,...`".to_owned())?;

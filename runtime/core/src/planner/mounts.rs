@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::command::View;
 use super::{PlanError, builtin_dirs, covers, is_system, shown};
 use crate::host::{Host, Link, PathFact, links};
 use crate::plan::{BindAccess, Kind, Mount};
@@ -181,14 +182,14 @@ impl<'a> Mounts<'a> {
     fn grant(&mut self, grant: &Grant, access: BindAccess) -> Result<(), PlanError> {
         match self.refuse_denied(grant) {
             // A convenience of the mode: nobody can take it out there, and nothing is lost by obeying the deny.
-            Err(_) if grant.optional && is_embedded(&grant.origin) => return Ok(()),
+            Err(_) if grant.optional && grant.origin.is_embedded() => return Ok(()),
             other => other?,
         }
         if access == BindAccess::Overlay && grant.dest == Path::new("/") {
             let reason = "no overlay can stand on the whole root; grant the directories that are written".to_owned();
             return Err(refused(grant, reason));
         }
-        let follow = !is_embedded(&grant.origin);
+        let follow = !grant.origin.is_embedded();
         let kind = match self.host.path(&grant.path, follow) {
             PathFact::Dir => Kind::Dir,
             PathFact::File => Kind::File,
@@ -225,29 +226,6 @@ impl<'a> Mounts<'a> {
     /// Whether a private directory lies between a bind and a place below it, which then does not show.
     fn is_buried(&self, bind: &Path, place: &Path) -> bool {
         self.filesystem.tmpfs.iter().any(|tmpfs| covers(bind, &tmpfs.dest) && covers(&tmpfs.dest, place))
-    }
-
-    /// Grants the command's own file, which no rule covers.
-    pub(super) fn grant_command(&mut self, file: &Path) -> Result<(), PlanError> {
-        let grant = Grant {
-            path: file.to_owned(),
-            dest: file.to_owned(),
-            reason: "the command itself".to_owned(),
-            optional: false,
-            origin: Origin::flag("the command"),
-        };
-        self.refuse_denied(&grant)?;
-        self.list.push(Mount::Bind {
-            source: grant.path,
-            dest: grant.dest,
-            access: BindAccess::Read,
-            exec: true,
-            kind: Kind::File,
-            idmap: self.own_host_ids && !is_system(file),
-            reason: grant.reason,
-            origin: grant.origin,
-        });
-        Ok(())
     }
 
     fn refuse_denied(&self, grant: &Grant) -> Result<(), PlanError> {
@@ -292,43 +270,6 @@ impl<'a> Mounts<'a> {
                 origin: grant.origin.clone(),
             });
         }
-    }
-
-    /// Whether a path of the host is visible in the sandbox under the same name.
-    pub(super) fn shows(&self, path: &Path) -> bool {
-        self.list.iter().any(|mount| match mount {
-            Mount::Bind { source, dest, .. } => source == dest && covers(dest, path),
-            Mount::Symlink { dest, .. } => covers(dest, path),
-            _ => false,
-        })
-    }
-
-    /// Whether a path inside is for a bind to fill, from wherever on the host.
-    pub(super) fn binds(&self, path: &Path) -> bool {
-        self.list.iter().any(|mount| match mount {
-            Mount::Bind { dest, .. } | Mount::Symlink { dest, .. } => covers(dest, path),
-            _ => false,
-        })
-    }
-
-    /// Whether something stands at this path inside. The way to what is granted is there too.
-    pub(super) fn has(&self, path: &Path) -> bool {
-        let leads_to = |mount: &Mount| dest(mount) != path && covers(path, dest(mount));
-        self.list.iter().any(|mount| {
-            leads_to(mount)
-                || match mount {
-                    Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
-                        rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
-                    }),
-                    Mount::Symlink { dest, .. } => dest == path,
-                    Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
-                    Mount::File { .. }
-                    | Mount::Proc { .. }
-                    | Mount::Dev { .. }
-                    | Mount::Hide { .. }
-                    | Mount::Deny { .. } => false,
-                }
-        }) || builtin_dirs().iter().any(|dir| dir == path)
     }
 
     /// Adds what every root needs, puts parents before children and masks last.
@@ -391,7 +332,7 @@ impl<'a> Mounts<'a> {
                 let mut mask = self.deny(&deny.origin, inside, outside, holder)?;
                 // A name that a mode denies and the sandbox cannot create needs no file on the host to hold it.
                 let is_on_overlay = matches!(holder, Mount::Bind { access: BindAccess::Overlay, .. });
-                let needs_hold = !(is_read_only(holder) || is_on_overlay) || !is_embedded(&deny.origin);
+                let needs_hold = !(is_read_only(holder) || is_on_overlay) || !deny.origin.is_embedded();
                 if matches!(mask, Mount::Deny { kind: None, .. }) && !needs_hold {
                     continue;
                 }
@@ -484,6 +425,65 @@ impl<'a> Mounts<'a> {
     }
 }
 
+impl View for Mounts<'_> {
+    fn shows(&self, path: &Path) -> bool {
+        self.list.iter().any(|mount| match mount {
+            Mount::Bind { source, dest, .. } => source == dest && covers(dest, path),
+            Mount::Symlink { dest, .. } => covers(dest, path),
+            _ => false,
+        })
+    }
+
+    fn binds(&self, path: &Path) -> bool {
+        self.list.iter().any(|mount| match mount {
+            Mount::Bind { dest, .. } | Mount::Symlink { dest, .. } => covers(dest, path),
+            _ => false,
+        })
+    }
+
+    /// The way to what is granted is there too.
+    fn has(&self, path: &Path) -> bool {
+        let leads_to = |mount: &Mount| dest(mount) != path && covers(path, dest(mount));
+        self.list.iter().any(|mount| {
+            leads_to(mount)
+                || match mount {
+                    Mount::Bind { source, dest, .. } => path.strip_prefix(dest).is_ok_and(|rest| {
+                        rest.as_os_str().is_empty() || self.host.path(&source.join(rest), true) == PathFact::Dir
+                    }),
+                    Mount::Symlink { dest, .. } => dest == path,
+                    Mount::Dir { dest } | Mount::Tmpfs { dest, .. } => dest == path,
+                    Mount::File { .. }
+                    | Mount::Proc { .. }
+                    | Mount::Dev { .. }
+                    | Mount::Hide { .. }
+                    | Mount::Deny { .. } => false,
+                }
+        }) || builtin_dirs().iter().any(|dir| dir == path)
+    }
+
+    fn grant_command(&mut self, file: &Path) -> Result<(), PlanError> {
+        let grant = Grant {
+            path: file.to_owned(),
+            dest: file.to_owned(),
+            reason: "the command itself".to_owned(),
+            optional: false,
+            origin: Origin::flag("the command"),
+        };
+        self.refuse_denied(&grant)?;
+        self.list.push(Mount::Bind {
+            source: grant.path,
+            dest: grant.dest,
+            access: BindAccess::Read,
+            exec: true,
+            kind: Kind::File,
+            idmap: self.own_host_ids && !is_system(file),
+            reason: grant.reason,
+            origin: grant.origin,
+        });
+        Ok(())
+    }
+}
+
 fn missing(grant: &Grant) -> PlanError {
     PlanError::MissingPath { path: shown(&grant.path), origin: grant.origin.clone() }
 }
@@ -528,10 +528,6 @@ fn is_writable(mount: &Mount) -> bool {
 
 fn is_read_only(mount: &Mount) -> bool {
     matches!(mount, Mount::Bind { access: BindAccess::Read, .. })
-}
-
-fn is_embedded(origin: &Origin) -> bool {
-    origin.source.starts_with("modes/") || origin.source.starts_with("profiles/")
 }
 
 /// `base.join("")` would end in a slash.

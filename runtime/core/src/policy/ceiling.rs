@@ -12,7 +12,7 @@ use super::file::{CeilingTable, LimitName, Lines};
 use super::flags::OPTIONAL;
 use super::merge::{Access, Draft, Place, Rule};
 use super::path::{self, is_within};
-use super::{Grant, Mode, Network, Origin, SyscallDefault};
+use super::{Grant, IsolationLevel, Mode, Network, Origin, SyscallDefault};
 use crate::layer::{Layer, Requirement};
 
 /// The bounds of a mode. The default is the narrowest.
@@ -20,6 +20,7 @@ use crate::layer::{Layer, Requirement};
 pub(super) struct Ceiling {
     /// The files it comes from, for people.
     source: String,
+    level: IsolationLevel,
     network: Network,
     syscalls_default: SyscallDefault,
     syscalls_forbidden: Vec<String>,
@@ -59,6 +60,7 @@ impl Ceiling {
     pub fn built_in(table: CeilingTable, source: &str) -> Self {
         Ceiling {
             source: source.to_owned(),
+            level: table.level.unwrap_or(IsolationLevel::Full),
             network: table.network.unwrap_or(Network::None),
             syscalls_default: table.syscalls_default.unwrap_or(SyscallDefault::Deny),
             syscalls_forbidden: table.syscalls_forbidden.unwrap_or_default(),
@@ -77,6 +79,7 @@ impl Ceiling {
         let Some(table) = table else { return self };
         Ceiling {
             source: source.to_owned(),
+            level: table.level.unwrap_or(self.level),
             network: table.network.unwrap_or(self.network),
             syscalls_default: table.syscalls_default.unwrap_or(self.syscalls_default),
             syscalls_forbidden: table.syscalls_forbidden.unwrap_or(self.syscalls_forbidden),
@@ -96,6 +99,7 @@ impl Ceiling {
         let own = self.clone();
         let other = own.replaced(Some(other), source);
         self.source = format!("{} narrowed by {source}", self.source);
+        self.level = self.level.max(other.level);
         if other.network == Network::None {
             self.network = Network::None;
         }
@@ -118,6 +122,12 @@ impl Ceiling {
         let refuse = |at: &Origin, asked: String, limit: String| {
             Err(PolicyError::Ceiling { at: at.clone(), asked, limit, mode, ceiling: self.source.clone() })
         };
+        if let Some(rule) = &draft.level
+            && rule.value < self.level
+        {
+            let [asked, least] = [rule.value, self.level].map(|level| format!("isolation level {level}"));
+            return refuse(&rule.origin, asked, format!("the least is {least}"));
+        }
         if let Some(rule) = &draft.network
             && rule.value == Network::Host
             && self.network == Network::None

@@ -15,7 +15,7 @@ use super::file::{
 use super::generated;
 use super::resolve::{PROFILES, mode_text};
 use super::value::{Bytes, Count, Entry, FiniteBytes, Millis, PathTable, Percent, TmpfsTable};
-use super::{Mode, Network, ProcView, SyscallDefault, Tty};
+use super::{IsolationLevel, Mode, Network, ProcView, SyscallDefault, Tty};
 use crate::layer::{Layer, Requirement};
 
 /// A table older than its text would put another policy in force than the one that people read: then nothing is built. The test that
@@ -102,6 +102,7 @@ pub(super) struct Embedded {
 /// `[ceiling]`
 #[derive(Clone, Copy)]
 pub(super) struct EmbeddedCeiling {
+    pub level: Option<IsolationLevel>,
     pub network: Option<Network>,
     pub syscalls_default: Option<SyscallDefault>,
     pub syscalls_forbidden: Option<&'static [&'static str]>,
@@ -135,6 +136,7 @@ impl Embedded {
         File {
             description: self.description.map(str::to_owned),
             mode: None,
+            level: None,
             extends: names(self.extends),
             filesystem: self.filesystem(),
             network: NetworkTable { access: self.network.map(at) },
@@ -197,6 +199,7 @@ impl EmbeddedCeiling {
         let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
         let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect::<Vec<PathBuf>>();
         CeilingTable {
+            level: self.level,
             network: self.network,
             syscalls_default: self.syscalls_default,
             syscalls_forbidden: self.syscalls_forbidden.map(words),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Mode, Origin};
+use super::{IsolationLevel, Mode, Origin};
 
 /// A policy that cannot be read, merged or allowed.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +103,32 @@ pub enum PolicyError {
         /// What was found and what is accepted.
         message: String,
     },
+    /// A rule that the isolation level has no layer for.
+    #[error("{at}: asks for {asked}, which isolation level {level} cannot give: {why}; leave the rule out, or {}", stricter(*level))]
+    AtLevel {
+        /// Where.
+        at: Origin,
+        /// The level.
+        level: IsolationLevel,
+        /// What was asked for.
+        asked: String,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// A level that confines less than what was said before.
+    #[error(
+        "{at}: asks for isolation level {asked}, but {wider} says {level}, and a later rule can only ask for more; leave it out, or change that rule"
+    )]
+    LevelLowered {
+        /// Where.
+        at: Origin,
+        /// What was asked for.
+        asked: IsolationLevel,
+        /// The rule before.
+        wider: Origin,
+        /// What it says.
+        level: IsolationLevel,
+    },
     /// Files that extend each other in a circle.
     #[error("{at}: `extends` leads in a circle: {}; remove one of these links", chain.join(" -> "))]
     Cycle {
@@ -191,5 +217,13 @@ fn remedy(mode: Mode) -> &'static str {
         Mode::Isolation => "remove the rule or take a wider mode (`--mode hybrid` or `--mode development`)",
         Mode::Hybrid => "remove the rule or take a wider mode (`--mode development`)",
         Mode::Development => "remove the rule; no mode is wider",
+    }
+}
+
+/// The levels that may be able to.
+fn stricter(level: IsolationLevel) -> &'static str {
+    match level {
+        IsolationLevel::None => "take `--level partial` or `--level full`",
+        IsolationLevel::Partial | IsolationLevel::Full => "take `--level full`",
     }
 }

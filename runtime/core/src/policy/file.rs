@@ -12,7 +12,7 @@ use toml::Spanned;
 
 use super::error::{PolicyError, nearest};
 use super::value::{Bytes, Count, Entry, FiniteBytes, Millis, PathTable, Percent, TmpfsTable};
-use super::{Mode, Network, Origin, ProcView, SyscallDefault, Tty};
+use super::{IsolationLevel, Mode, Network, Origin, ProcView, SyscallDefault, Tty};
 use crate::layer::{Layer, Requirement};
 
 /// Bytes of text that one file may have.
@@ -28,6 +28,9 @@ pub struct File {
     /// The mode it is meant for; `--mode` wins. Only in policy files.
     #[cfg_attr(feature = "schema", schemars(with = "Option<Mode>"))]
     pub mode: Option<Spanned<Mode>>,
+    /// How many layers the sandbox has. A later file can only name a level that confines as much or more.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<IsolationLevel>"))]
+    pub level: Option<Spanned<IsolationLevel>>,
     /// What is merged before this file, in order: `profile:NAME` or a path. Not in mode files.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub extends: Vec<Spanned<String>>,
@@ -257,6 +260,8 @@ pub enum LimitName {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, expecting = "the table `[ceiling]`")]
 pub struct CeilingTable {
+    /// The least confining isolation level.
+    pub level: Option<IsolationLevel>,
     /// The widest network.
     pub network: Option<Network>,
     /// The widest default for system calls.

@@ -14,7 +14,7 @@ use super::error::{PolicyError, nearest};
 use super::merge::{Access, Draft, Rule};
 use super::path::{self, Context};
 use super::value::{Amount, Bytes, Count, FiniteBytes, Millis, Percent};
-use super::{Grant, Origin, TmpfsGrant};
+use super::{Grant, IsolationLevel, Origin, TmpfsGrant};
 use crate::layer::{Layer, Requirement};
 
 /// The flags that shape a policy, as they were typed. An absent flag says nothing.
@@ -28,6 +28,8 @@ pub struct Flags {
     pub tmpfs: Vec<OsString>,
     /// `--deny PATH`.
     pub deny: Vec<OsString>,
+    /// `--level full|partial|none`.
+    pub level: Option<String>,
     /// `--net none|host`.
     pub net: Option<String>,
     /// `--env K=V`.
@@ -87,6 +89,9 @@ impl Flags {
     pub(super) fn apply(&self, draft: &mut Draft, context: &Context<'_>) -> Result<(), PolicyError> {
         self.apply_paths(draft, context)?;
         self.apply_limits(draft)?;
+        if let Some(text) = &self.level {
+            draft.set_level(word("--level", text, &IsolationLevel::ALL.map(IsolationLevel::name))?)?;
+        }
         if let Some(text) = &self.net {
             draft.network = Some(word("--net", text, &["none", "host"])?);
         }

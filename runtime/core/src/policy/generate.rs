@@ -121,9 +121,10 @@ fn table(file: &File, lines: &Lines) -> String {
 
 fn ceiling(table: &CeilingTable) -> String {
     format!(
-        "EmbeddedCeiling {{\n        network: {},\n        syscalls_default: {},\n        syscalls_forbidden: {},\n        \
+        "EmbeddedCeiling {{\n        level: {},\n        network: {},\n        syscalls_default: {},\n        syscalls_forbidden: {},\n        \
          compat: {:?},\n        capabilities: {},\n        grant_forbidden: {},\n        write_forbidden: {},\n        \
          finite: {},\n        optional_layers: {},\n        off_layers: {},\n    }}",
+        option(table.level.as_ref(), variant("IsolationLevel")),
         option(table.network.as_ref(), variant("Network")),
         option(table.syscalls_default.as_ref(), variant("SyscallDefault")),
         option(table.syscalls_forbidden.as_ref(), |list| slice(list, plain)),
@@ -146,7 +147,7 @@ fn generate() -> String {
     let mut out = String::from(
         "//! Generated from `policies/modes` and `policies/profiles` by the test beside this file: do not edit.\n\n\
          use super::embedded::{Embedded, EmbeddedCeiling, PathRow};\nuse super::file::LimitName;\n\
-         use super::{Network, ProcView, SyscallDefault, Tty};\nuse crate::layer::{Layer, Requirement};\n",
+         use super::{IsolationLevel, Network, ProcView, SyscallDefault, Tty};\nuse crate::layer::{Layer, Requirement};\n",
     );
     let sum = embedded::sum_of_texts();
     writeln!(out, "\n/// Sum of the texts (see `embedded`).\n#[cfg_attr(test, expect(dead_code))]\npub(super) const SUM: u64 = {sum:#x};").unwrap();

@@ -2,12 +2,12 @@
 
 use super::embedded::{Embedded, EmbeddedCeiling, PathRow};
 use super::file::LimitName;
-use super::{Network, ProcView, SyscallDefault, Tty};
+use super::{IsolationLevel, Network, ProcView, SyscallDefault, Tty};
 use crate::layer::{Layer, Requirement};
 
 /// Sum of the texts (see `embedded`).
 #[cfg_attr(test, expect(dead_code))]
-pub(super) const SUM: u64 = 0x4bc578a28a36be6c;
+pub(super) const SUM: u64 = 0xb15173c854d0646d;
 
 #[rustfmt::skip]
 pub(super) static ISOLATION: Embedded = Embedded {
@@ -43,6 +43,7 @@ pub(super) static ISOLATION: Embedded = Embedded {
     tty: Some(Tty::Auto),
     layers: &[(Layer::Timens, (85, Requirement::Optional))],
     ceiling: Some((87, EmbeddedCeiling {
+        level: Some(IsolationLevel::Full),
         network: Some(Network::None),
         syscalls_default: Some(SyscallDefault::Deny),
         syscalls_forbidden: Some(&["io-uring", "userfaultfd", "bpf", "perf", "keyrings", "ptrace", "namespaces", "mount", "module", "reboot", "clock-set", "swap", "privilege", "rare-sockets", "handles", "kernel-log", "setuid-bits", "core-dumps", "terminal-injection", "quota", "fanotify", "pidfd-steal", "admin"]),
@@ -90,6 +91,7 @@ pub(super) static DEVELOPMENT: Embedded = Embedded {
     tty: Some(Tty::Auto),
     layers: &[(Layer::Timens, (108, Requirement::Optional)), (Layer::Cgroup, (109, Requirement::Optional))],
     ceiling: Some((111, EmbeddedCeiling {
+        level: Some(IsolationLevel::None),
         network: Some(Network::Host),
         syscalls_default: Some(SyscallDefault::Allow),
         syscalls_forbidden: Some(&[]),
@@ -137,6 +139,7 @@ pub(super) static HYBRID: Embedded = Embedded {
     tty: Some(Tty::Auto),
     layers: &[(Layer::Timens, (107, Requirement::Optional))],
     ceiling: Some((109, EmbeddedCeiling {
+        level: Some(IsolationLevel::Partial),
         network: Some(Network::Host),
         syscalls_default: Some(SyscallDefault::Report),
         syscalls_forbidden: Some(&["bpf", "module", "reboot", "clock-set", "swap", "handles", "kernel-log", "setuid-bits", "core-dumps", "terminal-injection", "quota", "admin"]),

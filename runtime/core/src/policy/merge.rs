@@ -9,11 +9,12 @@ use std::path::Path;
 use super::ceiling::Ceiling;
 use super::error::PolicyError;
 use super::file::{File, FilesystemTable, ResourcesTable};
+use super::level;
 use super::source::Source;
 use super::value::{Entry, TmpfsTable};
 use super::{
-    Environment, Filesystem, Grant, Identity, Mode, Network, Origin, Policy, ProcView, Resources, SyscallDefault,
-    Syscalls, TmpfsGrant, Tty,
+    Environment, Filesystem, Grant, Identity, IsolationLevel, Mode, Network, Origin, Policy, ProcView, Resources,
+    SyscallDefault, Syscalls, TmpfsGrant, Tty,
 };
 use crate::layer::{Layer, Requirement};
 
@@ -78,6 +79,7 @@ pub(super) struct Limits {
 /// The policy so far.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
+    pub level: Option<Rule<IsolationLevel>>,
     pub places: Vec<Place>,
     pub exec: Vec<Grant>,
     pub names: Vec<Grant>,
@@ -95,7 +97,7 @@ pub(super) struct Draft {
     pub set: BTreeMap<String, String>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
-    pub hostname: Option<String>,
+    pub hostname: Option<Rule<String>>,
     pub tty: Option<Tty>,
     pub layers: BTreeMap<Layer, Rule<Requirement>>,
 }
@@ -103,6 +105,9 @@ pub(super) struct Draft {
 impl Draft {
     /// Puts `file` on top.
     pub fn apply(&mut self, file: File, source: &Source<'_>) -> Result<(), PolicyError> {
+        if let Some(level) = file.level.map(|level| source.rule(level)) {
+            self.set_level(level)?;
+        }
         self.apply_filesystem(file.filesystem, source)?;
         self.apply_resources(file.resources, source);
         replace(&mut self.network, file.network.access.map(|access| source.rule(access)));
@@ -278,8 +283,24 @@ impl Draft {
                 format!("`{hostname}` is not a host name; write 1 to 64 letters, digits, `-` or `.`"),
             ));
         }
-        self.hostname = Some(hostname);
+        self.hostname = Some(Rule { value: hostname, origin: at.clone() });
         Ok(())
+    }
+
+    /// What was said before binds: a later rule asks for as much confinement or more.
+    pub fn set_level(&mut self, level: Rule<IsolationLevel>) -> Result<(), PolicyError> {
+        match &self.level {
+            Some(wider) if level.value < wider.value => Err(PolicyError::LevelLowered {
+                at: level.origin,
+                asked: level.value,
+                wider: wider.origin.clone(),
+                level: wider.value,
+            }),
+            _ => {
+                self.level = Some(level);
+                Ok(())
+            }
+        }
     }
 
     fn keep_capability(&mut self, name: Rule<String>) -> Result<(), PolicyError> {
@@ -303,8 +324,17 @@ impl Draft {
     }
 
     /// Checks the ceiling and gives the policy. What nothing has set takes the strictest value.
-    pub fn finish(self, mode: Mode, sources: Vec<String>, ceiling: &Ceiling) -> Result<Policy, PolicyError> {
+    /// `defaults` are the sources of the mode.
+    pub fn finish(
+        self,
+        mode: Mode,
+        sources: Vec<String>,
+        defaults: &[String],
+        ceiling: &Ceiling,
+    ) -> Result<Policy, PolicyError> {
         ceiling.check(mode, &self)?;
+        let level = self.level.as_ref().map_or(IsolationLevel::Full, |rule| rule.value);
+        level::check(&self, level, defaults)?;
         let mut filesystem = Filesystem {
             read: Vec::with_capacity(self.places.len()),
             write: Vec::new(),
@@ -327,6 +357,7 @@ impl Draft {
         layers.extend(self.layers.into_iter().map(|(layer, rule)| (layer, rule.value)));
         Ok(Policy {
             mode,
+            level,
             sources,
             config: Vec::new(),
             filesystem,
@@ -343,7 +374,7 @@ impl Draft {
             identity: Identity {
                 uid: self.uid,
                 gid: self.gid,
-                hostname: self.hostname.unwrap_or_else(|| HOSTNAME_DEFAULT.to_owned()),
+                hostname: self.hostname.map_or_else(|| HOSTNAME_DEFAULT.to_owned(), |rule| rule.value),
             },
             tty: self.tty.unwrap_or(Tty::Auto),
             layers,

@@ -8,6 +8,7 @@ mod flags;
 #[cfg(test)]
 mod generate;
 mod generated;
+mod level;
 mod merge;
 pub(crate) mod path;
 mod resolve;
@@ -33,6 +34,7 @@ pub use file::FILE_SIZE_MAX;
 pub(crate) use file::Lines;
 pub(crate) use file::{LearnedTable, SeenTable, shaped};
 pub use flags::{Flags, time_ms};
+pub use level::IsolationLevel;
 pub use merge::PATH_RULES_MAX;
 pub use path::is_within;
 pub(crate) use path::normalise;
@@ -86,6 +88,11 @@ impl Origin {
     /// A rule that came from a command line flag.
     pub fn flag(name: &str) -> Self {
         Origin { source: name.to_owned(), line: 0 }
+    }
+
+    /// Whether it is a built-in mode or profile.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.source.starts_with("modes/") || self.source.starts_with("profiles/")
     }
 }
 
@@ -251,6 +258,8 @@ pub enum Tty {
 pub struct Policy {
     /// The mode whose defaults it stands on.
     pub mode: Mode,
+    /// How many layers the sandbox has.
+    pub level: IsolationLevel,
     /// Everything merged, in order: `modes/isolation.toml`, `profiles/python.toml`, `/home/u/job.toml`, `flags`.
     pub sources: Vec<String>,
     /// The administrator's and the user's directory of modes, profiles and rules, whether they are there or not: later runs go by what is in them.

@@ -135,8 +135,12 @@ fn merge(
     };
     let mut draft = Draft::default();
     let mut names = Vec::with_capacity(modes.len() + loader.loaded.len() + 1);
+    let mut defaults = Vec::with_capacity(modes.len());
     for Loaded { file, lines, dir, role } in modes.into_iter().chain(loader.loaded) {
         let raise_limits = role == Role::Profile;
+        if role == Role::Mode {
+            defaults.push(lines.source().to_owned());
+        }
         if file.learned.is_some() {
             check_learned(&file.filesystem, &lines, &context)?;
         }
@@ -150,7 +154,7 @@ fn merge(
         inputs.flags.apply(&mut draft, &context)?;
         names.push("flags".to_owned());
     }
-    let mut policy = draft.finish(mode, names, &ceiling)?;
+    let mut policy = draft.finish(mode, names, &defaults, &ceiling)?;
     policy.config = [&inputs.system_config, &inputs.user_config].into_iter().flatten().cloned().collect();
     Ok((policy, ceiling))
 }
@@ -353,9 +357,10 @@ fn take_ceiling(file: &mut File) -> Option<file::CeilingTable> {
     file.ceiling.take().map(toml::Spanned::into_inner)
 }
 
-/// What stays of the administrator's mode when the user has an own one: what it refuses.
+/// What stays of the administrator's mode when the user has an own one: what it refuses, and the isolation level.
 fn refusals_of(file: File) -> File {
     File {
+        level: file.level,
         filesystem: FilesystemTable {
             hide: file.filesystem.hide,
             deny: file.filesystem.deny,

@@ -253,6 +253,8 @@ const COMMON_FAMILIES: Cases = &[
     &[INET, DATAGRAM, is(2, 58)],
     &[is(0, 16), is(2, 0)],
 ];
+/// The same without AF_UNIX.
+pub(super) const INTERNET_FAMILIES: Cases = COMMON_FAMILIES.split_at(1).1;
 /// AF_INET and AF_INET6, which differ in one bit.
 const INET: Condition = masked(0, LOW_WORD ^ 8, 2);
 /// SOCK_STREAM; the flags stand above the type.

@@ -4,8 +4,8 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::groups::{self, Group};
-use super::rules::{Answer, ArgRules, Cases, Reading};
-use super::{Abi, Arch, DONE, ENOSYS};
+use super::rules::{Answer, ArgRules, Cases, INTERNET_FAMILIES, Reading};
+use super::{Abi, Arch, DONE, EAFNOSUPPORT, ENOSYS, EPERM};
 use crate::policy::{SyscallDefault, Syscalls};
 
 /// What goes to the listener beside calls that a `report` default lets through.
@@ -148,6 +148,20 @@ impl Table {
         })
     }
 
+    /// The same without sockets that have names in the file system: where the host's own tree shows, only the filter keeps a program from its
+    /// services, as no mount hides them and Landlock does not judge whom a socket connects to. Pairs stay, and what could make sockets out of
+    /// the filter's sight goes too.
+    #[must_use]
+    pub fn without_unix_sockets(mut self) -> Table {
+        for table in &mut self.abis {
+            for (name, errno) in [("socketcall", ENOSYS), ("io_uring_setup", EPERM)] {
+                table.refuse(name, errno);
+            }
+            table.narrow("socket", INTERNET_FAMILIES, EAFNOSUPPORT);
+        }
+        self
+    }
+
     /// The machine it is for.
     pub fn arch(&self) -> Arch {
         self.arch
@@ -283,6 +297,33 @@ impl AbiTable {
             table.apply(usize::from(*nr), &reading, verdict_of);
         }
         table
+    }
+
+    /// The entry of a call that is carried out, by its name.
+    fn carried_out(&mut self, name: &str) -> Option<(&mut Entry, Verdict)> {
+        let nr = usize::try_from(self.abi.call_number(name)?).ok()?;
+        let entry = self.entries.get_mut(nr)?;
+        let good = match entry.means {
+            Meaning::Plain(verdict) => verdict,
+            Meaning::Judged(index) => self.rules[usize::from(index)].matched,
+        };
+        (!matches!(good, Verdict::Refuse(_))).then_some((entry, good))
+    }
+
+    fn refuse(&mut self, name: &str, errno: u16) {
+        if let Some((entry, _)) = self.carried_out(name) {
+            entry.means = Meaning::Plain(Verdict::Refuse(errno));
+        }
+    }
+
+    /// Leaves of a call only the cases, whatever was carried out besides.
+    fn narrow(&mut self, name: &str, cases: Cases, errno: u16) {
+        let Some((_, matched)) = self.carried_out(name) else { return };
+        self.rules.push(ArgRules { cases, matched, second: None, otherwise: Verdict::Refuse(errno) });
+        let index = u8::try_from(self.rules.len() - 1).expect("fewer rules than calls that are judged");
+        if let Some((entry, _)) = self.carried_out(name) {
+            entry.means = Meaning::Judged(index);
+        }
     }
 
     /// Narrows an entry by a rule about its arguments.

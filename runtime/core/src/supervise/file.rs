@@ -44,6 +44,8 @@ pub struct MemberFile {
     pub health: Option<HealthFile>,
     /// A mode.
     pub mode: String,
+    /// An isolation level.
+    pub level: String,
     /// A profile.
     pub profile: String,
     /// Path of a policy file.

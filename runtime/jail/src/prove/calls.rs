@@ -70,6 +70,9 @@ const FORBIDDEN: [Forbidden; 36] = [
     call("personality(READ_IMPLIES_EXEC)", "personality", "obsolete", [READ_IMPLIES_EXEC, 0, 0, 0, 0, 0]),
 ];
 
+/// What only a tree of the sandbox's own makes harmless.
+const UNIX_SOCKET: Forbidden = call("socket(AF_UNIX)", "socket", "sockets", [1, 1, 0, 0, 0, 0]);
+
 /// Numbers that a broken filter must not let a sweep run into: they would end, copy or stop the process that sweeps, or take away the
 /// alarm that ends it when a call blocks.
 const NOT_SWEPT: [&str; 30] = [
@@ -112,6 +115,9 @@ impl Trials<'_> {
         };
         for forbidden in &FORBIDDEN {
             self.call(table, forbidden);
+        }
+        if !self.plan.level.is_full() {
+            self.call(table, &UNIX_SOCKET);
         }
         // A real file: the name is all that the filter cannot see.
         self.set_user_id(table);

@@ -16,6 +16,9 @@ use apex_sys::process::{self, CStrings};
 use super::{Got, Trials};
 use crate::host::c_path;
 
+/// Rules of the host's own tree at which a write is tried.
+const RULES_TRIED_MAX: usize = 64;
+
 /// What the kernel answers a write where a mount or a rule forbids it.
 const NO_WRITE: [Errno; 2] = [Errno::EROFS, Errno::EACCES];
 
@@ -62,6 +65,9 @@ impl<'a> Trials<'a> {
                 Mount::Proc { .. } => self.proc_sys(),
                 Mount::Bind { .. } | Mount::Symlink { .. } | Mount::Dir { .. } | Mount::File { .. } => {}
             }
+        }
+        if !plan.level.is_full() {
+            return self.rules_alone();
         }
         if !plan.mounts.iter().any(|mount| mount_dest(mount) == Path::new("/")) {
             self.read_only(Path::new("/"), Kind::Dir);
@@ -165,6 +171,41 @@ impl<'a> Trials<'a> {
             self.attempt(Layer::Mountns, format!("open {path} for writing"), &expected, move |_| {
                 Got::of_io(OpenOptions::new().write(true).open(path))
             });
+        }
+    }
+
+    /// Where nothing is mounted: what is denied, and what is granted for less than writing.
+    fn rules_alone(&mut self) {
+        let expected = [Got::Errno(Errno::EACCES)];
+        let plan = self.plan;
+        for path in &plan.withheld {
+            self.attempt(
+                Layer::Landlock,
+                format!("open {}, which no rule gives", path.display()),
+                &expected,
+                move |_| Got::of_io(File::open(path)),
+            );
+        }
+        let rules = plan.landlock.as_ref().map_or(&[][..], |landlock| &landlock.rules);
+        if !rules.iter().any(|rule| rule.read && rule.path == Path::new("/")) {
+            self.attempt(Layer::Landlock, "list /, which no rule gives", &expected, |_| {
+                Got::of_io(std::fs::read_dir("/"))
+            });
+        }
+        let read_only = rules.iter().filter(|rule| {
+            rule.read
+                && !rules.iter().any(|other| other.write && rule.path.starts_with(&other.path))
+                && rule.path != Path::new("/proc")
+                && rule.path.is_dir()
+        });
+        for rule in read_only.take(RULES_TRIED_MAX) {
+            let path = rule.path.join(".apex-prove");
+            let expected = [Got::Errno(Errno::EACCES), Got::Errno(Errno::EROFS)];
+            let attempt = format!("create a file in {}", rule.path.display());
+            self.attempt(Layer::Landlock, attempt, &expected, move |_| create(&path));
+        }
+        if plan.landlock.is_none() {
+            self.skip(Layer::Landlock, "open what no rule grants", &expected, "the plan has no rules");
         }
     }
 

@@ -103,7 +103,11 @@ impl<'a> Trials<'a> {
         let scoped = self.plan.landlock.as_ref().is_some_and(|landlock| landlock.scoped);
         let attempt = "connect to an abstract socket of the host";
         let (layer, errno) = if own { (Layer::Netns, Errno::ECONNREFUSED) } else { (Layer::Landlock, Errno::EPERM) };
-        let expected = self.or_filter(&[errno], &["socket", "connect"]);
+        let mut expected = self.or_filter(&[errno], &["socket", "connect"]);
+        if !self.plan.level.is_full() {
+            // There are no such sockets at all.
+            expected.push(Got::Errno(Errno::EAFNOSUPPORT));
+        }
         if own || scoped {
             self.attempt(layer, attempt, &expected, |_| {
                 let address = UnixAddr::from_abstract_name(&outside.abstract_name);

@@ -3,7 +3,7 @@
 use apex_core::amount::{duration, size};
 use apex_core::layer::{Layer, Requirement};
 use apex_core::plan::{BindAccess, LandlockRule, Mount, Plan};
-use apex_core::policy::{Network, ProcView};
+use apex_core::policy::{IsolationLevel, Network, ProcView};
 
 use super::WIDTH;
 use super::table::{self, Cell, wrap};
@@ -11,7 +11,9 @@ use crate::escape;
 
 pub(super) fn text(plan: &Plan) -> String {
     let mut out = String::new();
-    push(&mut out, 0, &format!("plan of mode {}, from {}", plan.mode.name(), plan.sources.join(", ")));
+    let level = super::at_level(plan.level);
+    push(&mut out, 0, &format!("plan of mode {}{level}, from {}", plan.mode.name(), plan.sources.join(", ")));
+    push_level(&mut out, plan);
     for layer in Layer::ALL {
         out.push('\n');
         push_layer(&mut out, layer, plan);
@@ -28,6 +30,25 @@ pub(super) fn text(plan: &Plan) -> String {
     out
 }
 
+/// What a level has instead of what it leaves out.
+fn push_level(out: &mut String, plan: &Plan) {
+    match plan.level {
+        IsolationLevel::Full => return,
+        IsolationLevel::Partial => {
+            push(out, 2, "the host's own tree, as far as the Landlock rules below go; no socket with a name in it")
+        }
+        IsolationLevel::None => {
+            push(out, 2, "NOTHING IS CONFINED: the program may what its user may, in the host's own tree and network")
+        }
+    }
+    for words in &plan.given_up {
+        push(out, 2, &format!("not at this level: {words}"));
+    }
+    for path in &plan.withheld {
+        push(out, 2, &format!("in no rule: {}", path.display()));
+    }
+}
+
 fn push_layer(out: &mut String, layer: Layer, plan: &Plan) {
     let requirement = plan.layers.get(&layer).copied().unwrap_or(Requirement::Off);
     if let Some(reason) = plan.skipped.get(&layer) {
@@ -35,6 +56,10 @@ fn push_layer(out: &mut String, layer: Layer, plan: &Plan) {
         return;
     }
     match requirement {
+        Requirement::Off if plan.level.leaves_out(layer) => {
+            push(out, 0, &format!("{layer}: left out, isolation level {}", plan.level));
+            return;
+        }
         Requirement::Off => {
             push(out, 0, &format!("{layer}: off"));
             return;
@@ -94,6 +119,9 @@ fn push_identity(out: &mut String, plan: &Plan) {
     let identity = &plan.identity;
     let outside = if identity.own_host_ids { "host ids of its own" } else { "the caller's ids on the host" };
     push(out, 2, &format!("uid {}, gid {} inside; {outside}", identity.uid, identity.gid));
+    if identity.own_host_ids && !plan.level.is_full() {
+        return push(out, 2, "no file of the host belongs to it: what root alone may, it may not");
+    }
     push(out, 2, &format!("files of uid {}, gid {} belong to it", identity.caller_uid, identity.caller_gid));
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Input: the real host, for paths, variables and ids. Output: the same, with every facility to be had.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use apex_core::host::{CgroupSupport, Host, PathFact};
@@ -18,6 +19,10 @@ impl Host for Able<'_> {
 
     fn real(&self, path: &Path) -> PathBuf {
         self.0.real(path)
+    }
+
+    fn names(&self, dir: &Path) -> Option<Vec<OsString>> {
+        self.0.names(dir)
     }
 
     fn landlock_abi(&self) -> u32 {

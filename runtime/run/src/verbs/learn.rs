@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use apex_core::learn::{Place, Previous, Setting};
 use apex_core::policy::{self, Flags, Inputs, LEARNING, Policy, PolicyError, Sources};
 use apex_core::watch::Learn;
@@ -18,6 +18,12 @@ pub fn resolve(inputs: &Inputs<'_>, file: &Path, load: &mut dyn Sources) -> Resu
     let learned = text.as_deref().map(|text| Previous::profile(text, name)).transpose()?.flatten();
     let profile = inputs.profile.clone().or(learned);
     let (run, bounds) = policy::resolve_for_learning(inputs, load).map_err(|error| elsewhere(error, &inputs.cwd))?;
+    if !run.level.is_full() {
+        bail!(
+            "--learn learns in a root that shows all and keeps nothing, which isolation level {} has not; leave --level out",
+            run.level
+        );
+    }
     // What the learned policy stands on: its mode and profile, nothing of this command line.
     let alone = Inputs {
         mode: Some(run.mode),

@@ -32,7 +32,7 @@ fn unknown_names() {
     );
     check(
         "[filesistem]\nread = []",
-        "/job/job/p.toml:1: unknown key `filesistem`, did you mean `filesystem`? (accepted here: `description`, `mode`, `extends`, `filesystem`, `network`, `syscalls`, `capabilities`, `resources`, `environment`, `identity`, `terminal`, `layers`, `ceiling`, `learned`)",
+        "/job/job/p.toml:1: unknown key `filesistem`, did you mean `filesystem`? (accepted here: `description`, `mode`, `level`, `extends`, `filesystem`, `network`, `syscalls`, `capabilities`, `resources`, `environment`, `identity`, `terminal`, `layers`, `ceiling`, `learned`)",
     );
     check(
         "[filesystem]\nread = [{ path = \"/x\", raeson = \"y\" }]",

@@ -1,6 +1,7 @@
 //! Tests of the whole way from text to policy.
 
 mod errors;
+mod level;
 mod properties;
 
 use std::collections::BTreeMap;

@@ -237,6 +237,7 @@ fn plan(options: &apex_run::options::Options, scope: Option<Scope>, host: &LiveH
             Some(Scope::Default) => Level::Default,
             Some(Scope::Full | Scope::Every) => Level::Full,
         },
+        mail: None,
     };
     Ok(planner::build(&policy, &request, host)?)
 }

@@ -158,6 +158,9 @@ pub struct Standing {
     pub has_freezer: bool,
     /// Mode of its policy.
     pub mode: String,
+    /// Mailboxes of its policy; keepers of an earlier version have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mailboxes: Vec<crate::mail::Rule>,
 }
 
 /// What a sandbox uses at this moment, and what it met since its start; `None` for what this host does not count, or a keeper of an earlier version does not tell.
@@ -227,6 +230,7 @@ mod tests {
             has_network_dial: false,
             has_freezer: true,
             mode: "isolation".to_owned(),
+            mailboxes: Vec::new(),
         }));
         check(FromKeeper::Ended(Ended { code: 137, how: "memory".to_owned(), words: None, time_ns: 5 }));
         let said = ToKeeper::Limit { limits: Limits { tasks: Some(3), ..Limits::default() } };

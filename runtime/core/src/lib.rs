@@ -22,6 +22,7 @@ pub mod host;
 pub mod keep;
 pub mod layer;
 pub mod learn;
+pub mod mail;
 pub mod observe;
 pub mod ocsf;
 pub mod overlay;

@@ -28,6 +28,8 @@ pub struct Request {
     pub record: bool,
     /// How much of it is watched: unless nothing, refused calls go to a listener.
     pub watch: Level,
+    /// The directory in which apexd listens for its messages.
+    pub mail: Option<PathBuf>,
 }
 
 /// The plan of one sandbox.
@@ -83,6 +85,9 @@ pub struct Plan {
     pub tty: bool,
     /// Descriptors above 2 that are passed.
     pub fds: Vec<i32>,
+    /// Mailboxes that it may use, over the socket in [`crate::planner::MAIL_DIR`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mailboxes: Vec<crate::mail::Rule>,
 }
 
 impl Plan {

@@ -111,6 +111,7 @@ fn plan() -> Plan {
         capabilities: vec![],
         landlock: None,
         seccomp: None,
+        mailboxes: Vec::new(),
         record: true,
         watch: apex_core::watch::Level::Off,
         overlay: None,

@@ -231,6 +231,7 @@ fn plan_of(policy: &Policy) -> Plan {
         on_terminal: false,
         record: false,
         watch: apex_core::watch::Level::Off,
+        mail: None,
     };
     planner::build(policy, &request, &World).unwrap()
 }

@@ -16,6 +16,8 @@ const HOME: &str = "/home/ann";
 struct Invented {
     cwd: PathBuf,
     paths: BTreeMap<PathBuf, PathFact>,
+    /// Where apexd listens for messages.
+    mail: Option<PathBuf>,
 }
 
 impl Invented {
@@ -29,7 +31,7 @@ impl Invented {
         let dirs: Vec<PathBuf> = dirs.map(Path::to_owned).collect();
         paths.extend(dirs.into_iter().map(|dir| (dir, PathFact::Dir)));
         paths.insert("/etc/localtime".into(), PathFact::Symlink("/usr/share/zoneinfo/UTC".into()));
-        Invented { cwd: cwd.into(), paths }
+        Invented { cwd: cwd.into(), paths, mail: None }
     }
 
     fn plan(&self, mode: Mode, home: &str, flags: Flags, argv: &str, workdir: Option<&str>) -> Result<Plan, PlanError> {
@@ -74,6 +76,7 @@ impl Invented {
             on_terminal: false,
             record: false,
             watch: apex_core::watch::Level::Off,
+            mail: self.mail.clone(),
         };
         planner::build(&policy, &request, self)
     }
@@ -430,4 +433,26 @@ fn nothing_opens_a_socket_with_a_name_at_partial() {
             assert!(matches!(judge(&partial, abi, "socketcall", [1, 0, 0, 0, 0, 0]), Verdict::Refuse(_)));
         }
     }
+}
+
+#[test]
+fn mailboxes_need_apexd_and_have_its_socket_in_dev() {
+    const POLICY: &str =
+        "[[mailboxes]]\nname = \"jobs\"\nsend = true\n[environment]\nset = { APEX_MAIL = \"elsewhere\" }\n";
+    let mut host = Invented::new(HOME, &["/state/mail/socket", "/srv/x"]);
+    assert_eq!(host.plan_with(POLICY), Err(PlanError::NoMail { name: "jobs".to_owned() }));
+    host.mail = Some("/state/mail".into());
+    let plan = host.plan_with(POLICY).unwrap();
+    let is_mail = |mount: &&Mount| matches!(mount, Mount::Bind { source, .. } if source == Path::new("/state/mail"));
+    let Some(Mount::Bind { dest, access, exec, idmap, .. }) = plan.mounts.iter().find(is_mail) else {
+        panic!("{:?}", plan.mounts)
+    };
+    assert_eq!((dest.as_path(), *access, *exec, *idmap), (Path::new("/dev/mail"), BindAccess::Read, false, false));
+    let variables: Vec<_> = plan.command.env.iter().filter(|pair| pair.to_string_lossy().contains("MAIL")).collect();
+    assert_eq!(variables, ["APEX_MAIL=/dev/mail/socket"]);
+    assert_eq!(plan.mailboxes.len(), 1);
+    let plan = host.plan_with("").unwrap();
+    assert!(!plan.mounts.iter().any(|mount| is_mail(&mount)), "nothing is shown that nobody asked for");
+    host.mail = Some("/state/none".into());
+    assert!(matches!(host.plan_with(POLICY), Err(PlanError::RefusedPath { .. })));
 }

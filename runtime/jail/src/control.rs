@@ -141,6 +141,7 @@ pub(crate) fn tell_standing(running: &mut Running<'_>) {
         has_network_dial: running.watch.as_ref().is_some_and(watch::Watch::is_probed),
         has_freezer: watch::has_freezer(running),
         mode: running.plan.mode.name().to_owned(),
+        mailboxes: running.plan.mailboxes.clone(),
     };
     if let Some(control) = &mut running.control {
         control.standing(&standing);

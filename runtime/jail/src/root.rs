@@ -368,6 +368,8 @@ impl Root {
         let flags = attr::NOSUID | attr::NODEV | attr::NOEXEC;
         mount::new_filesystem_at(c"tmpfs", &tmpfs_bounds(shm_size_bytes).options(), flags, c"dev/shm")?;
         self.made.extend(["/dev", "/dev/pts", "/dev/shm"].map(PathBuf::from));
+        // Also where the root is the host's: a place in it is made.
+        self.own.push(place.to_owned());
         Ok(())
     }
 

@@ -93,6 +93,8 @@ pub struct Options {
     pub time: Option<String>,
     /// `--keep`.
     pub keep: Vec<i32>,
+    /// `--mail`.
+    pub mail: Option<PathBuf>,
     /// `--tty-size`, rows and columns.
     pub tty_size: Option<(u16, u16)>,
     /// `--defer`.
@@ -128,7 +130,12 @@ impl Options {
 
     /// The first option that needs `--keep`.
     fn needs_keep(&self) -> Option<&'static str> {
-        let given = [(self.defer, "defer"), (self.warm, "warm"), (self.tty_size.is_some(), "tty-size")];
+        let given = [
+            (self.defer, "defer"),
+            (self.warm, "warm"),
+            (self.mail.is_some(), "mail"),
+            (self.tty_size.is_some(), "tty-size"),
+        ];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
     }
 
@@ -403,6 +410,7 @@ fn set_value(options: &mut Options, row: &'static Row, option: Value, value: OsS
         Value::Learn => options.learn = Some(path(row, value)?),
         Value::Overlay => options.overlay = Some(path(row, value)?),
         Value::Keep => options.keep = kept(row, &value)?,
+        Value::Mail => options.mail = Some(path(row, value)?),
         Value::TtySize => options.tty_size = Some(tty_size(row, &value)?),
         Value::Completions => {
             let shells = [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)];

@@ -292,6 +292,7 @@ fn request(options: &Options) -> Request {
         on_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
         record: options.why,
         watch: options.level(),
+        mail: options.mail.clone(),
     }
 }
 

@@ -161,6 +161,7 @@ pub enum Value {
     TtySize,
     Overlay,
     Keep,
+    Mail,
     Completions,
 }
 
@@ -422,6 +423,12 @@ pub static TABLE: &[Row] = &[
         "warm",
         Kind::Switch(Switch::Warm),
         "with --keep: start the interpreter (python3, node), which waits for the command line that it is to run",
+    ),
+    row(
+        Section::General,
+        "mail",
+        takes(Value::Mail, "DIR", Hint::Path),
+        "with --keep: where apexd listens for the messages of a policy with mailboxes",
     ),
     row(
         Section::General,

@@ -131,6 +131,7 @@ fn plan() -> Plan {
             scoped: true,
         }),
         seccomp: None,
+        mailboxes: Vec::new(),
         record: false,
         watch: apex_core::watch::Level::Off,
         overlay: None,

@@ -66,6 +66,7 @@ fn plan() -> Plan {
             scoped: true,
         }),
         seccomp: None,
+        mailboxes: Vec::new(),
         record: true,
         watch: crate::watch::Level::Off,
         command: CommandPlan { candidates: Vec::new(), argv: Vec::new(), env: Vec::new(), workdir: Vec::new() },

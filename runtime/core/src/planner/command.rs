@@ -35,6 +35,13 @@ pub(super) fn environment(wanted: &Environment, host: &dyn Host) -> Vec<OsString
     all
 }
 
+/// Sets a variable of Apex's own, whatever the policy says of it.
+pub(super) fn set(env: &mut Vec<OsString>, (name, value): (&str, &str)) {
+    env.retain(|pair| !pair.as_bytes().starts_with(format!("{name}=").as_bytes()));
+    env.push(OsString::from(format!("{name}={value}")));
+    env.sort();
+}
+
 /// Paths to try for the command. A command that no rule shows is granted as a single file.
 pub(super) fn locate(
     request: &Request,

@@ -17,7 +17,7 @@ const LANDLOCK_TRUNCATE: u32 = 3;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::{CgroupSupport, Host};
 use crate::layer::{Layer, Requirement};
@@ -27,6 +27,11 @@ use crate::plan::{
 use crate::policy::{IsolationLevel, Mode, Network, Origin, Policy, Resources, Tty, is_within};
 use crate::seccomp::{self, Notify};
 use crate::watch::Level;
+
+/// Where the directory with apexd's socket for messages is put: in the sandbox's own /dev, which every mode has. A mode may hide /run/apex.
+pub const MAIL_DIR: &str = "/dev/mail";
+/// The variable that names the socket, and its value.
+pub const MAIL_VARIABLE: (&str, &str) = ("APEX_MAIL", "/dev/mail/socket");
 
 /// Version of the shape of [`Plan`].
 pub const PLAN_VERSION: u32 = 1;
@@ -139,6 +144,14 @@ pub enum PlanError {
     /// The system calls that the policy asks for cannot be had.
     #[error(transparent)]
     Syscalls(#[from] seccomp::TableError),
+    /// There are mailboxes, and nobody who has them.
+    #[error(
+        "the policy names mailbox `{name}`, and only apexd has mailboxes; start the sandbox with `apex run`, or take `[[mailboxes]]` out"
+    )]
+    NoMail {
+        /// The first one.
+        name: String,
+    },
     /// The working directory asked for is not in the sandbox.
     #[error(
         "{path}: working directory is not in the sandbox; grant it with --ro or --rw, or choose another with --workdir"
@@ -180,7 +193,7 @@ fn build_with(
     overlay: Option<OverlayPlan>,
 ) -> Result<Plan, PlanError> {
     let mut layers = Layers::of(policy);
-    check_level(policy.level, request, overlay.as_ref())?;
+    check_level(policy, request, overlay.as_ref())?;
     let identity = identity(policy, host);
     let cgroup = cgroup(&policy.resources, &mut layers, host)?;
     let abi = landlock_abi(&mut layers, policy.level, host)?;
@@ -220,6 +233,7 @@ fn build_with(
             Tty::No => false,
         },
         fds: request.fds.clone(),
+        mailboxes: policy.mailboxes.clone(),
         layers: layers.required,
         skipped: layers.skipped,
         identity,
@@ -229,11 +243,15 @@ fn build_with(
 }
 
 /// Options of a run that a level has nothing for.
-fn check_level(level: IsolationLevel, request: &Request, overlay: Option<&OverlayPlan>) -> Result<(), PlanError> {
+fn check_level(policy: &Policy, request: &Request, overlay: Option<&OverlayPlan>) -> Result<(), PlanError> {
+    let level = policy.level;
     let refuse = |option, why| Err(PlanError::NotAtLevel { option, level, why });
     match level {
         IsolationLevel::Partial | IsolationLevel::None if overlay.is_some() => {
             refuse("overlay", "the host's own tree, and no layer on top of it")
+        }
+        IsolationLevel::Partial | IsolationLevel::None if !policy.mailboxes.is_empty() => {
+            refuse("mailboxes", "no place of its own where their socket could be")
         }
         IsolationLevel::None if request.record => refuse("why", "no filter that could tell what was refused"),
         IsolationLevel::Full | IsolationLevel::Partial | IsolationLevel::None => Ok(()),
@@ -253,10 +271,14 @@ fn own_tree(
     policy: &Policy,
     request: &Request,
     host: &dyn Host,
-    env: Vec<OsString>,
+    mut env: Vec<OsString>,
     (identity, on_overlay): (&IdentityPlan, bool),
 ) -> Result<Tree, PlanError> {
     let mut mounts = mounts::Mounts::new(policy, host, identity.own_host_ids, on_overlay).collect()?;
+    if let Some(dir) = mail_dir(policy, request)? {
+        mounts.add_mail(dir)?;
+        command::set(&mut env, MAIL_VARIABLE);
+    }
     let command = command::locate(request, &env, &mut mounts, host)?;
     let command = command::finish(command, request, env, &mounts, host)?;
     let mounts = mounts.finish(identity)?;
@@ -276,6 +298,15 @@ fn host_tree(policy: &Policy, request: &Request, host: &dyn Host, env: Vec<OsStr
 fn filter(policy: &Policy, request: &Request) -> Result<seccomp::Table, seccomp::TableError> {
     let table = seccomp::table(&policy.syscalls, notify(request))?;
     Ok(if policy.level.is_full() { table } else { table.without_unix_sockets() })
+}
+
+/// Where apexd listens, of a policy with mailboxes.
+fn mail_dir<'a>(policy: &Policy, request: &'a Request) -> Result<Option<&'a Path>, PlanError> {
+    match (policy.mailboxes.first(), &request.mail) {
+        (None, _) => Ok(None),
+        (Some(_), Some(dir)) => Ok(Some(dir)),
+        (Some(rule), None) => Err(PlanError::NoMail { name: rule.name.clone() }),
+    }
 }
 
 /// What the system call filter tells its listener.

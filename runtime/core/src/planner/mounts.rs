@@ -67,6 +67,41 @@ impl<'a> Mounts<'a> {
         Ok(self)
     }
 
+    /// The directory with apexd's socket. Never with translated owners: the kernel lets nobody write to, and so connect to, what belongs to somebody that the mount has no number
+    /// for (`HAS_UNMAPPED_ID` in fs/namei.c), and it belongs to apexd's user.
+    pub(super) fn add_mail(&mut self, source: &Path) -> Result<(), PlanError> {
+        let (dest, origin) = (PathBuf::from(super::MAIL_DIR), Origin::flag("--mail"));
+        let reason = "messages, as the policy's mailboxes allow them".to_owned();
+        let refused = |reason: &str| PlanError::RefusedPath {
+            path: shown(source),
+            origin: origin.clone(),
+            reason: reason.to_owned(),
+        };
+        if self.list.iter().any(|mount| covers(&dest, self::dest(mount))) {
+            return Err(refused("the policy puts something else at /dev/mail; take that away"));
+        }
+        match self.host.path(source, true) {
+            PathFact::Dir => {}
+            _ => {
+                return Err(refused(
+                    "it is no directory that this user can reach; is the state directory of apexd open to pass through?",
+                ));
+            }
+        }
+        let (access, kind) = (BindAccess::Read, Kind::Dir);
+        self.list.push(Mount::Bind {
+            source: source.to_owned(),
+            dest,
+            access,
+            exec: false,
+            kind,
+            idmap: false,
+            reason,
+            origin,
+        });
+        Ok(())
+    }
+
     /// A policy often lies where the command works, and must not be written by what it confines: the next run goes by it, and by the modes and profiles
     /// of the user. Where one of those directories is missing, its name is held.
     fn keep_policy(&mut self) -> Result<(), PlanError> {

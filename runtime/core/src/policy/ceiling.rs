@@ -14,6 +14,7 @@ use super::merge::{Access, Draft, Place, Rule};
 use super::path::{self, is_within};
 use super::{Grant, IsolationLevel, Mode, Network, Origin, SyscallDefault};
 use crate::layer::{Layer, Requirement};
+use crate::mail::Control;
 
 /// The bounds of a mode. The default is the narrowest.
 #[derive(Clone, Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Ceiling {
     capabilities: Vec<String>,
     grant_forbidden: Vec<PathBuf>,
     write_forbidden: Vec<PathBuf>,
+    mailboxes: Control,
     finite: Vec<LimitName>,
     optional_layers: Vec<Layer>,
     off_layers: Vec<Layer>,
@@ -68,6 +70,7 @@ impl Ceiling {
             capabilities: table.capabilities.unwrap_or_default(),
             grant_forbidden: table.grant_forbidden.unwrap_or_default(),
             write_forbidden: table.write_forbidden.unwrap_or_default(),
+            mailboxes: table.mailboxes.unwrap_or(Control::Filtered),
             finite: table.finite.unwrap_or_default(),
             optional_layers: table.optional_layers.unwrap_or_default(),
             off_layers: table.off_layers.unwrap_or_default(),
@@ -87,6 +90,8 @@ impl Ceiling {
             capabilities: table.capabilities.unwrap_or(self.capabilities),
             grant_forbidden: table.grant_forbidden.unwrap_or(self.grant_forbidden),
             write_forbidden: table.write_forbidden.unwrap_or(self.write_forbidden),
+            // apexd holds every sandbox to that of the built-in mode.
+            mailboxes: table.mailboxes.map_or(self.mailboxes, |control| control.max(self.mailboxes)),
             finite: table.finite.unwrap_or(self.finite),
             optional_layers: table.optional_layers.unwrap_or(self.optional_layers),
             off_layers: table.off_layers.unwrap_or(self.off_layers),
@@ -107,6 +112,7 @@ impl Ceiling {
             self.syscalls_default = other.syscalls_default;
         }
         self.compat &= other.compat;
+        self.mailboxes = self.mailboxes.max(other.mailboxes);
         self.capabilities.retain(|name| other.capabilities.contains(name));
         self.optional_layers.retain(|layer| other.optional_layers.contains(layer));
         self.off_layers.retain(|layer| other.off_layers.contains(layer));
@@ -167,6 +173,11 @@ impl Ceiling {
             if !self.capabilities.contains(&rule.value) {
                 return refuse(&rule.origin, format!("capability {}", rule.value), "it cannot be kept".to_owned());
             }
+        }
+        if let Some(rule) = draft.mailboxes.iter().find(|rule| rule.value.control < self.mailboxes) {
+            let (name, control) = (&rule.value.name, rule.value.control.name());
+            let limit = format!("the laxest control is `{}`", self.mailboxes.name());
+            return refuse(&rule.origin, format!("mailbox `{name}` to be `{control}`"), limit);
         }
         self.check_paths(draft, &refuse)?;
         self.check_limits(draft, &refuse)?;

@@ -17,6 +17,7 @@ use super::resolve::{PROFILES, mode_text};
 use super::value::{Bytes, Count, Entry, FiniteBytes, Millis, PathTable, Percent, TmpfsTable};
 use super::{IsolationLevel, Mode, Network, ProcView, SyscallDefault, Tty};
 use crate::layer::{Layer, Requirement};
+use crate::mail::Control;
 
 /// A table older than its text would put another policy in force than the one that people read: then nothing is built. The test that
 /// writes the tables anew must build, and checks more.
@@ -110,6 +111,7 @@ pub(super) struct EmbeddedCeiling {
     pub capabilities: Option<&'static [&'static str]>,
     pub grant_forbidden: Option<&'static [&'static str]>,
     pub write_forbidden: Option<&'static [&'static str]>,
+    pub mailboxes: Option<Control>,
     pub finite: Option<&'static [LimitName]>,
     pub optional_layers: Option<&'static [Layer]>,
     pub off_layers: Option<&'static [Layer]>,
@@ -156,6 +158,8 @@ impl Embedded {
             },
             identity: IdentityTable { uid: self.uid.map(at), gid: self.gid.map(at), hostname: self.hostname.map(text) },
             terminal: TerminalTable { tty: self.tty },
+            // No built-in file knows a mailbox.
+            mailboxes: Vec::new(),
             layers: self.layers.iter().map(|(layer, requirement)| (*layer, at(*requirement))).collect(),
             ceiling: self.ceiling.map(|(line, ceiling)| at((line, ceiling.table()))),
             learned: None,
@@ -207,6 +211,7 @@ impl EmbeddedCeiling {
             capabilities: self.capabilities.map(words),
             grant_forbidden: self.grant_forbidden.map(paths),
             write_forbidden: self.write_forbidden.map(paths),
+            mailboxes: self.mailboxes,
             finite: self.finite.map(<[_]>::to_vec),
             optional_layers: self.optional_layers.map(<[_]>::to_vec),
             off_layers: self.off_layers.map(<[_]>::to_vec),

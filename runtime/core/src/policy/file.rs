@@ -14,6 +14,7 @@ use super::error::{PolicyError, nearest};
 use super::value::{Bytes, Count, Entry, FiniteBytes, Millis, PathTable, Percent, TmpfsTable};
 use super::{IsolationLevel, Mode, Network, Origin, ProcView, SyscallDefault, Tty};
 use crate::layer::{Layer, Requirement};
+use crate::mail::Control;
 
 /// Bytes of text that one file may have.
 pub const FILE_SIZE_MAX: usize = 1 << 20;
@@ -50,6 +51,9 @@ pub struct File {
     pub identity: IdentityTable,
     /// Terminal.
     pub terminal: TerminalTable,
+    /// Mailboxes that the sandbox may use; needs apexd.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<MailboxTable>"))]
+    pub mailboxes: Vec<Spanned<MailboxTable>>,
     /// Whether each layer is required.
     #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<Layer, Requirement>"))]
     pub layers: BTreeMap<Layer, Spanned<Requirement>>,
@@ -234,6 +238,32 @@ pub struct TerminalTable {
     pub tty: Option<Tty>,
 }
 
+/// `[[mailboxes]]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, expecting = "a table `[[mailboxes]]`")]
+pub struct MailboxTable {
+    /// Its name, among the mailboxes of the same user.
+    pub name: String,
+    /// Whether the sandbox may send to it.
+    #[serde(default)]
+    pub send: bool,
+    /// Whether it may receive from it.
+    #[serde(default)]
+    pub receive: bool,
+    /// What becomes of what it sends; `filtered` by default.
+    pub control: Option<Control>,
+    /// Largest message as JSON without blanks, at most 64K, which is the default.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::SizeOrNumber>"))]
+    pub max_size: Option<FiniteBytes>,
+    /// Messages in a second, at most 1000; 100 by default.
+    pub rate: Option<u32>,
+    /// Text of a JSON Schema that every message must meet. Only with control `filtered`.
+    pub schema: Option<String>,
+    /// Why, in a few words.
+    pub reason: Option<String>,
+}
+
 /// A limit that a ceiling can demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -276,6 +306,8 @@ pub struct CeilingTable {
     pub grant_forbidden: Option<Vec<PathBuf>>,
     /// Paths that cannot be granted for writing, in the same sense.
     pub write_forbidden: Option<Vec<PathBuf>>,
+    /// The laxest control of a mailbox. A mode file of an administrator can make it stricter than that of the built-in mode, and not laxer.
+    pub mailboxes: Option<Control>,
     /// Limits that must be finite.
     pub finite: Option<Vec<LimitName>>,
     /// Layers that a file can make optional. `--optional` can name others, since it is explicit and the receipt shows it.

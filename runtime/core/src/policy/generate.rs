@@ -123,7 +123,7 @@ fn ceiling(table: &CeilingTable) -> String {
     format!(
         "EmbeddedCeiling {{\n        level: {},\n        network: {},\n        syscalls_default: {},\n        syscalls_forbidden: {},\n        \
          compat: {:?},\n        capabilities: {},\n        grant_forbidden: {},\n        write_forbidden: {},\n        \
-         finite: {},\n        optional_layers: {},\n        off_layers: {},\n    }}",
+         mailboxes: {},\n        finite: {},\n        optional_layers: {},\n        off_layers: {},\n    }}",
         option(table.level.as_ref(), variant("IsolationLevel")),
         option(table.network.as_ref(), variant("Network")),
         option(table.syscalls_default.as_ref(), variant("SyscallDefault")),
@@ -132,6 +132,7 @@ fn ceiling(table: &CeilingTable) -> String {
         option(table.capabilities.as_ref(), |list| slice(list, plain)),
         option(table.grant_forbidden.as_ref(), |list| slice(list, plain)),
         option(table.write_forbidden.as_ref(), |list| slice(list, plain)),
+        option(table.mailboxes.as_ref(), variant("Control")),
         option(table.finite.as_ref(), |list| slice(list, variant("LimitName"))),
         option(table.optional_layers.as_ref(), |list| slice(list, variant("Layer"))),
         option(table.off_layers.as_ref(), |list| slice(list, variant("Layer"))),
@@ -147,7 +148,7 @@ fn generate() -> String {
     let mut out = String::from(
         "//! Generated from `policies/modes` and `policies/profiles` by the test beside this file: do not edit.\n\n\
          use super::embedded::{Embedded, EmbeddedCeiling, PathRow};\nuse super::file::LimitName;\n\
-         use super::{IsolationLevel, Network, ProcView, SyscallDefault, Tty};\nuse crate::layer::{Layer, Requirement};\n",
+         use super::{IsolationLevel, Network, ProcView, SyscallDefault, Tty};\nuse crate::layer::{Layer, Requirement};\nuse crate::mail::Control;\n",
     );
     let sum = embedded::sum_of_texts();
     writeln!(out, "\n/// Sum of the texts (see `embedded`).\n#[cfg_attr(test, expect(dead_code))]\npub(super) const SUM: u64 = {sum:#x};").unwrap();

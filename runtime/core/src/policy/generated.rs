@@ -4,10 +4,11 @@ use super::embedded::{Embedded, EmbeddedCeiling, PathRow};
 use super::file::LimitName;
 use super::{IsolationLevel, Network, ProcView, SyscallDefault, Tty};
 use crate::layer::{Layer, Requirement};
+use crate::mail::Control;
 
 /// Sum of the texts (see `embedded`).
 #[cfg_attr(test, expect(dead_code))]
-pub(super) const SUM: u64 = 0xb15173c854d0646d;
+pub(super) const SUM: u64 = 0xb57cc9d820b26270;
 
 #[rustfmt::skip]
 pub(super) static ISOLATION: Embedded = Embedded {
@@ -51,6 +52,7 @@ pub(super) static ISOLATION: Embedded = Embedded {
         capabilities: Some(&[]),
         grant_forbidden: Some(&["/proc", "/sys", "/dev", "/boot", "/run", "/var/run"]),
         write_forbidden: Some(&["/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"]),
+        mailboxes: Some(Control::Filtered),
         finite: Some(&[LimitName::Memory, LimitName::Swap, LimitName::Tasks, LimitName::OpenFiles, LimitName::FileSize]),
         optional_layers: Some(&[Layer::Cgroup, Layer::Cgroupns, Layer::Timens]),
         off_layers: Some(&[]),
@@ -99,6 +101,7 @@ pub(super) static DEVELOPMENT: Embedded = Embedded {
         capabilities: Some(&["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_KILL", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_SYS_NICE", "CAP_SYS_PTRACE"]),
         grant_forbidden: Some(&[]),
         write_forbidden: Some(&["/proc", "/sys", "/boot", "/usr/bin", "/usr/lib", "/usr/sbin", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"]),
+        mailboxes: Some(Control::Open),
         finite: Some(&[]),
         optional_layers: Some(&[Layer::Netns, Layer::Ipcns, Layer::Utsns, Layer::Cgroupns, Layer::Timens, Layer::Seccomp, Layer::Landlock, Layer::Cgroup, Layer::Rlimits]),
         off_layers: Some(&[Layer::Netns, Layer::Ipcns, Layer::Utsns, Layer::Cgroupns, Layer::Timens, Layer::Seccomp, Layer::Landlock, Layer::Cgroup, Layer::Rlimits]),
@@ -147,6 +150,7 @@ pub(super) static HYBRID: Embedded = Embedded {
         capabilities: Some(&["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE"]),
         grant_forbidden: Some(&["/proc", "/sys"]),
         write_forbidden: Some(&["/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot"]),
+        mailboxes: Some(Control::Monitored),
         finite: Some(&[LimitName::Memory, LimitName::Tasks]),
         optional_layers: Some(&[Layer::Netns, Layer::Ipcns, Layer::Utsns, Layer::Cgroupns, Layer::Timens, Layer::Seccomp, Layer::Landlock, Layer::Cgroup, Layer::Rlimits]),
         off_layers: Some(&[Layer::Ipcns, Layer::Utsns, Layer::Cgroupns, Layer::Timens, Layer::Rlimits]),

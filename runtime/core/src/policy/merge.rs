@@ -6,17 +6,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use toml::Spanned;
+
 use super::ceiling::Ceiling;
 use super::error::PolicyError;
-use super::file::{File, FilesystemTable, ResourcesTable};
+use super::file::{File, FilesystemTable, MailboxTable, ResourcesTable};
 use super::level;
-use super::source::Source;
+use super::source::{NO_REASON, Source};
 use super::value::{Entry, TmpfsTable};
 use super::{
     Environment, Filesystem, Grant, Identity, IsolationLevel, Mode, Network, Origin, Policy, ProcView, Resources,
     SyscallDefault, Syscalls, TmpfsGrant, Tty,
 };
 use crate::layer::{Layer, Requirement};
+use crate::mail;
 
 /// Path rules that one policy may have: each becomes a mount or a Landlock rule.
 pub const PATH_RULES_MAX: usize = 1024;
@@ -100,6 +103,7 @@ pub(super) struct Draft {
     pub hostname: Option<Rule<String>>,
     pub tty: Option<Tty>,
     pub layers: BTreeMap<Layer, Rule<Requirement>>,
+    pub mailboxes: Vec<Rule<mail::Rule>>,
 }
 
 impl Draft {
@@ -145,6 +149,7 @@ impl Draft {
             self.set_hostname(hostname.value, &hostname.origin)?;
         }
         replace(&mut self.tty, file.terminal.tty);
+        self.apply_mailboxes(file.mailboxes, source)?;
         for (layer, requirement) in file.layers {
             self.layers.insert(layer, source.rule(requirement));
         }
@@ -183,6 +188,32 @@ impl Draft {
         }
         replace(&mut self.proc, table.proc.map(|proc| source.rule(proc)));
         Ok(())
+    }
+
+    /// One name, one rule: what two files say of a mailbox must both allow it.
+    fn apply_mailboxes(&mut self, tables: Vec<Spanned<MailboxTable>>, source: &Source<'_>) -> Result<(), PolicyError> {
+        let before = self.mailboxes.len();
+        for table in tables {
+            let Rule { value, origin } = source.rule(table);
+            let wrong = |message: String| PolicyError::value(&origin, message);
+            let rule = mailbox(value).map_err(wrong)?;
+            match self.mailboxes.iter().position(|other| other.value.name == rule.name) {
+                Some(at) if at >= before => {
+                    return Err(wrong(format!("mailbox `{}` is named twice; write one table for it", rule.name)));
+                }
+                Some(at) => {
+                    let both = self.mailboxes[at].value.clone().and(rule).map_err(wrong)?;
+                    both.check().map_err(wrong)?;
+                    self.mailboxes[at] = Rule { value: both, origin };
+                }
+                None => self.mailboxes.push(Rule { value: rule, origin }),
+            }
+        }
+        let rules: Vec<mail::Rule> = self.mailboxes.iter().map(|rule| rule.value.clone()).collect();
+        match self.mailboxes.last() {
+            Some(last) => mail::check(&rules).map_err(|message| PolicyError::value(&last.origin, message)),
+            None => Ok(()),
+        }
     }
 
     fn apply_resources(&mut self, table: ResourcesTable, source: &Source<'_>) {
@@ -378,6 +409,7 @@ impl Draft {
             },
             tty: self.tty.unwrap_or(Tty::Auto),
             layers,
+            mailboxes: self.mailboxes.into_iter().map(|rule| rule.value).collect(),
         })
     }
 }
@@ -430,6 +462,29 @@ fn limit<T: PartialOrd>(old: &mut Option<Rule<Option<T>>>, new: Option<Rule<Opti
     if !(raise && enough) {
         *old = Some(new);
     }
+}
+
+/// A table with what it leaves open.
+fn mailbox(table: MailboxTable) -> Result<mail::Rule, String> {
+    let MailboxTable { name, send, receive, control, max_size, rate, schema, reason } = table;
+    if !send && !receive {
+        return Err(format!(
+            "mailbox `{}` is for nothing; write `send = true`, `receive = true` or both",
+            name.escape_default()
+        ));
+    }
+    let rule = mail::Rule {
+        name,
+        send,
+        receive,
+        control: control.unwrap_or(mail::Control::Filtered),
+        max_bytes: max_size.map_or(mail::BODY_BYTES_MAX, |size| size.0),
+        rate: rate.unwrap_or(mail::RATE_DEFAULT),
+        schema,
+        reason: reason.unwrap_or_else(|| NO_REASON.to_owned()),
+    };
+    rule.check()?;
+    Ok(rule)
 }
 
 fn too_many(at: &Origin) -> PolicyError {

@@ -283,4 +283,7 @@ pub struct Policy {
     pub tty: Tty,
     /// Requirement of each layer; every layer is present.
     pub layers: BTreeMap<Layer, Requirement>,
+    /// Mailboxes that it may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mailboxes: Vec<crate::mail::Rule>,
 }

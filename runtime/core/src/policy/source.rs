@@ -11,7 +11,7 @@ use super::path::{self, Context};
 use super::value::{Entry, PathTable};
 use super::{Grant, Origin};
 
-const NO_REASON: &str = "no reason given";
+pub(super) const NO_REASON: &str = "no reason given";
 
 /// How the rules of one file are to be read.
 #[derive(Clone, Copy)]

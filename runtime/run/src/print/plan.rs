@@ -234,6 +234,15 @@ fn push_command(out: &mut String, plan: &Plan) {
         2,
         &format!("descriptors  {}", ["0, 1, 2".to_owned()].into_iter().chain(fds).collect::<Vec<_>>().join(", ")),
     );
+    for rule in &plan.mailboxes {
+        let ways = match (rule.send, rule.receive) {
+            (true, true) => "send and receive",
+            (true, false) => "send",
+            (false, _) => "receive",
+        };
+        let (name, control, reason) = (&rule.name, rule.control.name(), &rule.reason);
+        push(out, 2, &format!("mailbox      {name}: {ways}, {control} ({reason})"));
+    }
     push(out, 2, &format!("terminal     {}", if plan.tty { "of its own" } else { "none of its own" }));
     push(out, 2, &format!("life         {}", plan.wall_time_ms.map_or_else(|| "unlimited".to_owned(), duration)));
 }

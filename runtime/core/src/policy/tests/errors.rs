@@ -32,7 +32,7 @@ fn unknown_names() {
     );
     check(
         "[filesistem]\nread = []",
-        "/job/job/p.toml:1: unknown key `filesistem`, did you mean `filesystem`? (accepted here: `description`, `mode`, `level`, `extends`, `filesystem`, `network`, `syscalls`, `capabilities`, `resources`, `environment`, `identity`, `terminal`, `layers`, `ceiling`, `learned`)",
+        "/job/job/p.toml:1: unknown key `filesistem`, did you mean `filesystem`? (accepted here: `description`, `mode`, `level`, `extends`, `filesystem`, `network`, `syscalls`, `capabilities`, `resources`, `environment`, `identity`, `terminal`, `mailboxes`, `layers`, `ceiling`, `learned`)",
     );
     check(
         "[filesystem]\nread = [{ path = \"/x\", raeson = \"y\" }]",
@@ -253,4 +253,27 @@ fn flags_that_are_refused() {
         Flags { optional: vec!["cgruop".to_owned()], ..Flags::default() },
         "--optional: unknown value `cgruop`, did you mean `cgroup`? (accepted here: `cgroup`, `netns`, `ipcns`, `utsns`, `cgroupns`, `timens`, `rlimits`, `landlock`, `seccomp`)",
     );
+}
+
+#[test]
+fn mailboxes_that_cannot_be() {
+    let check = |rest: &str, expected: &str| {
+        check(&format!("\n[[mailboxes]]\nname = \"a\"\n{rest}"), &format!("/job/job/p.toml:2: {expected}"));
+    };
+    check("", "mailbox `a` is for nothing; write `send = true`, `receive = true` or both");
+    check("send = true\nmax_size = \"65K\"", "`max_size` of mailbox `a` is not from 1 byte to 64K");
+    check("send = true\nrate = 0", "`rate` of mailbox `a` is not from 1 to 1000 messages a second");
+    check(
+        "send = true\nschema = '{\"format\": \"uri\"}'",
+        "the schema of mailbox `a`: `format` is not known here, and what is not known is not left out",
+    );
+    super::errors::check(
+        "[[mailboxes]]\nname = \"a\"\nsend = true\n[[mailboxes]]\nname = \"a\"\nsend = true",
+        "/job/job/p.toml:4: mailbox `a` is named twice; write one table for it",
+    );
+    let text = "[[mailboxes]]\nname = \"a\"\nsend = true\ncontrol = \"monitored\"";
+    let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
+    let error = resolve(&inputs, &mut files(&[("/job/job/p.toml", text)])).unwrap_err().to_string();
+    assert!(error.starts_with("/job/job/p.toml:1:") && error.contains("mailbox `a` to be `monitored`"), "{error}");
+    assert!(error.contains("the laxest control is `filtered`"), "{error}");
 }

@@ -296,6 +296,38 @@ fn an_unreadable_override_is_an_error() {
     assert!(matches!(resolve(&inputs(), &mut sources), Err(PolicyError::Unreadable { .. })));
 }
 
+/// What two files say of a mailbox must both allow it, whichever comes first.
+#[test]
+fn no_layer_widens_a_mailbox() {
+    let base = "[[mailboxes]]\nname = \"a\"\nsend = true\nreceive = true\nmax_size = \"1K\"\nreason = \"base\"\n";
+    let own = "extends = [\"./base.toml\"]\n[[mailboxes]]\nname = \"a\"\nsend = true\nrate = 5\nmax_size = \"2K\"\n[[mailboxes]]\nname = \"b\"\nreceive = true\n";
+    let list = [("/job/job/p.toml", own), ("/job/job/base.toml", base)];
+    let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
+    let rules = resolve(&inputs, &mut files(&list)).unwrap().mailboxes;
+    let told: Vec<_> = rules.iter().map(|rule| (rule.name.as_str(), rule.send, rule.receive, rule.max_bytes)).collect();
+    assert_eq!(told, [("a", true, false, 1024), ("b", false, true, 64 << 10)]);
+    assert_eq!((rules[0].rate, rules[1].rate, rules[0].control), (5, 100, crate::mail::Control::Filtered));
+    assert!(with_policy("").mailboxes.is_empty(), "there are none by default");
+}
+
+/// Neither a mode of the user nor one of the administrator makes the control laxer; both can make it stricter.
+#[test]
+fn modes_make_mailboxes_stricter_only() {
+    let open = "mode = \"hybrid\"\n[[mailboxes]]\nname = \"a\"\nsend = true\ncontrol = \"open\"\n";
+    let monitored = open.replace("open", "monitored");
+    let check = |mode: &str, policy: &str, allowed: bool| {
+        for place in ["/etc/apex/modes/hybrid.toml", "/home/u/.config/apex/modes/hybrid.toml"] {
+            let list = [("/job/job/p.toml", policy), (place, mode)];
+            let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
+            assert_eq!(resolve(&inputs, &mut files(&list)).is_ok(), allowed, "{place}: {mode} {policy}");
+        }
+    };
+    check("[ceiling]\nmailboxes = \"open\"", open, false);
+    check("[ceiling]\nmailboxes = \"open\"", &monitored, true);
+    check("[ceiling]\nmailboxes = \"filtered\"", &monitored, false);
+    check("", &monitored, true);
+}
+
 /// Every `toml` block of the reference is a policy that resolves; the one that shows a ceiling is a mode.
 #[test]
 fn the_examples_of_the_reference_resolve() {

@@ -1,7 +1,7 @@
 //! The wire types from `proto/`, without a protoc of the system.
 
 /// What a client sends: a field that nobody knows is refused, as it would be ignored otherwise. An answer may grow, and old clients go on.
-const REQUESTS: [&str; 15] = [
+const REQUESTS: [&str; 19] = [
     "CreateRequest",
     "Limits",
     "SandboxRef",
@@ -17,6 +17,10 @@ const REQUESTS: [&str; 15] = [
     "UpRequest",
     "GroupMember",
     "GroupRef",
+    "MailSendRequest",
+    "MailReceiveRequest",
+    "MailAcknowledgeRequest",
+    "MailboxRef",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -12,9 +12,10 @@ use crate::server::MESSAGE_BYTES_MAX;
 use crate::v1::apex_server::{Apex, ApexServer};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, Group, GroupRef, GroupsResponse, JsonLine,
-    ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse,
-    StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
+    ListRequest, ListResponse, LogChunk, LogsRequest, MailAcknowledgeRequest, MailReceiveRequest, MailReceived,
+    MailSendRequest, MailSent, MailboxRef, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput,
+    Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest,
+    Suggestion, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 
@@ -201,5 +202,30 @@ impl Apex for Grpc {
     async fn groups(&self, request: Request<Empty>) -> Answer<GroupsResponse> {
         let (peer, Empty {}) = opened(request)?;
         one(self.0.groups(peer).await)
+    }
+
+    async fn mailboxes(&self, request: Request<Empty>) -> Answer<MailboxesResponse> {
+        let (peer, Empty {}) = opened(request)?;
+        one(self.0.mailboxes(peer).await)
+    }
+
+    async fn mail_send(&self, request: Request<MailSendRequest>) -> Answer<MailSent> {
+        let (peer, message) = opened(request)?;
+        one(self.0.mail_send(peer, message).await)
+    }
+
+    async fn mail_receive(&self, request: Request<MailReceiveRequest>) -> Answer<MailReceived> {
+        let (peer, message) = opened(request)?;
+        one(self.0.mail_receive(peer, message).await)
+    }
+
+    async fn mail_acknowledge(&self, request: Request<MailAcknowledgeRequest>) -> Answer<Empty> {
+        let (peer, message) = opened(request)?;
+        one(self.0.mail_acknowledge(peer, message).await.map(|()| Empty {}))
+    }
+
+    async fn mail_remove(&self, request: Request<MailboxRef>) -> Answer<Empty> {
+        let (peer, message) = opened(request)?;
+        one(self.0.mail_remove(peer, message).await.map(|()| Empty {}))
     }
 }

@@ -8,9 +8,10 @@ use tokio_stream::Stream;
 use crate::Error;
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, JsonLine,
-    ListRequest, ListResponse, LogChunk, LogsRequest, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput, Sandbox,
-    SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse,
-    StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
+    ListRequest, ListResponse, LogChunk, LogsRequest, MailAcknowledgeRequest, MailReceiveRequest, MailReceived,
+    MailSendRequest, MailSent, MailboxRef, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput,
+    Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest,
+    Suggestion, Transition, TreeResponse, UpRequest,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).
@@ -61,6 +62,11 @@ pub trait Service: Send + Sync + 'static {
     async fn up(&self, peer: Peer, request: UpRequest) -> Result<Group, Error>;
     async fn down(&self, peer: Peer, group: GroupRef) -> Result<Group, Error>;
     async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error>;
+    async fn mailboxes(&self, peer: Peer) -> Result<MailboxesResponse, Error>;
+    async fn mail_send(&self, peer: Peer, request: MailSendRequest) -> Result<MailSent, Error>;
+    async fn mail_receive(&self, peer: Peer, request: MailReceiveRequest) -> Result<MailReceived, Error>;
+    async fn mail_acknowledge(&self, peer: Peer, request: MailAcknowledgeRequest) -> Result<(), Error>;
+    async fn mail_remove(&self, peer: Peer, mailbox: MailboxRef) -> Result<(), Error>;
     /// Prometheus' text format.
     /// With `probes`, what each kernel probe costs as well, for which every watched sandbox is asked.
     async fn metrics(&self, peer: Peer, probes: bool) -> Result<String, Error>;

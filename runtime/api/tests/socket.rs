@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use apex_api::v1::{
-    CreateRequest, GroupRef, LogsRequest, RunInput, Sandbox, SandboxRef, StreamRequest, run_input, run_output,
+    CreateRequest, Empty, GroupRef, LogsRequest, MailReceiveRequest, RunInput, Sandbox, SandboxRef, StreamRequest,
+    run_input, run_output,
 };
 use apex_api::{Error, Kind, Service, client, server};
 use fake::{CHUNK_BYTES, Fake};
@@ -337,6 +338,29 @@ async fn groups_come_and_go_both_ways() {
     let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
     let group = grpc.down(GroupRef { name: "shop".to_owned() }).await.expect("as the test wants it").into_inner();
     assert_eq!(group.state, "stopping");
+}
+
+#[tokio::test]
+async fn messages_go_both_ways_as_the_values_that_they_are() {
+    let served = Served::start("mail");
+    let asked = json!({"body": {"a": [1, null]}});
+    let (status, sent) = ask_json(&served.path, "POST", "/v1/mailboxes/jobs/send?user=ann", &asked).await;
+    assert_eq!((status, &sent["id"]), (201, &json!(r#"{"a":[1,null]}"#.len())));
+    let (status, got) = ask_json(&served.path, "POST", "/v1/mailboxes/jobs/receive?wait_ms=5", &Value::Null).await;
+    assert_eq!((status, &got["message"]["body"]), (200, &json!({"n": 1})));
+    let (status, got) = ask_json(&served.path, "POST", "/v1/mailboxes/empty/receive", &Value::Null).await;
+    assert_eq!((status, got), (200, json!({"message": null})));
+    let acknowledge = "/v1/mailboxes/jobs/acknowledge";
+    assert_eq!(ask(&served.path, "POST", acknowledge, "*/*", br#"{"id":7}"#).await.0, 204);
+    assert_eq!(ask_json(&served.path, "POST", acknowledge, &json!({"id": 8})).await.0, 409);
+    assert_eq!(ask_json(&served.path, "POST", acknowledge, &json!({"di": 7})).await.0, 400);
+    assert_eq!(ask(&served.path, "DELETE", "/v1/mailboxes/jobs", "*/*", b"").await.0, 204);
+    let mut grpc = client::connect(&served.path).await.expect("as the test wants it");
+    let listed = grpc.mailboxes(Empty {}).await.expect("as the test wants it").into_inner().mailboxes;
+    assert_eq!((listed[0].name.as_str(), listed[0].messages), ("jobs", 3));
+    let request = MailReceiveRequest { mailbox: "jobs".to_owned(), ..Default::default() };
+    let message = grpc.mail_receive(request).await.expect("as the test wants it").into_inner().message;
+    assert_eq!(message.map(|message| message.body).as_deref(), Some(r#"{"n":1}"#));
 }
 
 #[tokio::test]

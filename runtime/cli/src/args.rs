@@ -144,6 +144,9 @@ pub enum Verb {
     /// Sandboxes that are built ahead, for run and create with --pool
     #[command(subcommand)]
     Pool(PoolVerb),
+    /// Send messages to sandboxes and receive theirs
+    #[command(subcommand)]
+    Mail(MailVerb),
     /// Read or check the audit log
     #[command(subcommand)]
     Audit(AuditVerb),
@@ -218,6 +221,54 @@ pub struct LimitsOptions {
     /// CPU time, in percent of one core (200 is two cores)
     #[arg(long, value_name = "PERCENT")]
     pub cpu: Option<String>,
+}
+
+/// What to do with mailboxes.
+#[derive(Debug, Subcommand)]
+pub enum MailVerb {
+    /// List those with messages in them, or named by a sandbox that runs
+    Ls,
+    /// Send a message and print its number
+    Send {
+        #[command(flatten)]
+        user: OfUser,
+        /// Take the message as text and not as JSON
+        #[arg(long)]
+        text: bool,
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The message; that of standard input when it is - or absent
+        #[arg(value_name = "BODY", allow_hyphen_values = true)]
+        body: Option<String>,
+    },
+    /// Print the oldest message that nobody has, and be done with it; without one the exit code is 125
+    Receive {
+        #[command(flatten)]
+        user: OfUser,
+        /// How long to wait for one, such as 5s or unlimited
+        #[arg(long, value_name = "DURATION")]
+        wait: Option<String>,
+        /// Only look: it is given again, 30 s later
+        #[arg(long)]
+        keep: bool,
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Throw away what is in a mailbox
+    Rm {
+        #[command(flatten)]
+        user: OfUser,
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+/// Whose mailbox is meant.
+#[derive(Debug, Group)]
+pub struct OfUser {
+    /// Whose mailbox it is, by name or number (default: yours)
+    #[arg(long, value_name = "USER", default_value = "", hide_default_value = true)]
+    pub user: String,
 }
 
 /// About pools.

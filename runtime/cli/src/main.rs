@@ -5,6 +5,7 @@
 mod args;
 mod group;
 mod log;
+mod mail;
 mod policy;
 mod request;
 mod run;

@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use apex_api::v1::{
-    Group, JsonLine, LimitsInForce, MemberState, Pool, Sandbox, SandboxStats, ServiceState, StatsResponse, Suggestion,
-    Transition, TreeResponse, Usage,
+    Group, JsonLine, LimitsInForce, MailboxRule, MemberState, Pool, Sandbox, SandboxStats, ServiceState, StatsResponse,
+    Suggestion, Transition, TreeResponse, Usage,
 };
 use apex_core::{amount, escape};
 use serde::Serialize;
@@ -88,6 +88,15 @@ fn state(sandbox: &Sandbox) -> String {
     }
 }
 
+fn mailboxes(sandbox: &Sandbox) -> String {
+    let words = |rule: &MailboxRule| {
+        let ways = [(rule.send, "send"), (rule.receive, "receive")];
+        let ways: Vec<&str> = ways.into_iter().filter(|(may, _)| *may).map(|(_, way)| way).collect();
+        format!("{} ({}, {})", rule.name, ways.join(" and "), rule.control)
+    };
+    sandbox.mailboxes.iter().map(words).collect::<Vec<_>>().join(", ")
+}
+
 /// `apex inspect`: what is empty is left out.
 pub fn sandbox(sandbox: &Sandbox) -> String {
     let time = |ms: u64| if ms == 0 { String::new() } else { moment(ms) };
@@ -122,6 +131,7 @@ pub fn sandbox(sandbox: &Sandbox) -> String {
         ("tightened by", sandbox.tightened_by.clone()),
         ("limit reached", sandbox.limit_reached.clone()),
         ("labels", labels.join(" ")),
+        ("mailboxes", mailboxes(sandbox)),
         ("group", sandbox.group.clone()),
         ("member", sandbox.member.clone()),
         ("predecessor", sandbox.predecessor.clone()),

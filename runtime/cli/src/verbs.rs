@@ -20,7 +20,7 @@ use tonic::{Response, Status, Streaming};
 use crate::args::{Args, AuditVerb, LimitsVerb, ModeVerb, Options, PolicyVerb, PoolVerb, Verb};
 use crate::log::Log;
 use crate::run::Lines;
-use crate::{FAILED, group, policy, request, run, show, signals, terminal};
+use crate::{FAILED, group, mail, policy, request, run, show, signals, terminal};
 
 /// Between two looks of `stats --watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -99,6 +99,7 @@ pub async fn perform(args: Args) -> Result<u8> {
         Verb::Mode(verb) => mode(client, verb, json).await,
         Verb::Limits(verb) => limits(client, verb, json).await,
         Verb::Pool(verb) => pool(client, verb, json).await,
+        Verb::Mail(verb) => mail::mail(client, verb, json).await,
         verb => read(client, verb, json).await,
     }
 }
@@ -185,11 +186,13 @@ fn socket(given: Option<PathBuf>) -> Result<PathBuf> {
     Ok(dir.join("apex/apexd.sock"))
 }
 
-fn got<T>(answer: Result<Response<T>, Status>) -> Result<T> {
+/// What was answered, or the error.
+pub fn got<T>(answer: Result<Response<T>, Status>) -> Result<T> {
     Ok(answer.map_err(Error::from)?.into_inner())
 }
 
-fn done(outcome: Result<()>) -> Result<u8> {
+/// It went well.
+pub fn done(outcome: Result<()>) -> Result<u8> {
     outcome.map(|()| 0)
 }
 

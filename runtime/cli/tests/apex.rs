@@ -237,3 +237,28 @@ fn a_policy_is_checked_without_a_daemon() {
     );
     std::fs::remove_dir_all(dir).unwrap();
 }
+
+#[test]
+fn messages_are_json_unless_they_are_called_text() {
+    let daemon = Daemon::start("mail");
+    let table = "NAME  UID  MESSAGES  HELD  BYTES  SANDBOXES\njobs  0    3         1     20     -\n";
+    check(&daemon, &["mail", "ls"], 0, table, "");
+    check(&daemon, &["mail", "send", "--user", "ann", "jobs", "{\"a\": [1]}"], 125, "", "apex: ann/jobs {\"a\":[1]}\n");
+    check(&daemon, &["mail", "send", "jobs", "-1"], 125, "", "apex: /jobs -1\n");
+    check(&daemon, &["mail", "send", "--text", "jobs", "say \"a\""], 125, "", "apex: /jobs \"say \\\"a\\\"\"\n");
+    let wrong = "apex: the message is no JSON; quote it for the shell, or give --text to send it as text: expected value at line 1 column 1\n";
+    check(&daemon, &["mail", "send", "jobs", "hello"], 125, "", wrong);
+    let mut child = apex(&daemon, &["mail", "send", "jobs"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b" {\n \"b\": null } ").unwrap();
+    assert_eq!(String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr), "apex: /jobs {\"b\":null}\n");
+    // What a terminal would act on is none of that.
+    check(&daemon, &["mail", "receive", "jobs"], 0, "{\"b\":\"\\u001b[2J\"}\n", "");
+    check(&daemon, &["mail", "receive", "--keep", "others"], 0, "{\"b\":\"\\u001b[2J\"}\n", "");
+    assert_eq!(
+        output(&daemon, &["mail", "receive", "others"]).status.code(),
+        Some(125),
+        "it is printed and not acknowledged"
+    );
+    check(&daemon, &["mail", "receive", "empty"], 125, "", "apex: there is no message in empty that nobody has\n");
+    check(&daemon, &["mail", "rm", "jobs"], 0, "", "");
+}

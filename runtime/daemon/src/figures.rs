@@ -15,6 +15,7 @@ pub fn text(daemon: &Daemon, costs: Option<&Costs>) -> String {
     sandboxes(daemon, &mut text);
     budget(daemon, &mut text);
     pool(daemon, &mut text);
+    mail(daemon, &mut text);
     services(daemon, &mut text);
     memory(daemon, &mut text);
     if let Some(costs) = costs {
@@ -75,6 +76,12 @@ fn pool(daemon: &Daemon, text: &mut Text) {
         text.family(name, "counter", help);
         text.sample(name, &[], count);
     }
+}
+
+fn mail(daemon: &Daemon, text: &mut Text) {
+    let (messages, bytes) = daemon.mail.total();
+    text.gauge("apex_mail_messages", "Messages that lie in mailboxes.", messages);
+    text.gauge("apex_mail_bytes", "Bytes for which they count.", bytes);
 }
 
 fn services(daemon: &Daemon, text: &mut Text) {

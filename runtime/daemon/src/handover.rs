@@ -19,8 +19,8 @@ use crate::privilege::User;
 
 /// What stays the warden's.
 const KEPT: &[u8] = b"warden.key";
-/// The directory, `sandboxes`, one of each sandbox; nothing lies deeper.
-const DEPTH_MAX: u32 = 3;
+/// The directory, `sandboxes`, one of each sandbox, its `mail`; nothing lies deeper.
+const DEPTH_MAX: u32 = 4;
 
 /// The directory, open, as the process that is to become `user` will find it.
 pub fn prepare(path: &Path, user: Option<&User>) -> Result<File> {
@@ -92,9 +92,15 @@ mod tests {
         let path = std::env::temp_dir().join(format!("apexd-handover-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         let sandbox = path.join("sandboxes/0123");
-        std::fs::create_dir_all(&sandbox).unwrap();
+        std::fs::create_dir_all(sandbox.join("mail")).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
-        for file in ["apexd.db", "warden.key", "sandboxes/0123/result.json", "sandboxes/0123/policy.toml"] {
+        for file in [
+            "apexd.db",
+            "warden.key",
+            "sandboxes/0123/result.json",
+            "sandboxes/0123/policy.toml",
+            "sandboxes/0123/mail/socket",
+        ] {
             std::fs::write(path.join(file), "text").unwrap();
         }
         path
@@ -114,7 +120,9 @@ mod tests {
         let path = state("once");
         chown(path.join("sandboxes/0123/policy.toml"), Some(1000), None).unwrap();
         prepare(&path, Some(&user())).unwrap();
-        for file in ["", "apexd.db", "sandboxes", "sandboxes/0123", "sandboxes/0123/result.json"] {
+        for file in
+            ["", "apexd.db", "sandboxes", "sandboxes/0123", "sandboxes/0123/result.json", "sandboxes/0123/mail/socket"]
+        {
             assert_eq!(owner(path.join(file)), (USER, USER), "{file}");
         }
         assert_eq!(owner(path.join("warden.key")), (0, 0));

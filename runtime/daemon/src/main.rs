@@ -24,6 +24,7 @@ mod health;
 mod keeper;
 mod limits;
 mod log;
+mod mail;
 mod manager;
 mod member;
 mod metrics;

@@ -67,8 +67,12 @@ pub static TRANSITION_SECONDS: Family =
 pub static REQUESTS: Family =
     counter("apex_api_requests_total", &["api", "method", "status"], "Requests of the API, by how they were answered.");
 
+/// Result: `sent`, `delivered`, `redelivered`, `acknowledged`, `removed`, or `refused-` with the code that the sandbox got.
+pub static MAIL: Family =
+    counter("apex_mail_messages_total", &["result"], "Messages of mailboxes, by what became of them.");
+
 /// All that is counted, in the order in which it is told.
-static FAMILIES: [&Family; 10] = [
+static FAMILIES: [&Family; 11] = [
     &STARTS,
     &START_SECONDS,
     &ROOM_SECONDS,
@@ -79,6 +83,7 @@ static FAMILIES: [&Family; 10] = [
     &TRANSITIONS,
     &TRANSITION_SECONDS,
     &REQUESTS,
+    &MAIL,
 ];
 
 /// The counts.

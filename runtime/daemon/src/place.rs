@@ -7,6 +7,7 @@ use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -139,6 +140,38 @@ impl Dir {
         let listener = made().with_context(|| format!("making the keeper's socket in {}", self.path.display()))?;
         drop(dir);
         Ok(listener)
+    }
+
+    /// Where the sandbox finds the socket for its messages. The directory is what it sees, so that the next daemon can put another socket there.
+    pub fn mail(&self) -> PathBuf {
+        self.file("mail")
+    }
+
+    /// Makes that socket, in the place of one that is there. Everybody may connect; who is served is looked at then.
+    pub fn listen_for_mail(&self) -> Result<UnixListener> {
+        let path = self.mail();
+        let made = || -> std::io::Result<UnixListener> {
+            fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(&path)?;
+            let dir = File::open(&path)?;
+            let name = format!("/proc/self/fd/{}/socket", dir.as_raw_fd());
+            match fs::remove_file(&name) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&name)?;
+            fs::set_permissions(&name, Permissions::from_mode(0o666))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        made().with_context(|| format!("making the socket for messages in {}", path.display()))
+    }
+
+    /// Removes it.
+    pub fn remove_mail(&self) -> std::io::Result<()> {
+        match fs::remove_dir_all(self.mail()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// A connection to the keeper.

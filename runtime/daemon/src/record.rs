@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use apex_api::v1;
 use apex_core::control::{Facts, Limits, OnLimits, Reactions, Seen, Shut, State};
+use apex_core::mail::Rule;
 use apex_core::policy::{IsolationLevel, Mode, Network};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,9 @@ pub struct Record {
     /// The one that stands in its place; empty for none.
     #[serde(default)]
     pub successor: String,
+    /// Mailboxes of its policy, as its keeper told them when it stood.
+    #[serde(default)]
+    pub mailboxes: Vec<Rule>,
 }
 
 impl Record {
@@ -123,6 +127,7 @@ impl Record {
             member: String::new(),
             predecessor: String::new(),
             successor: String::new(),
+            mailboxes: Vec::new(),
         }
     }
 
@@ -208,6 +213,20 @@ impl Record {
             predecessor: self.predecessor.clone(),
             successor: self.successor.clone(),
             level: facts.level.name().to_owned(),
+            mailboxes: self.mailboxes.iter().map(mailbox).collect(),
         }
+    }
+}
+
+fn mailbox(rule: &Rule) -> v1::MailboxRule {
+    let Rule { name, send, receive, control, max_bytes, rate, schema, .. } = rule;
+    v1::MailboxRule {
+        name: name.clone(),
+        send: *send,
+        receive: *receive,
+        control: control.name().to_owned(),
+        max_bytes: *max_bytes,
+        rate: *rate,
+        has_schema: schema.is_some(),
     }
 }

@@ -21,6 +21,7 @@ use crate::crew::Services;
 use crate::errand::Errands;
 use crate::groups::Groups;
 use crate::limits::Watched;
+use crate::mail::{Office, door};
 use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::options::Options;
@@ -57,6 +58,8 @@ pub struct Daemon {
     pub watched: Watched,
     pub services: Arc<Services>,
     pub groups: Groups,
+    pub mail: Office,
+    pub doors: door::Doors,
     defaults: HashMap<&'static str, ModeDefaults>,
     sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
 }
@@ -78,6 +81,8 @@ impl Daemon {
             watched: Watched::default(),
             services: Arc::default(),
             groups: Groups::default(),
+            mail: Office::open(&place.file("mail.db"))?,
+            doors: door::Doors::default(),
             defaults: [Mode::Isolation, Mode::Hybrid, Mode::Development]
                 .into_iter()
                 .map(|mode| Ok((mode.name(), mode_defaults(mode)?)))
@@ -138,6 +143,7 @@ impl Daemon {
 
     async fn take_up_one(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let Ok(keeper) = sandbox.live(&self.store) else { return sandbox.vanished(&self.store).await };
+        door::open(self, sandbox);
         if let Err(words) = sandbox.take_streams(&keeper).await {
             say::about(&sandbox.id, "take-up", format_args!("taking up its streams: {words}"));
         }

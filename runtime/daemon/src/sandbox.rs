@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -84,6 +85,8 @@ pub struct Sandbox {
     made_from: Mutex<Option<String>>,
     /// Its part of the budget, as long as it lives.
     room: Mutex<Option<Reservation>>,
+    /// Where its messages come in, until somebody serves them.
+    mail: Mutex<Option<UnixListener>>,
 }
 
 impl Sandbox {
@@ -110,6 +113,7 @@ impl Sandbox {
             standing: OnceLock::new(),
             made_from: Mutex::default(),
             room: Mutex::default(),
+            mail: Mutex::default(),
         })
     }
 
@@ -218,6 +222,17 @@ impl Sandbox {
             });
         }
         waits
+    }
+
+    /// Listens for its messages, before its command could send any.
+    pub fn listen_for_mail(&self) -> anyhow::Result<()> {
+        *self.mail.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.dir.listen_for_mail()?);
+        Ok(())
+    }
+
+    /// Where its messages come in, once.
+    pub fn take_mail(&self) -> Option<UnixListener> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn give_back(&self) {
@@ -529,5 +544,6 @@ pub fn stands(record: &mut Record, standing: &Standing) {
     facts.has_limits = standing.has_limits;
     (facts.limits_born, facts.limits) = (standing.limits, standing.limits);
     facts.state = State::Running;
+    record.mailboxes = standing.mailboxes.clone();
     record.started_ms = now_ms();
 }

@@ -24,7 +24,7 @@ use crate::record::Record;
 use crate::registry::Daemon;
 use crate::sandbox::Sandbox;
 use crate::start::{self, Input};
-use crate::{confine, costs, dial, figures, groups, metrics, options, pool, run, successor, suggest, usage};
+use crate::{confine, costs, dial, figures, groups, mail, metrics, options, pool, run, successor, suggest, usage};
 
 /// Answers of a stream that wait for a slow reader, 64 KiB each: one user may have many of those.
 pub const WAITING_MAX: usize = 4;
@@ -344,6 +344,26 @@ impl Service for Face {
 
     async fn groups(&self, peer: Peer) -> Result<GroupsResponse, Error> {
         Ok(GroupsResponse { groups: groups::visible(&self.0, peer) })
+    }
+
+    async fn mailboxes(&self, peer: Peer) -> Result<v1::MailboxesResponse, Error> {
+        Ok(mail::host::list(&self.0, peer))
+    }
+
+    async fn mail_send(&self, peer: Peer, request: v1::MailSendRequest) -> Result<v1::MailSent, Error> {
+        mail::host::send(&self.0, peer, &request)
+    }
+
+    async fn mail_receive(&self, peer: Peer, request: v1::MailReceiveRequest) -> Result<v1::MailReceived, Error> {
+        mail::host::receive(Arc::clone(&self.0), peer, request).await
+    }
+
+    async fn mail_acknowledge(&self, peer: Peer, request: v1::MailAcknowledgeRequest) -> Result<(), Error> {
+        mail::host::acknowledge(&self.0, peer, &request)
+    }
+
+    async fn mail_remove(&self, peer: Peer, mailbox: v1::MailboxRef) -> Result<(), Error> {
+        mail::host::remove(&self.0, peer, &mailbox)
     }
 
     async fn metrics(&self, peer: Peer, probes: bool) -> Result<String, Error> {

@@ -22,6 +22,7 @@ use crate::ask::Asked;
 use crate::bell::{EVENTS, FINDINGS};
 use crate::clock::now_ms;
 use crate::errand::NotStarted;
+use crate::mail::door;
 use crate::pool::{self, Taken};
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -270,6 +271,7 @@ fn prepare(
 ) -> anyhow::Result<(ToWarden, Pipes)> {
     let record = sandbox.record();
     sandbox.dir.make()?;
+    sandbox.listen_for_mail()?;
     let args = arguments(daemon, sandbox, request, &record, defer)?;
     let user = who::look_up(peer.uid, peer.gid);
     let home = user.home.unwrap_or_else(|| "/".to_owned());
@@ -306,6 +308,7 @@ async fn take(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ends: Ends) -> anyho
     }
     bell::count_at_end(daemon, sandbox);
     daemon.watched.watch(sandbox);
+    door::open(daemon, sandbox);
     Ok(())
 }
 
@@ -391,6 +394,7 @@ fn arguments(
         values.iter().for_each(|value| give(name, value));
     }
     give("net", &request.net);
+    give("mail", &sandbox.dir.mail().to_string_lossy());
     give("workdir", &request.workdir);
     let limits = request.limits.clone().unwrap_or_default();
     for (name, value) in

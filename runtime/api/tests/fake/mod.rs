@@ -217,6 +217,29 @@ impl Service for Fake {
         Ok(GroupsResponse { groups: vec![group] })
     }
 
+    async fn mailboxes(&self, _: Peer) -> Result<MailboxesResponse, Error> {
+        let mailbox = Mailbox { name: "jobs".to_owned(), messages: 3, ..Default::default() };
+        Ok(MailboxesResponse { mailboxes: vec![mailbox] })
+    }
+
+    async fn mail_send(&self, _: Peer, request: MailSendRequest) -> Result<MailSent, Error> {
+        Ok(MailSent { id: request.body.len() as u64 })
+    }
+
+    async fn mail_receive(&self, _: Peer, request: MailReceiveRequest) -> Result<MailReceived, Error> {
+        let message =
+            MailMessage { id: 7, from: "host".to_owned(), body: "{\"n\":1}".to_owned(), ..Default::default() };
+        Ok(MailReceived { message: (request.mailbox == "jobs").then_some(message) })
+    }
+
+    async fn mail_acknowledge(&self, _: Peer, request: MailAcknowledgeRequest) -> Result<(), Error> {
+        if request.id == 7 { Ok(()) } else { Err(Error::new(Kind::Conflict, "you do not hold this message")) }
+    }
+
+    async fn mail_remove(&self, _: Peer, _: MailboxRef) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn metrics(&self, _: Peer, _: bool) -> Result<String, Error> {
         Ok("apex_sandboxes 0\n".to_owned())
     }

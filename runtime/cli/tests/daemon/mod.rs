@@ -307,6 +307,31 @@ impl Service for Fake {
         Ok(GroupsResponse { groups: vec![group] })
     }
 
+    async fn mailboxes(&self, _: Peer) -> Result<MailboxesResponse, Error> {
+        let mailbox = Mailbox { name: "jobs".to_owned(), messages: 3, held: 1, bytes: 20, ..Default::default() };
+        Ok(MailboxesResponse { mailboxes: vec![mailbox] })
+    }
+
+    async fn mail_send(&self, _: Peer, request: MailSendRequest) -> Result<MailSent, Error> {
+        // Tells how it came.
+        Err(Error::new(Kind::Conflict, format!("{}/{} {}", request.user, request.mailbox, request.body)))
+    }
+
+    async fn mail_receive(&self, _: Peer, request: MailReceiveRequest) -> Result<MailReceived, Error> {
+        let body = "{\"b\":\"\u{1b}[2J\"}".to_owned();
+        let message = MailMessage { id: 7, from: "host".to_owned(), body, ..Default::default() };
+        Ok(MailReceived { message: (request.mailbox != "empty").then_some(message) })
+    }
+
+    async fn mail_acknowledge(&self, _: Peer, request: MailAcknowledgeRequest) -> Result<(), Error> {
+        let is_ours = request.mailbox == "jobs" && request.id == 7;
+        if is_ours { Ok(()) } else { Err(Error::new(Kind::Conflict, "you do not hold this message")) }
+    }
+
+    async fn mail_remove(&self, _: Peer, _: MailboxRef) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn metrics(&self, _: Peer, _: bool) -> Result<String, Error> {
         Ok(String::new())
     }

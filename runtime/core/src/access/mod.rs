@@ -110,6 +110,14 @@ pub enum Operation {
     Down,
     /// See groups.
     Groups,
+    /// See mailboxes.
+    MailList,
+    /// Send a message from the host.
+    MailSend,
+    /// Receive and acknowledge one there.
+    MailReceive,
+    /// Empty a mailbox.
+    MailRemove,
     /// Read the rules of access anew. The daemon is asked by a signal, which the kernel lets nobody send but root and the daemon's own user.
     Reload,
 }
@@ -125,7 +133,7 @@ impl Operation {
     }
 
     /// All of them.
-    pub const ALL: [Operation; 27] = [
+    pub const ALL: [Operation; 31] = [
         Operation::Create,
         Operation::LevelPartial,
         Operation::LevelNone,
@@ -152,6 +160,10 @@ impl Operation {
         Operation::Up,
         Operation::Down,
         Operation::Groups,
+        Operation::MailList,
+        Operation::MailSend,
+        Operation::MailReceive,
+        Operation::MailRemove,
         Operation::Reload,
     ];
 
@@ -184,6 +196,10 @@ impl Operation {
             Operation::Up => "up",
             Operation::Down => "down",
             Operation::Groups => "groups",
+            Operation::MailList => "mail-list",
+            Operation::MailSend => "mail-send",
+            Operation::MailReceive => "mail-receive",
+            Operation::MailRemove => "mail-remove",
             Operation::Reload => "reload",
         }
     }

@@ -189,7 +189,11 @@ const READ: u32 = 2;
 /// `activity_id` and its caption.
 const fn kind(operation: Operation) -> (u32, &'static str) {
     match operation {
-        Operation::Create | Operation::LevelPartial | Operation::LevelNone | Operation::Up => (1, "Create"),
+        Operation::Create
+        | Operation::LevelPartial
+        | Operation::LevelNone
+        | Operation::Up
+        | Operation::MailSend => (1, "Create"),
         Operation::Inspect
         | Operation::List
         | Operation::Logs
@@ -199,7 +203,8 @@ const fn kind(operation: Operation) -> (u32, &'static str) {
         | Operation::Stats
         | Operation::Tree
         | Operation::Metrics
-        | Operation::Groups => (READ, "Read"),
+        | Operation::Groups
+        | Operation::MailList => (READ, "Read"),
         Operation::Run
         | Operation::Exec
         | Operation::Attach
@@ -209,8 +214,9 @@ const fn kind(operation: Operation) -> (u32, &'static str) {
         | Operation::Pause
         | Operation::Resume
         | Operation::Signal
+        | Operation::MailReceive
         | Operation::Reload => (3, "Update"),
-        Operation::Kill | Operation::Remove | Operation::Down => (4, "Delete"),
+        Operation::Kill | Operation::Remove | Operation::Down | Operation::MailRemove => (4, "Delete"),
     }
 }
 

@@ -5,7 +5,7 @@ _apex_run() {
     COMPREPLY=()
     cur=${COMP_WORDS[COMP_CWORD]}
     prev=${COMP_WORDS[COMP_CWORD-1]}
-    takes=' --mode --level --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --baseline --learn --keep --tty-size --completions '
+    takes=' --mode --level --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --receipt --events --findings --on-finding --baseline --learn --keep --mail --tty-size --completions '
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
@@ -52,11 +52,12 @@ _apex_run() {
         --baseline) COMPREPLY=($(compgen -W 'alert learn off' -- "$cur")); return ;;
         --learn) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --keep) :; return ;;
+        --mail) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --tty-size) :; return ;;
         --completions) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
     esac
     if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W '--mode --level --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --baseline --summary --learn --keep --defer --warm --tty-size --completions -h --help -V --version' -- "$cur"))
+        COMPREPLY=($(compgen -W '--mode --level --profile --policy --optional --ro --rw --tmpfs --deny --overlay --net --env --pass-env --workdir --uid --gid --hostname --fd --tty --memory --cpu --tasks --nofile --tmp-size --time --plan --receipt --why --prove --doctor --json --watch --events --findings --on-finding --baseline --summary --learn --keep --defer --warm --mail --tty-size --completions -h --help -V --version' -- "$cur"))
     else
         COMPREPLY=($(compgen -c -- "$cur"))
     fi

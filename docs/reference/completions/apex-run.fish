@@ -1,6 +1,6 @@
 # fish completion for apex-run; made by `apex-run --completions fish`
 
-set -g __apex_run_takes mode level profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn keep tty-size completions
+set -g __apex_run_takes mode level profile policy optional ro rw tmpfs deny overlay net env pass-env workdir uid gid hostname fd tty memory cpu tasks nofile tmp-size time receipt events findings on-finding baseline learn keep mail tty-size completions
 
 function __apex_run_command
     set -l words (commandline -opc)
@@ -70,6 +70,7 @@ complete -c apex-run -n '__apex_run_options' -l learn -r -F -d 'watch at full an
 complete -c apex-run -n '__apex_run_options' -l keep -x -d 'hold the sandbox for apexd: a listening socket, a file for how it ended, and descriptors to be handed out'
 complete -c apex-run -n '__apex_run_options' -l defer -d 'with --keep: build the sandbox and start the command when its arguments come'
 complete -c apex-run -n '__apex_run_options' -l warm -d 'with --keep: start the interpreter (python3, node), which waits for the command line that it is to run'
+complete -c apex-run -n '__apex_run_options' -l mail -r -F -d 'with --keep: where apexd listens for the messages of a policy with mailboxes'
 complete -c apex-run -n '__apex_run_options' -l tty-size -x -d 'with --keep: size of the command\'s terminal, which otherwise is that of the caller'
 complete -c apex-run -n '__apex_run_options' -l completions -x -a 'bash zsh fish' -d 'print completions for bash, zsh or fish'
 complete -c apex-run -n '__apex_run_options' -s h -l help -d 'print this text'

@@ -14,8 +14,8 @@ use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Empty, Group, GroupRef, GroupsResponse, JsonLine,
     ListRequest, ListResponse, LogChunk, LogsRequest, MailAcknowledgeRequest, MailReceiveRequest, MailReceived,
     MailSendRequest, MailSent, MailboxRef, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput,
-    Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest,
-    Suggestion, Transition, TreeResponse, UpRequest,
+    Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest,
+    StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind, Peer, Service, Streamed};
 

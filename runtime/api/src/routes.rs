@@ -16,7 +16,8 @@ use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest,
     ListResponse, LogsRequest, MailAcknowledgeRequest, MailReceiveRequest, MailSendRequest, MailSent, MailboxRef,
     MailboxesResponse, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest,
-    SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
+    SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition,
+    TreeResponse, UpRequest,
 };
 use crate::{Error, Kind};
 

@@ -10,8 +10,8 @@ use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, JsonLine,
     ListRequest, ListResponse, LogChunk, LogsRequest, MailAcknowledgeRequest, MailReceiveRequest, MailReceived,
     MailSendRequest, MailSent, MailboxRef, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, RunInput, RunOutput,
-    Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest,
-    Suggestion, Transition, TreeResponse, UpRequest,
+    Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest,
+    StatsResponse, StreamRequest, Suggestion, Transition, TreeResponse, UpRequest,
 };
 
 /// Who asks, as the kernel tells it of the socket's other end (unix(7), `SO_PEERCRED`).

@@ -41,6 +41,7 @@ fn policy() -> Policy {
             compat: false,
         },
         capabilities: vec![],
+        mailboxes: vec![],
         resources: Resources {
             memory_bytes: Some(512 << 20),
             swap_bytes: None,

@@ -16,7 +16,7 @@ use apex_core::keep::ToKeeper;
 use apex_core::policy::Mode;
 use serde_json::json;
 
-use crate::ask::{About, Asked};
+use crate::ask::Asked;
 use crate::dial;
 use crate::record::Record;
 use crate::registry::Daemon;
@@ -64,7 +64,7 @@ pub async fn succeed(
     let request = request_of(daemon, peer, &before, mode)?;
     let mut record = start::record_of(daemon, peer, &request)?;
     record.predecessor.clone_from(&before.id);
-    let as_new = daemon.judge(peer, Operation::Create, About { record: Some(&record), mode: None })?;
+    let as_new = daemon.judge_making(peer, Operation::Create, &record)?;
     let mut change = Change { daemon, old, before, mode, steps: Vec::new() };
     let id = record.id.clone();
     let outcome = match change.freeze().await {

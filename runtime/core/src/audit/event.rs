@@ -189,11 +189,9 @@ const READ: u32 = 2;
 /// `activity_id` and its caption.
 const fn kind(operation: Operation) -> (u32, &'static str) {
     match operation {
-        Operation::Create
-        | Operation::LevelPartial
-        | Operation::LevelNone
-        | Operation::Up
-        | Operation::MailSend => (1, "Create"),
+        Operation::Create | Operation::LevelPartial | Operation::LevelNone | Operation::Up | Operation::MailSend => {
+            (1, "Create")
+        }
         Operation::Inspect
         | Operation::List
         | Operation::Logs

@@ -55,6 +55,7 @@ fn policy() -> Policy {
         environment: Environment { pass: vec![], set: BTreeMap::new() },
         identity: Identity { uid: None, gid: None, hostname: "apex".to_owned() },
         tty: Tty::No,
+        mailboxes: vec![],
         layers: BTreeMap::new(),
     }
 }

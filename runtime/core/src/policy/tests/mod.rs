@@ -317,7 +317,8 @@ fn modes_make_mailboxes_stricter_only() {
     let monitored = open.replace("open", "monitored");
     let check = |mode: &str, policy: &str, allowed: bool| {
         for place in ["/etc/apex/modes/hybrid.toml", "/home/u/.config/apex/modes/hybrid.toml"] {
-            let list = [("/job/job/p.toml", policy), (place, mode)];
+            let mode = format!("[resources]\nmemory = \"1G\"\ntasks = 10\n{mode}");
+            let list = [("/job/job/p.toml", policy), (place, mode.as_str())];
             let inputs = Inputs { policy_file: Some(PathBuf::from("p.toml")), ..inputs() };
             assert_eq!(resolve(&inputs, &mut files(&list)).is_ok(), allowed, "{place}: {mode} {policy}");
         }

@@ -23,6 +23,8 @@ pub const SCHEMAS_BYTES_MAX: usize = 32 << 10;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Bytes of a message, as JSON without blanks; also what a rule without `max_size` allows.
 pub const BODY_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of a reason, which travels as well.
+pub const REASON_BYTES_MAX: usize = 512;
 /// Messages in a second that a rule without `rate` allows.
 pub const RATE_DEFAULT: u32 = 100;
 /// The most that one may allow.
@@ -121,6 +123,9 @@ impl Rule {
         if !(1..=RATE_MAX).contains(&self.rate) {
             return Err(format!("`rate` of mailbox `{name}` is not from 1 to {RATE_MAX} messages a second"));
         }
+        if self.reason.len() > REASON_BYTES_MAX {
+            return Err(format!("the reason of mailbox `{name}` has more than {REASON_BYTES_MAX} bytes"));
+        }
         match &self.schema {
             Some(_) if self.control != Control::Filtered => Err(format!(
                 "the schema of mailbox `{name}` means nothing with control `{}`; it filters",
@@ -215,6 +220,7 @@ mod tests {
         check(Rule { max_bytes: BODY_BYTES_MAX + 1, ..rule() }, "max_size");
         check(Rule { rate: 0, ..rule() }, "rate");
         check(Rule { rate: RATE_MAX + 1, ..rule() }, "rate");
+        check(Rule { reason: "x".repeat(REASON_BYTES_MAX + 1), ..rule() }, "reason");
         check(Rule { schema: Some("{}".to_owned()), ..rule() }, "filters");
         check(Rule { schema: Some("{".to_owned()), control: Control::Filtered, ..rule() }, "JSON");
         assert!(check_rules_of(RULES_MAX).is_ok());

@@ -3,31 +3,36 @@
 /// What is left of a bound: at most a second's worth at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    a_second: u64,
-    /// Thousandths of a message.
-    left: u64,
+    a_second: i64,
+    /// Thousandths of a message; below zero for what was taken ahead.
+    left: i64,
     since_ms: u64,
 }
 
 impl Rate {
     /// So many in a second.
     pub const fn new(a_second: u32) -> Rate {
-        let a_second = a_second as u64;
+        let a_second = a_second as i64;
         Rate { a_second, left: a_second * 1000, since_ms: 0 }
     }
 
     /// Takes one. A clock that was set back gives nothing.
-    pub const fn take(&mut self, now_ms: u64) -> bool {
-        let more = now_ms.saturating_sub(self.since_ms).saturating_mul(self.a_second);
-        let left = self.left.saturating_add(more);
-        let most = self.a_second * 1000;
-        self.left = if left > most { most } else { left };
+    pub fn take(&mut self, now_ms: u64) -> bool {
+        let passed_ms = i64::try_from(now_ms.saturating_sub(self.since_ms)).unwrap_or(i64::MAX);
+        let more = passed_ms.saturating_mul(self.a_second);
+        self.left = self.left.saturating_add(more).min(self.a_second * 1000);
         self.since_ms = now_ms;
-        if self.left < 1000 {
-            return false;
+        let has_one = self.left >= 1000;
+        if has_one {
+            self.left -= 1000;
         }
-        self.left -= 1000;
-        true
+        has_one
+    }
+
+    /// Takes so many that are not there yet, for work whose cost is known when it is done. They are waited for afterwards.
+    pub fn owe(&mut self, count: u64) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.left = self.left.saturating_sub(count.saturating_mul(1000));
     }
 }
 
@@ -46,5 +51,17 @@ mod tests {
         assert_eq!(taken(&mut rate, 9_000_000), 10, "what was not used is not saved up");
         assert_eq!(taken(&mut rate, 1_000), 0, "set back");
         assert_eq!(taken(&mut rate, 2_000), 10);
+    }
+
+    #[test]
+    fn what_was_dear_is_waited_for() {
+        let mut rate = Rate::new(10);
+        assert!(rate.take(1_000_000));
+        rate.owe(29);
+        assert!(!rate.take(1_000_000));
+        assert!(!rate.take(1_002_000));
+        assert!(rate.take(1_002_100));
+        rate.owe(u64::MAX);
+        assert!(!rate.take(9_000_000));
     }
 }

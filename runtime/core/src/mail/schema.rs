@@ -118,13 +118,12 @@ impl Schema {
         Ok(Schema { nodes: reader.nodes })
     }
 
-    /// Judges a message.
-    ///
-    /// # Errors
-    /// It does not fit, or judging it takes too long.
-    pub fn judge(&self, message: &Value) -> Result<(), Mismatch> {
+    /// Judges a message: whether it fits, or where it does not, or that judging it takes too long; and the steps that it took.
+    pub fn judge(&self, message: &Value) -> (Result<(), Mismatch>, u64) {
         let mut judge = Judge { nodes: &self.nodes, steps: 0, is_over: false, at: Vec::new() };
-        judge.node(0, message, 0)
+        let outcome = judge.node(0, message, 0);
+        // More is not done, whatever was to come.
+        (outcome, judge.steps.min(STEPS_MAX))
     }
 }
 
@@ -538,10 +537,10 @@ mod tests {
     fn check(schema: Value, fitting: &[Value], others: &[Value]) {
         let schema = Schema::read(&schema.to_string()).unwrap();
         for value in fitting {
-            assert_eq!(schema.judge(value), Ok(()), "{value}");
+            assert_eq!(schema.judge(value).0, Ok(()), "{value}");
         }
         for value in others {
-            assert!(schema.judge(value).is_err(), "{value}");
+            assert!(schema.judge(value).0.is_err(), "{value}");
         }
     }
 
@@ -587,7 +586,7 @@ mod tests {
                 json!([]),
             ],
         );
-        let mismatch = Schema::read(&job.to_string()).unwrap().judge(&json!({"url": "a", "tries": -1})).unwrap_err();
+        let mismatch = Schema::read(&job.to_string()).unwrap().judge(&json!({"url": "a", "tries": -1})).0.unwrap_err();
         assert_eq!((mismatch.at.as_str(), mismatch.keyword), ("/tries", "minimum"));
         check(
             json!({"prefixItems": [{"type": "string"}], "items": {"type": "integer"}}),
@@ -645,7 +644,7 @@ mod tests {
     #[test]
     fn judging_comes_to_an_end() {
         let check = |schema: Value, message: Value| {
-            let mismatch = Schema::read(&schema.to_string()).unwrap().judge(&message).unwrap_err();
+            let mismatch = Schema::read(&schema.to_string()).unwrap().judge(&message).0.unwrap_err();
             assert_eq!(mismatch.keyword, "steps", "{schema}");
         };
         check(json!({"$ref": "#"}), json!(1));

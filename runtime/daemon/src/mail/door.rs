@@ -41,8 +41,11 @@ const ALL_CONNECTIONS_MAX: usize = 1024;
 const LINE_WITHIN: Duration = Duration::from_secs(10);
 /// How long an answer may wait for its reader.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Requests of one sandbox in a second; who asks more waits.
+/// Requests of one sandbox in a second; who asks more waits. What costs more counts for more: each 4 KiB, each thousand steps of a schema, a connection.
 const REQUESTS_A_SECOND: u32 = 2000;
+const BYTES_OF_ONE: u64 = 4096;
+const STEPS_OF_ONE: u64 = 1000;
+const COST_OF_CONNECTION: u64 = 4;
 const REQUEST_PAUSE: Duration = Duration::from_millis(10);
 /// Messages that one connection may hold without acknowledging them.
 const HELD_MAX: usize = 64;
@@ -125,6 +128,19 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Who asks too much waits.
+    async fn pace(&self) {
+        while !locked(&self.requests).take(now_ms()) {
+            tokio::time::sleep(REQUEST_PAUSE).await;
+        }
+    }
+
+    fn owe(&self, count: u64) {
+        locked(&self.requests).owe(count);
+    }
+}
+
 async fn serve(place: &Arc<Place>, listener: Listener) -> anyhow::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let mut over = std::pin::pin!(place.sandbox.until(Record::is_over));
@@ -140,6 +156,8 @@ async fn serve(place: &Arc<Place>, listener: Listener) -> anyhow::Result<()> {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        place.pace().await;
+        place.owe(COST_OF_CONNECTION);
         let seats =
             (Arc::clone(&place.seats).try_acquire_owned(), Arc::clone(&place.daemon.doors.seats).try_acquire_owned());
         let place = Arc::clone(place);
@@ -200,7 +218,8 @@ async fn converse(place: &Place, stream: UnixStream) -> std::io::Result<()> {
         let said = match next_line(&mut from).await? {
             Said::Nothing => return Ok(()),
             Said::Line(line) => {
-                talk.pace().await;
+                place.pace().await;
+                place.owe(line.len() as u64 / BYTES_OF_ONE);
                 talk.follow(&line, to.as_ref()).await
             }
             Said::TooLong => {
@@ -259,13 +278,6 @@ fn is_gone(stream: &UnixStream) -> bool {
 }
 
 impl Talk<'_> {
-    /// Who asks too much waits.
-    async fn pace(&self) {
-        while !locked(&self.place.requests).take(now_ms()) {
-            tokio::time::sleep(REQUEST_PAUSE).await;
-        }
-    }
-
     async fn follow(&mut self, line: &[u8], stream: &UnixStream) -> Value {
         let told = match line::read(line) {
             Ok(Request::Send { mailbox, body }) => self.send(&mailbox, &body).await.map(|id| json!({"id": id})),
@@ -303,7 +315,7 @@ impl Talk<'_> {
         let mailbox = self.mailbox(name, |rule| rule.send, Operation::MailSend)?;
         let control = self.control(mailbox);
         let text = body.to_string();
-        if let Err(refusal) = judge(mailbox, body, &text) {
+        if let Err(refusal) = self.judge(mailbox, body, &text) {
             if control.is_filtered {
                 self.write_down(Operation::MailSend, Outcome::Refused, &refusal.words, host::about(name, &text))?;
             }
@@ -331,6 +343,23 @@ impl Talk<'_> {
         Ok(id)
     }
 
+    /// Size, rate and schema, in the order of what they cost.
+    fn judge(&self, mailbox: &Mailbox, body: &Value, text: &str) -> Result<(), Refusal> {
+        let rule = &mailbox.rule;
+        if text.len() as u64 > rule.max_bytes {
+            let words = format!("the message has {} bytes; mailbox {} takes {}", text.len(), rule.name, rule.max_bytes);
+            return Err(refusal("too-large", words));
+        }
+        if !locked(&mailbox.rate).take(now_ms()) {
+            let words = format!("mailbox {} takes {} messages a second; send it later", rule.name, rule.rate);
+            return Err(refusal("too-fast", words));
+        }
+        let Some(schema) = &mailbox.schema else { return Ok(()) };
+        let (outcome, steps) = schema.judge(body);
+        self.place.owe(steps / STEPS_OF_ONE);
+        outcome.map_err(|mismatch| refusal("schema", format!("{mismatch} of the schema of mailbox {}", rule.name)))
+    }
+
     async fn receive(&mut self, name: &str, wait: Duration, stream: &UnixStream) -> Result<Value, Refusal> {
         let control = self.control(self.mailbox(name, |rule| rule.receive, Operation::MailReceive)?);
         if self.held.len() >= HELD_MAX {
@@ -340,6 +369,7 @@ impl Talk<'_> {
         let Some(message) = self.wait(name, wait, stream).await? else { return Ok(json!({"none": true})) };
         let id = message.given.letter.id;
         self.held.push((name.to_owned(), id));
+        self.place.owe(message.body.len() as u64 / BYTES_OF_ONE);
         if control.is_monitored {
             let told = host::about(name, &message.body);
             self.write_down(Operation::MailReceive, Outcome::Allowed, "the mailbox is monitored", told)?;
@@ -364,8 +394,12 @@ impl Talk<'_> {
 
     fn acknowledge(&mut self, id: u64) -> Result<Value, Refusal> {
         let daemon = &self.place.daemon;
-        daemon.mail.acknowledge(self.place.sandbox.uid, id, Who::Connection(self.number))?;
-        self.held.retain(|(_, held)| *held != id);
+        let done = daemon.mail.acknowledge(self.place.sandbox.uid, id, Who::Connection(self.number));
+        // Who lost it does not hold it either.
+        if !matches!(done, Err(Failed::Disk(_))) {
+            self.held.retain(|(_, held)| *held != id);
+        }
+        done?;
         daemon.metrics.count(&metrics::MAIL, &["acknowledged"]);
         Ok(json!({"acknowledged": id}))
     }
@@ -381,23 +415,6 @@ impl Talk<'_> {
 
 fn locked(rate: &Mutex<Rate>) -> std::sync::MutexGuard<'_, Rate> {
     rate.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Size, rate and schema, in the order of what they cost.
-fn judge(mailbox: &Mailbox, body: &Value, text: &str) -> Result<(), Refusal> {
-    let rule = &mailbox.rule;
-    if text.len() as u64 > rule.max_bytes {
-        let words = format!("the message has {} bytes; mailbox {} takes {}", text.len(), rule.name, rule.max_bytes);
-        return Err(refusal("too-large", words));
-    }
-    if !locked(&mailbox.rate).take(now_ms()) {
-        let words = format!("mailbox {} takes {} messages a second; send it later", rule.name, rule.rate);
-        return Err(refusal("too-fast", words));
-    }
-    match mailbox.schema.as_ref().map(|schema| schema.judge(body)) {
-        Some(Err(mismatch)) => Err(refusal("schema", format!("{mismatch} of the schema of mailbox {}", rule.name))),
-        Some(Ok(())) | None => Ok(()),
-    }
 }
 
 impl From<Failed> for Refusal {

@@ -16,16 +16,15 @@ const LOOKS: u32 = 4;
 
 /// The process at the other end, when it is in the sandbox of this init.
 pub fn inside(stream: &UnixStream, init: u32) -> Option<u32> {
-    let credentials = stream.peer_cred().ok()?;
-    let pid = match getsockopt(stream, sockopt::PeerPidfd) {
+    // Held to the end, so that the number stays this process's.
+    let (pid, _held) = match getsockopt(stream, sockopt::PeerPidfd) {
         Ok(fd) => {
             let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-            // Held meanwhile, so that the number stays this process's; -1 when it has ended.
-            let pid: u32 = field(&about, "Pid:")?;
-            return descends(pid, init).then_some(pid);
+            // -1 of one that has ended.
+            (field(&about, "Pid:")?, Some(fd))
         }
         // Before Linux 6.5.
-        Err(Errno::ENOPROTOOPT) => u32::try_from(credentials.pid()?).ok()?,
+        Err(Errno::ENOPROTOOPT) => (u32::try_from(stream.peer_cred().ok()?.pid()?).ok()?, None),
         Err(_) => return None,
     };
     descends(pid, init).then_some(pid)

@@ -288,8 +288,11 @@ fn modes_bound_the_control_and_still_do_when_they_change() {
         assert!(allowed || output.err().contains("laxest control"), "{output:?}");
     }
     let open = BOTH.replace("reason", "control = \"open\"\nreason");
-    let id = idle(&daemon, &open, &["--mode", "development"]);
-    assert!(talk(&daemon, &id, &[r#"{"send":"jobs","body":1}"#])[0]["id"].is_u64());
+    let (_dir, file) = policy(&open);
+    let line = r#"{"send":"jobs","body":1}"#;
+    let python = ["--", "/usr/bin/python3", "-c", TALK, line];
+    let args = [&["run"], lenient(), &["--mode", "development", "--policy", &file], &python].concat();
+    assert!(answers(&daemon.apex(&args).expect_code(0))[0]["id"].is_u64());
     assert!(written(&daemon).is_empty(), "an open mailbox leaves no trace");
 }
 
@@ -340,6 +343,7 @@ fn what_a_policy_does_not_name_is_not_there() {
     // Without a daemon there are none.
     let (_dir, file) = policy(BOTH);
     let output = std::process::Command::new(apex_run())
+        .args(lenient())
         .args(["--policy", &file, "--", "/bin/true"])
         .output()
         .expect("it starts");
@@ -438,15 +442,10 @@ fn users_do_not_share_mailboxes() {
     assert_eq!(daemon.apex(&["mail", "receive", "jobs"]).expect_code(0).out(), "\"of root\"\n");
 }
 
-/// Bytes by which the daemon may grow, whatever a sandbox says to it.
-const GROWTH_BYTES_MAX: u64 = 32 << 20;
-
 #[test]
-fn hostile_programs_gain_nothing_and_hold_nobody_up() {
+fn lines_that_are_none_are_refused() {
     let daemon = Daemon::start(&[]);
     let id = idle(&daemon, BOTH, &[]);
-    let other = idle(&daemon, BOTH, &[]);
-    let before = daemon.memory_bytes();
     let hostile = r#"
 import os, socket, sys, time
 def connect():
@@ -481,6 +480,17 @@ say(b"{\"send\":\"jobs\",\"body\":1e999999}\n")
     assert_eq!(told.len(), 6, "{output:?}");
     assert_eq!(code(&told[0]), "too-long");
     assert!(told[1..].iter().all(|answer| code(answer) == "bad-request"), "{told:?}");
+}
+
+/// Bytes by which the daemon may grow, whatever a sandbox says to it.
+const GROWTH_BYTES_MAX: u64 = 32 << 20;
+
+#[test]
+fn a_greedy_program_holds_up_itself_alone() {
+    let daemon = Daemon::start(&[]);
+    let id = idle(&daemon, BOTH, &[]);
+    let other = idle(&daemon, BOTH, &[]);
+    let before = daemon.memory_bytes();
     // Each takes what it can get: all connections, half lines, and answers that are never read.
     let greedy = r#"
 import os, socket, threading, time

@@ -9,6 +9,7 @@ mod codec;
 mod count;
 mod error;
 mod grpc;
+mod mail;
 mod openapi;
 mod peer;
 mod rest;

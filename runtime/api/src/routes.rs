@@ -7,17 +7,17 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio_stream::StreamExt;
 
+use crate::mail;
 use crate::openapi;
 use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest,
-    ListResponse, LogsRequest, MailAcknowledgeRequest, MailReceiveRequest, MailSendRequest, MailSent, MailboxRef,
-    MailboxesResponse, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef, SetLimitsRequest, SetModeRequest,
-    SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion, Transition,
-    TreeResponse, UpRequest,
+    ListResponse, LogsRequest, MailSent, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef,
+    SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion,
+    Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind};
 
@@ -130,46 +130,6 @@ struct SwitchesBody {
     /// For the audit log.
     #[serde(default)]
     reason: String,
-}
-
-/// Body of POST .../send.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct MailBody {
-    /// The message: any JSON value.
-    body: serde_json::Value,
-}
-
-/// Body of POST .../acknowledge.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct MailDoneBody {
-    /// The number of the message.
-    id: u64,
-}
-
-/// What POST .../receive answers.
-#[derive(Serialize, JsonSchema)]
-struct MailAnswer {
-    /// The message; null when there was none.
-    message: Option<MailAnswered>,
-}
-
-/// A message.
-#[derive(Serialize, JsonSchema)]
-struct MailAnswered {
-    /// Its number.
-    id: u64,
-    /// Id of the sandbox that sent it, or "host".
-    from: String,
-    /// Name of that sandbox; empty for none.
-    name: String,
-    /// When it was sent, in milliseconds since the epoch.
-    at_ms: u64,
-    /// How often it was given, this time included, since apexd started.
-    attempt: u32,
-    /// What it says.
-    body: serde_json::Value,
 }
 
 /// Body of POST .../signal.
@@ -418,7 +378,7 @@ pub(crate) static ROUTES: &[Route] = &[
         "mailboxes",
         "mailboxes with messages in them, or named by the policy of a sandbox that lives",
         Answer::Message(of::<MailboxesResponse>()),
-        |call| Box::pin(mailboxes(call)),
+        |call| Box::pin(mail::mailboxes(call)),
     ),
     route(
         Verb::Post,
@@ -426,9 +386,9 @@ pub(crate) static ROUTES: &[Route] = &[
         "mailSend",
         "send a message from the host; answers when it is kept",
         Answer::Message(of::<MailSent>()),
-        |call| Box::pin(mail_send(call)),
+        |call| Box::pin(mail::send(call)),
     )
-    .body(of::<MailBody>())
+    .body(of::<mail::SendBody>())
     .query(&[MAIL_USER])
     .status(201),
     route(
@@ -436,8 +396,8 @@ pub(crate) static ROUTES: &[Route] = &[
         "/v1/mailboxes/{mailbox}/receive",
         "mailReceive",
         "receive the oldest message that nobody has; it is given again unless it is acknowledged within 30 s",
-        Answer::Message(of::<MailAnswer>()),
-        |call| Box::pin(mail_receive(call)),
+        Answer::Message(of::<mail::Answer>()),
+        |call| Box::pin(mail::receive(call)),
     )
     .query(&[MAIL_USER, param("wait_ms", "integer", "how long to wait for one, at most 60000")]),
     route(
@@ -446,13 +406,13 @@ pub(crate) static ROUTES: &[Route] = &[
         "mailAcknowledge",
         "be done with a message",
         Answer::Empty,
-        |call| Box::pin(mail_acknowledge(call)),
+        |call| Box::pin(mail::acknowledge(call)),
     )
-    .body(of::<MailDoneBody>())
+    .body(of::<mail::DoneBody>())
     .query(&[MAIL_USER])
     .status(204),
     route(Verb::Delete, "/v1/mailboxes/{mailbox}", "mailRemove", "empty a mailbox", Answer::Empty, |call| {
-        Box::pin(mail_remove(call))
+        Box::pin(mail::remove(call))
     })
     .query(&[MAIL_USER])
     .status(204),
@@ -632,46 +592,6 @@ async fn groups(call: Call) -> Result<Response, Error> {
 async fn down(call: Call) -> Result<Response, Error> {
     let group = GroupRef { name: call.id.clone() };
     json(StatusCode::OK, &call.service.down(call.peer, group).await?)
-}
-
-async fn mailboxes(call: Call) -> Result<Response, Error> {
-    json(StatusCode::OK, &call.service.mailboxes(call.peer).await?)
-}
-
-fn mail_user(call: &Call) -> String {
-    call.word("user").unwrap_or_default().to_owned()
-}
-
-async fn mail_send(call: Call) -> Result<Response, Error> {
-    let MailBody { body } = call.message()?;
-    let request = MailSendRequest { mailbox: call.id.clone(), user: mail_user(&call), body: body.to_string() };
-    json(StatusCode::CREATED, &call.service.mail_send(call.peer, request).await?)
-}
-
-async fn mail_receive(call: Call) -> Result<Response, Error> {
-    let wait_ms = call.number("wait_ms")?;
-    let request = MailReceiveRequest { mailbox: call.id.clone(), user: mail_user(&call), wait_ms };
-    let received = call.service.mail_receive(call.peer, request).await?;
-    let message = received.message.map(|message| {
-        let body = serde_json::from_str(&message.body);
-        let body = body.map_err(|error| Error::new(Kind::Internal, format!("the message is no JSON: {error}")))?;
-        let (id, from, name) = (message.id, message.from, message.name);
-        Ok::<_, Error>(MailAnswered { id, from, name, at_ms: message.at_ms, attempt: message.attempt, body })
-    });
-    json(StatusCode::OK, &MailAnswer { message: message.transpose()? })
-}
-
-async fn mail_acknowledge(call: Call) -> Result<Response, Error> {
-    let MailDoneBody { id } = call.message()?;
-    let request = MailAcknowledgeRequest { mailbox: call.id.clone(), user: mail_user(&call), id };
-    call.service.mail_acknowledge(call.peer, request).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-async fn mail_remove(call: Call) -> Result<Response, Error> {
-    let request = MailboxRef { mailbox: call.id.clone(), user: mail_user(&call) };
-    call.service.mail_remove(call.peer, request).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn audit_tail(call: Call) -> Result<Response, Error> {

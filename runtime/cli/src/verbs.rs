@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -91,10 +91,7 @@ pub async fn perform(args: Args) -> Result<u8> {
         Verb::Rm { force, ids } => {
             each(ids, async |id| got(client.remove(RemoveRequest { id, force }).await).map(drop)).await
         }
-        Verb::Up { file } => {
-            let group = got(client.up(group::up(&file)?).await)?;
-            done(if json { show::json(&group) } else { show::print(&group::table(&[group])) })
-        }
+        Verb::Up { file } => up(client, &file, json).await,
         Verb::Down { names } => each(names, async |name| got(client.down(GroupRef { name }).await).map(drop)).await,
         Verb::Mode(verb) => mode(client, verb, json).await,
         Verb::Limits(verb) => limits(client, verb, json).await,
@@ -102,6 +99,11 @@ pub async fn perform(args: Args) -> Result<u8> {
         Verb::Mail(verb) => mail::mail(client, verb, json).await,
         verb => read(client, verb, json).await,
     }
+}
+
+async fn up(mut client: Client, file: &Path, json: bool) -> Result<u8> {
+    let group = got(client.up(group::up(file)?).await)?;
+    done(if json { show::json(&group) } else { show::print(&group::table(&[group])) })
 }
 
 async fn pool(mut client: Client, verb: PoolVerb, json: bool) -> Result<u8> {

@@ -41,7 +41,6 @@ fn policy() -> Policy {
             compat: false,
         },
         capabilities: vec![],
-        mailboxes: vec![],
         resources: Resources {
             memory_bytes: Some(512 << 20),
             swap_bytes: None,

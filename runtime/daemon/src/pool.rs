@@ -414,6 +414,7 @@ pub async fn fill(daemon: Arc<Daemon>) -> Result<()> {
 
 async fn build(daemon: &Arc<Daemon>, peer: Peer, mode: Mode, request: &CreateRequest) -> Result<Ready, String> {
     let mut record = Record::new(start::fresh_id(), peer.uid, mode, now_ms());
+    record.facts.level = start::level_of(request).map_err(|error| error.words)?;
     record.command = request.command.clone();
     record.watch = request.watch.clone();
     record.claim = budget::claim_of(daemon, request, mode);

@@ -175,7 +175,7 @@ pub fn mode_of(daemon: &Daemon, request: &CreateRequest) -> Result<Mode, Error> 
 }
 
 /// The isolation level: the one that is asked for, or that the policy names, or full. As with the mode, the keeper is told it.
-fn level_of(request: &CreateRequest) -> Result<IsolationLevel, Error> {
+pub fn level_of(request: &CreateRequest) -> Result<IsolationLevel, Error> {
     let named;
     let word = if request.level.is_empty() {
         let policy: toml::Table =

@@ -106,7 +106,7 @@ pub enum PlanError {
     },
     /// One rule denies what another grants, and Landlock, which stands alone, cannot take it out.
     #[error(
-        "{path}: {deny} keeps it from the sandbox, but {grant} makes what is around it writable, and at isolation level partial there is only Landlock, whose rules grant and take nothing out; grant for writing what does not hold it, or take `--level full`"
+        "{path}: {deny} keeps it from the sandbox, but {grant} makes what is around it writable, and at isolation level partial there is only Landlock, whose rules grant and take nothing out; grant for writing, or start in, a directory that does not hold it, or take `--level full`"
     )]
     Inexpressible {
         /// The path.

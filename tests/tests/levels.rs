@@ -162,6 +162,29 @@ fn a_denied_name_that_comes_later_is_refused_at_partial() {
     assert!(output.code != 0 && !output.out().contains("secret"), "{output:?}");
 }
 
+/// More rules than the init may have descriptors.
+#[test]
+fn a_denied_name_among_many_leaves_the_others() {
+    let dir = open_to_all();
+    for number in 0..1500 {
+        file(&dir, &number.to_string(), "words");
+    }
+    let sandbox =
+        at("partial", Mode::Hybrid).arg("--ro").arg(dir.text()).deny(&dir.at("7")).arg("--workdir").arg(dir.text());
+    let output = sandbox.run(&["/bin/sh", "-c", "ulimit -n; cat 6 1499; cat 7"]);
+    assert!(output.code != 0 && output.out().ends_with("wordswords"), "{output:?}");
+}
+
+/// What root may reach and nobody else is in no rule, and keeps nothing from starting.
+#[test]
+fn root_starts_where_its_sandbox_may_not_look() {
+    let sandbox = at("partial", Mode::Development);
+    std::fs::set_permissions(sandbox.cwd(), Permissions::from_mode(0o700)).expect("it is ours");
+    let output = sandbox.run(&["/bin/pwd"]).expect_code(0);
+    let expected = if as_root() { "/".to_owned() } else { sandbox.cwd().display().to_string() };
+    assert_eq!(output.out().trim(), expected);
+}
+
 /// A service of the host is not reached by its socket's name, which no rule of files keeps anybody from.
 #[test]
 fn partial_has_no_sockets_with_names() {

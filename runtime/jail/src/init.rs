@@ -173,7 +173,9 @@ impl Init<'_, '_> {
     }
 
     fn make_ruleset(&self) -> Result<Option<OwnedFd>, Failure> {
-        self.plan.landlock.as_ref().map(|plan| landlock::ruleset(plan, &self.streams.files)).transpose()
+        let is_own_root = self.plan.has(Layer::Mountns);
+        let ruleset = |plan| landlock::ruleset(plan, &self.streams.files, is_own_root);
+        self.plan.landlock.as_ref().map(ruleset).transpose()
     }
 
     /// Through the files that the launcher opened, where the cgroup is one of v1; elsewhere the launcher has done it.

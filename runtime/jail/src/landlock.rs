@@ -22,7 +22,7 @@ fn abi_of(number: u32) -> ABI {
 }
 
 /// Makes the ruleset. The standard streams stay usable under their names in /proc when they are files.
-pub fn ruleset(plan: &LandlockPlan, streams: &[StreamFile]) -> Result<OwnedFd, Failure> {
+pub fn ruleset(plan: &LandlockPlan, streams: &[StreamFile], is_own_root: bool) -> Result<OwnedFd, Failure> {
     let abi = abi_of(plan.abi);
     let rules = create(plan, abi).map_err(Failure::at(Step::LandlockRules, 0))?;
     for (index, rule) in plan.rules.iter().enumerate() {
@@ -30,6 +30,8 @@ pub fn ruleset(plan: &LandlockPlan, streams: &[StreamFile]) -> Result<OwnedFd, F
         let place = match fs::open(fs::cwd(), &name, nix::libc::O_PATH, fs::resolve::NO_SYMLINKS) {
             // A place to execute from that is not there grants nothing, and a link is judged where it leads.
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => continue,
+            // In the host's own tree lies what root may reach and its sandbox's user may not: a rule would give it nothing.
+            Err(Errno::EACCES) if !is_own_root => continue,
             other => other.map_err(Failure::at(Step::LandlockRules, index))?,
         };
         add(&rules, place.as_fd(), rights(rule, abi), abi).map_err(Failure::at(Step::LandlockRules, index))?;

@@ -196,6 +196,61 @@ fn a_successor_is_judged_as_a_new_sandbox() {
     assert_eq!(daemon.json(&["inspect", &id])["state"], "running");
 }
 
+/// Tells, at each change, whether a call is carried out that mode development reports: userfaultfd(2), for faults of user space.
+const REPORTED: &str = r#"
+import ctypes, os, time
+libc, before = ctypes.CDLL(None, use_errno=True), None
+while True:
+    fd = libc.syscall(323, 1)
+    now = "done" if fd >= 0 else "refused" if ctypes.get_errno() == 1 else "failed"
+    if fd >= 0:
+        os.close(fd)
+    if now != before:
+        print(now, flush=True)
+        before = now
+    time.sleep(0.02)
+"#;
+
+/// A call that is carried out and reported is refused while it runs, by its own switch and by a stricter mode, without any probe.
+#[test]
+fn reported_calls_of_a_sandbox_that_runs_are_refused() {
+    let daemon = Daemon::start(&[]);
+    let job = daemon.dir().dir("job");
+    let id = daemon.create(
+        &["--mode", "development", "--net", "none", "--rw", &job, "--workdir", &job],
+        &["/usr/bin/python3", "-c", REPORTED],
+    );
+    let until_told = |expected: &str| {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let told = daemon.apex(&["logs", &id]).expect_code(0).out().replace('\n', " ");
+            if told.trim() == expected {
+                return;
+            }
+            assert!(std::time::Instant::now() < end, "it told {told:?}, not {expected:?}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    until_told("done");
+    daemon.apex(&["limits", "switch", &id, "reported=off"]).expect_code(0);
+    until_told("done refused");
+    assert_eq!(daemon.json(&["inspect", &id])["switched_off"], serde_json::json!(["reported"]));
+    daemon.apex(&["limits", "switch", &id, "reported=on"]).expect_code(0);
+    until_told("done refused done");
+    if !as_root() {
+        skip!("only root has a cgroup with limits for the mode");
+    }
+    let stricter = daemon.json(&["mode", "set", &id, "isolation"]);
+    assert!(stricter["steps"].to_string().contains("switches: reported off"), "{stricter}");
+    until_told("done refused done refused");
+    daemon.apex(&["mode", "set", &id, "development"]).expect_code(0);
+    until_told("done refused done refused done");
+    // One whose policy reports nothing says so.
+    let strict = daemon.create(&[], &["/bin/sleep", "300"]);
+    let refused = daemon.apex(&["limits", "switch", &strict, "reported=off"]).expect_code(125);
+    assert!(refused.err().contains("reports no system calls"), "{refused:?}");
+}
+
 #[test]
 fn what_each_probe_costs_is_told_when_asked_for() {
     if !as_root() {

@@ -244,7 +244,7 @@ pub(crate) static ROUTES: &[Route] = &[
         Verb::Put,
         "/v1/sandboxes/{id}/switches",
         "setSwitches",
-        "change what a watched sandbox is refused, one kind of call by itself",
+        "change what a sandbox that runs is refused, one kind of call by itself",
         Answer::Message(of::<Transition>()),
         |call| Box::pin(set_switches(call)),
     )

@@ -196,10 +196,10 @@ pub enum LimitsVerb {
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Refuse new calls of one kind in a watched sandbox, or let them pass again; prints the steps
+    /// Refuse new calls of one kind, or let them pass again; prints the steps
     Switch {
         id: String,
-        /// Such as connect=off; there are connect, bind, sendmsg and devices
+        /// Such as connect=off; there are connect, bind, sendmsg and devices of a watched sandbox, and reported
         #[arg(required = true, value_name = "SWITCH=on|off")]
         switches: Vec<String>,
         /// For the audit log

@@ -154,6 +154,9 @@ pub struct Standing {
     pub has_network: bool,
     /// Whether kernel probes watch it, which can cut its network off.
     pub has_network_dial: bool,
+    /// Whether its policy has system calls that are carried out and reported; an earlier keeper does not tell.
+    #[serde(default)]
+    pub has_reported: bool,
     /// Whether it can be frozen.
     pub has_freezer: bool,
     /// Mode of its policy.
@@ -228,6 +231,7 @@ mod tests {
             has_limits: true,
             has_network: false,
             has_network_dial: false,
+            has_reported: true,
             has_freezer: true,
             mode: "isolation".to_owned(),
             mailboxes: Vec::new(),

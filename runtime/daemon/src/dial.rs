@@ -112,6 +112,7 @@ fn refused(
         | Refusal::BeyondCeiling { .. }
         | Refusal::NoDial { .. }
         | Refusal::NoSwitches { .. }
+        | Refusal::NoReports { .. }
         | Refusal::NoLimits { .. } => Kind::Conflict,
     };
     Err(Error::new(kind, words))

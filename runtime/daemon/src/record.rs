@@ -88,6 +88,7 @@ impl Record {
             network_cut: false,
             shut: Shut::default(),
             has_network_dial: false,
+            has_reported: false,
             limits_born: Limits::default(),
             limits: Limits::default(),
             has_limits: false,

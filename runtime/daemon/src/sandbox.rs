@@ -541,6 +541,7 @@ pub fn stands(record: &mut Record, standing: &Standing) {
     let facts = &mut record.facts;
     facts.network_born = if standing.has_network { Network::Host } else { Network::None };
     facts.has_network_dial = standing.has_network_dial;
+    facts.has_reported = standing.has_reported;
     facts.has_limits = standing.has_limits;
     (facts.limits_born, facts.limits) = (standing.limits, standing.limits);
     facts.state = State::Running;

@@ -139,6 +139,7 @@ pub(crate) fn tell_standing(running: &mut Running<'_>) {
         has_limits: running.cgroup.is_some(),
         has_network: running.plan.network == apex_core::policy::Network::Host,
         has_network_dial: running.watch.as_ref().is_some_and(watch::Watch::is_probed),
+        has_reported: running.plan.seccomp.as_ref().is_some_and(Table::has_reported),
         has_freezer: watch::has_freezer(running),
         mode: running.plan.mode.name().to_owned(),
         mailboxes: running.plan.mailboxes.clone(),
@@ -267,9 +268,13 @@ fn follow(running: &mut Running<'_>, order: Order) -> Result<Answer, String> {
             done(if cut { "every packet is refused" } else { "packets pass" })
         }
         Order::Shut(shut) => {
-            let watch = running.watch.as_mut().filter(|watch| watch.is_probed());
-            let watch = watch.ok_or("only kernel probes refuse calls one by one, and none watch it")?;
-            watch.watcher.shut(shut)?;
+            if shut.of_probes() != running.shut.of_probes() {
+                let watch = running.watch.as_mut().filter(|watch| watch.is_probed());
+                let watch = watch.ok_or("only kernel probes refuse calls one by one, and none watch it")?;
+                watch.watcher.shut(shut.of_probes())?;
+            }
+            // Asked by each listener before it answers.
+            running.shut = shut;
             done(&shut.to_string())
         }
         Order::Kill => done("it is ended"),

@@ -21,7 +21,7 @@ use apex_core::event;
 use apex_core::observe::{self, Makes};
 use apex_core::plan::{Mount, Plan};
 use apex_core::refusal::{Access, Attempt, Refusal};
-use apex_core::seccomp::{Abi, ENOSYS, Verdict};
+use apex_core::seccomp::{Abi, ENOSYS, EPERM, Verdict};
 use apex_sys::Errno;
 use apex_sys::process::{self, Pid};
 use apex_sys::seccomp::{self, Notification, Reply, Waiting};
@@ -73,8 +73,9 @@ impl Listener {
         self.watch.is_some()
     }
 
-    /// Answers what waits, a bounded number of calls, and tells a watcher what was refused. Never blocks.
-    pub fn serve(&mut self, mut watcher: Option<&mut (dyn Watcher + '_)>) {
+    /// Answers what waits, a bounded number of calls, and tells a watcher what was refused; `refuses` says whether that goes for what the policy only reports as well.
+    /// Never blocks.
+    pub fn serve(&mut self, mut watcher: Option<&mut (dyn Watcher + '_)>, refuses: bool) {
         for _ in 0..BATCH_MAX {
             let Some(fd) = &self.fd else { return };
             match seccomp::waiting(fd.as_fd()) {
@@ -88,11 +89,11 @@ impl Listener {
             // ENOENT: the caller was killed between the look and the take. The next one may be there.
             let Ok(call) = seccomp::receive(fd.as_fd()) else { continue };
             if let Some(watcher) = &mut watcher
-                && let Some(told) = told(&self.plan, fd.as_fd(), &call)
+                && let Some(told) = told(&self.plan, fd.as_fd(), &call, refuses)
             {
                 watcher.refused(told);
             }
-            let reply = answer(&self.plan, self.watch.as_mut(), fd.as_fd(), &call);
+            let reply = answer(&self.plan, self.watch.as_mut(), fd.as_fd(), &call, refuses);
             // ENOENT: the caller was killed meanwhile.
             let _ = seccomp::send(fd.as_fd(), call.id, reply);
         }
@@ -105,14 +106,20 @@ impl Listener {
 }
 
 /// Decides from the registers alone. What is looked at beside that goes into the record only.
-fn answer(plan: &Plan, watch: Option<&mut Watch>, listener: BorrowedFd<'_>, call: &Notification) -> Reply {
+fn answer(
+    plan: &Plan,
+    watch: Option<&mut Watch>,
+    listener: BorrowedFd<'_>,
+    call: &Notification,
+    refuses: bool,
+) -> Reply {
     let unknown = Reply::Refuse(i32::from(ENOSYS));
     let (Some(table), Some(abi), Ok(number)) =
         (plan.seccomp.as_ref(), Abi::from_audit_arch(call.arch), u32::try_from(call.nr))
     else {
         return unknown;
     };
-    let verdict = table.judge(abi, number, &call.args);
+    let verdict = in_force(table.judge(abi, number, &call.args), refuses);
     if let Some(watch) = watch {
         let caller = Caller { listener, call };
         let name = abi.call_name(number);
@@ -132,11 +139,19 @@ fn answer(plan: &Plan, watch: Option<&mut Watch>, listener: BorrowedFd<'_>, call
     }
 }
 
+/// The dial only ever refuses: what was refused is never let through by it.
+fn in_force(verdict: Verdict, refuses: bool) -> Verdict {
+    match verdict {
+        Verdict::Report if refuses => Verdict::Refuse(EPERM),
+        other @ (Verdict::Allow | Verdict::Refuse(_) | Verdict::Report) => other,
+    }
+}
+
 /// What a watcher is told about a call: those that are refused or reported. The caller still waits, so its /proc is its own.
-fn told(plan: &Plan, listener: BorrowedFd<'_>, call: &Notification) -> Option<Told> {
+fn told(plan: &Plan, listener: BorrowedFd<'_>, call: &Notification, refuses: bool) -> Option<Told> {
     let abi = Abi::from_audit_arch(call.arch)?;
     let number = u32::try_from(call.nr).ok()?;
-    let error = match plan.seccomp.as_ref()?.judge(abi, number, &call.args) {
+    let error = match in_force(plan.seccomp.as_ref()?.judge(abi, number, &call.args), refuses) {
         Verdict::Allow => return None,
         Verdict::Refuse(errno) => Some(event::Errno(errno.into())),
         Verdict::Report => None,

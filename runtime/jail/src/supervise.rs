@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use apex_core::amount;
+use apex_core::control::Shut;
 use apex_core::plan::Plan;
 use apex_core::refusal::{Attempt, Refusal};
 use apex_sys::Errno;
@@ -70,6 +71,8 @@ pub struct Running<'a> {
     /// Commands that were started later and not executed, whose end is still to come.
     pub not_executed: Vec<(i32, Errno, String)>,
     pub late_signals: Vec<i32>,
+    /// What is refused below the ceiling.
+    pub shut: Shut,
     pub watch: Option<Watch<'a>>,
     /// The v2 directory beside the limits, where those are not on v2 and somebody watches or keeps the sandbox: it is recognised and frozen by it.
     pub beside: Option<Beside>,
@@ -110,6 +113,7 @@ impl<'a> Running<'a> {
             late: VecDeque::new(),
             not_executed: Vec::new(),
             late_signals: Vec::new(),
+            shut: Shut::default(),
             watch: None,
             control: None,
             frozen: false,
@@ -344,7 +348,7 @@ fn next_event(running: &mut Running<'_>, signals: &OwnedFd) -> Result<Event, Jai
         return Ok(Event::Unmasked(path));
     }
     for (listener, _) in running.listeners.iter_mut().zip(&ready.listeners).filter(|(_, is_ready)| **is_ready) {
-        listener.serve(running.watch.as_mut().map(|watch| &mut *watch.watcher));
+        listener.serve(running.watch.as_mut().map(|watch| &mut *watch.watcher), running.shut.reported);
     }
     running.listeners.retain(|listener| listener.fd().is_some() || listener.is_recording());
     if ready.watcher && watch::serve(running)? == After::Kill {

@@ -69,11 +69,12 @@ pub struct Dials {
 
 impl Dials {
     fn needs_network(&self) -> bool {
-        self.cut || self.shut != Shut::default()
+        self.cut || self.shut.of_probes() != Shut::default()
     }
 
     fn denied(&self) -> Vec<Deny> {
-        let Dials { cut, shut: Shut { connect, bind, sendmsg, devices }, tightened } = *self;
+        // What is reported is refused by the launcher.
+        let Dials { cut, shut: Shut { connect, bind, sendmsg, devices, reported: _ }, tightened } = *self;
         let all = [
             (cut || tightened, Deny::Network),
             (tightened, Deny::Ptrace),

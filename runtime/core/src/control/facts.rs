@@ -119,6 +119,9 @@ pub struct Facts {
     pub shut: Shut,
     /// Whether kernel probes watch it, by which its network can be cut and given back and its switches be turned.
     pub has_network_dial: bool,
+    /// Whether its policy has system calls that are carried out and reported.
+    #[serde(default)]
+    pub has_reported: bool,
     /// The limits it was born with: the ceiling.
     pub limits_born: Limits,
     /// The limits in force.

@@ -107,7 +107,10 @@ pub fn on_finding(
         Reaction::Warn => return None,
         Reaction::Freeze => Wish::Freeze,
         Reaction::CutNetwork => Wish::Network { cut: true },
-        Reaction::Shut(shut) => Wish::Shut(facts.shut.and(shut)),
+        // Where nothing is reported there is nothing to refuse of that.
+        Reaction::Shut(shut) => {
+            Wish::Shut(facts.shut.and(Shut { reported: shut.reported && facts.has_reported, ..shut }))
+        }
         Reaction::Tighten(limits) => Wish::Limits(facts.limits.lowered_to(limits)),
         Reaction::Isolate => Wish::Mode(Mode::Isolation),
         Reaction::Kill => Wish::Kill,

@@ -320,6 +320,7 @@ mod tests {
             network_cut: false,
             shut: Shut::default(),
             has_network_dial: false,
+            has_reported: false,
             limits_born: LIMITS,
             limits: LIMITS,
             has_limits: true,

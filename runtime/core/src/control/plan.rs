@@ -273,8 +273,11 @@ fn to_shut(facts: &Facts, shut: Shut) -> Result<Transition, Refusal> {
     if shut == facts.shut {
         return Ok(stay(facts, None, false));
     }
-    if !facts.has_network_dial {
+    if !facts.has_network_dial && shut.of_probes() != facts.shut.of_probes() {
         return Err(Refusal::NoSwitches { asked: Wish::Shut(shut).words() });
+    }
+    if !facts.has_reported && shut.reported {
+        return Err(Refusal::NoReports { asked: Wish::Shut(shut).words() });
     }
     Ok(stay(facts, Some(Step::Shut { from: facts.shut, to: shut }), !shut.covers(facts.shut)))
 }
@@ -329,8 +332,14 @@ fn to_mode(facts: &Facts, mode: Mode, defaults: &dyn Fn(Mode) -> ModeDefaults) -
         }
         steps.push(Step::Limits { from: facts.limits, to: limits });
     }
-    if mode == facts.born && facts.shut != Shut::default() {
-        steps.push(Step::Shut { from: facts.shut, to: Shut::default() });
+    let shut = match (mode == facts.born, is_tightening) {
+        (true, _) => Shut::default(),
+        // Stricter modes refuse what laxer ones report.
+        (false, true) => Shut { reported: facts.shut.reported || facts.has_reported, ..facts.shut },
+        (false, false) => facts.shut,
+    };
+    if shut != facts.shut {
+        steps.push(Step::Shut { from: facts.shut, to: shut });
     }
     // The network is the worst that can be open: cut it first, give it back last.
     if steps.first() == Some(&(Step::Network { cut: false })) {

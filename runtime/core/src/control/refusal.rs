@@ -79,6 +79,15 @@ pub enum Refusal {
         /// What was asked for.
         asked: String,
     },
+    /// Nothing is reported that could be refused.
+    #[error(
+        "cannot {asked}: its policy reports no system calls, or its keeper is an earlier one; \
+        leave that switch as it is, or start a new sandbox in mode development"
+    )]
+    NoReports {
+        /// What was asked for.
+        asked: String,
+    },
     /// It has no cgroup with limits.
     #[error(
         "cannot {asked}: the sandbox has no cgroup whose limits could be changed; \

@@ -1,5 +1,6 @@
 //! What a sandbox that runs is refused below its ceiling, one kind of call by itself. Input: words such as `connect=off`; output: [`Shut`]. Refused are new calls:
-//! what is connected, bound or open goes on. That the kernel refuses them is the prober's doing.
+//! what is connected, bound or open goes on. That they are refused is the prober's doing, of
+//! reported system calls the launcher's, which holds the listener of the filter.
 
 use std::fmt;
 
@@ -17,13 +18,15 @@ pub struct Shut {
     pub sendmsg: bool,
     /// Opening and making device nodes, but for those of [`Shut::DEVICES_LEFT`].
     pub devices: bool,
+    /// System calls that the policy carries out and reports.
+    pub reported: bool,
 }
 
 impl Shut {
     /// Every switch off.
-    pub const ALL: Shut = Shut { connect: true, bind: true, sendmsg: true, devices: true };
+    pub const ALL: Shut = Shut { connect: true, bind: true, sendmsg: true, devices: true, reported: true };
     /// Names of the switches.
-    pub const NAMES: [&'static str; 4] = ["connect", "bind", "sendmsg", "devices"];
+    pub const NAMES: [&'static str; 5] = ["connect", "bind", "sendmsg", "devices", "reported"];
     /// Device nodes that are never refused: without them hardly a program runs.
     pub const DEVICES_LEFT: &'static str = "null, zero, full, random, urandom, tty, ptmx, pts";
 
@@ -41,7 +44,7 @@ impl Shut {
                 other => return Err(format!("{other:?} is no state of a switch; there are on and off")),
             };
             let Some(switch) = shut.switch(name) else {
-                return Err(format!("{name:?} is no switch; there are connect, bind, sendmsg and devices"));
+                return Err(format!("{name:?} is no switch; there are connect, bind, sendmsg, devices and reported"));
             };
             *switch = is_off;
             if seen.contains(&name) {
@@ -61,6 +64,7 @@ impl Shut {
             "bind" => &mut self.bind,
             "sendmsg" => &mut self.sendmsg,
             "devices" => &mut self.devices,
+            "reported" => &mut self.reported,
             _ => return None,
         })
     }
@@ -73,7 +77,14 @@ impl Shut {
             bind: self.bind || other.bind,
             sendmsg: self.sendmsg || other.sendmsg,
             devices: self.devices || other.devices,
+            reported: self.reported || other.reported,
         }
+    }
+
+    /// The part that kernel probes refuse.
+    #[must_use]
+    pub fn of_probes(self) -> Shut {
+        Shut { reported: false, ..self }
     }
 
     /// Whether this refuses all that `other` does.

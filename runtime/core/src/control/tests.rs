@@ -38,6 +38,7 @@ fn developing() -> Facts {
         network_cut: false,
         shut: Shut::default(),
         has_network_dial: true,
+        has_reported: false,
         limits_born: UNLIMITED,
         limits: UNLIMITED,
         has_limits: true,
@@ -263,6 +264,26 @@ fn switches_are_turned_off_by_anybody_and_on_again_by_permission() {
 }
 
 #[test]
+fn reported_calls_are_refused_by_switch_and_by_a_stricter_mode() {
+    let facts = Facts { has_reported: true, has_network_dial: false, network_born: Network::None, ..developing() };
+    let reported = Shut { reported: true, ..Shut::default() };
+    assert_eq!(done(&facts, Wish::Shut(reported), PERSON).shut, reported, "it needs no probes");
+    let isolated = done(&facts, Wish::Mode(Mode::Isolation), PERSON);
+    assert_eq!(isolated.shut, reported, "isolation refuses what development reports");
+    refused(&isolated, Wish::Shut(Shut::default()), PERSON, &["every switch on", "mode-relax"]);
+    assert_eq!(done(&isolated, Wish::Mode(Mode::Hybrid), OPERATOR).shut, reported, "hybrid too");
+    assert_eq!(done(&isolated, Wish::Mode(Mode::Development), OPERATOR), facts);
+    let silent = Facts { has_reported: false, ..facts.clone() };
+    assert!(matches!(refused(&silent, Wish::Shut(reported), PERSON, &["reports no"]), Refusal::NoReports { .. }));
+    assert!(ask(&silent, &Wish::Mode(Mode::Isolation), &PERSON).is_ok_and(|change| change.steps.len() == 1));
+    // A finding that turns every switch off has nothing to do there.
+    let reactions = Reactions { high: Reaction::Shut(Shut::ALL), ..REACTIONS };
+    let high = Found { severity: Severity::High, title: "odd" };
+    let answer = on_finding(&developing(), high, &reactions, &defaults, 0).expect("the others");
+    assert_eq!(developing().after_finding(&answer).shut, Shut::ALL.of_probes());
+}
+
+#[test]
 fn a_finding_turns_switches_off_and_leaves_those_that_are() {
     let reactions = Reactions { high: Reaction::Shut(Shut { sendmsg: true, ..Shut::default() }), ..REACTIONS };
     let facts = Facts { shut: Shut { bind: true, ..Shut::default() }, ..developing() };
@@ -363,8 +384,8 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn some_shut()(connect in any::<bool>(), bind in any::<bool>(), sendmsg in any::<bool>(), devices in any::<bool>()) -> Shut {
-        Shut { connect, bind, sendmsg, devices }
+    fn some_shut()(connect in any::<bool>(), bind in any::<bool>(), sendmsg in any::<bool>(), devices in any::<bool>(), reported in any::<bool>()) -> Shut {
+        Shut { connect, bind, sendmsg, devices, reported }
     }
 }
 
@@ -383,7 +404,7 @@ prop_compose! {
     fn some_facts()(
         mode in a_mode(), born in a_mode(), has_network in any::<bool>(), network_cut in any::<bool>(), dial in any::<bool>(),
         limits in some_limits(), limits_born in some_limits(), has_limits in any::<bool>(), frozen in any::<bool>(),
-        found in any::<bool>(), hold_until_ms in 0_u64..3000, shut in some_shut(),
+        found in any::<bool>(), hold_until_ms in 0_u64..3000, shut in some_shut(), has_reported in any::<bool>(),
     ) -> Facts {
         let born = if strictness(born) > strictness(mode) { mode } else { born };
         Facts {
@@ -392,8 +413,9 @@ prop_compose! {
             level: IsolationLevel::Full,
             network_born: if has_network { Network::Host } else { Network::None },
             network_cut: network_cut && has_network && dial,
-            shut: if dial { shut } else { Shut::default() },
+            shut: Shut { reported: shut.reported && has_reported, ..if dial { shut } else { Shut::default() } },
             has_network_dial: dial,
+            has_reported,
             limits_born,
             limits: limits.lowered_to(limits_born),
             has_limits,

@@ -223,15 +223,18 @@ impl Table {
 
     /// Whether the program needs a listener: without one, the kernel answers ENOSYS where the program asks for it.
     pub fn needs_listener(&self) -> bool {
-        self.notify.refusals
-            || self.notify.paths
-            || self.abis.iter().any(|table| {
-                table.entries.iter().any(|entry| entry.means == Meaning::Plain(Verdict::Report))
-                    || table
-                        .rules
-                        .iter()
-                        .any(|rules| rules.matched == Verdict::Report || rules.otherwise == Verdict::Report)
-            })
+        self.notify.refusals || self.notify.paths || self.has_reported()
+    }
+
+    /// Whether there are calls that are carried out and reported.
+    pub fn has_reported(&self) -> bool {
+        self.abis.iter().any(|table| {
+            table.entries.iter().any(|entry| entry.means == Meaning::Plain(Verdict::Report))
+                || table
+                    .rules
+                    .iter()
+                    .any(|rules| rules.matched == Verdict::Report || rules.otherwise == Verdict::Report)
+        })
     }
 
     /// SHA-256, in hexadecimal, of everything that decides what a program answers, and of `salt`. Names a cached program.

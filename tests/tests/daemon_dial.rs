@@ -4,6 +4,8 @@ use std::net::TcpListener;
 
 use apex_tests::daemon::Daemon;
 use apex_tests::{as_root, sandbox, skip};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Attempts one call of each kind in the sandbox and tells which were refused.
 const ATTEMPTS: &str = r#"
@@ -280,6 +282,41 @@ fn what_each_probe_costs_is_told_when_asked_for() {
     // A sandbox without a prober is not asked, one that stands still is.
     daemon.apex(&["pause", &ids[0]]).expect_code(0);
     assert!(metrics("/metrics?probes=true").contains("apex_probes_asked 2\n"));
+}
+
+/// A prober that somebody has stopped costs whoever asks for figures a moment, and its sandbox nothing: an answer that comes too late is no word out of turn.
+#[test]
+fn a_stopped_prober_tells_no_costs_and_its_sandbox_goes_on() {
+    if !as_root() {
+        skip!("only root loads probes");
+    }
+    let daemon = Daemon::start(&[]);
+    let id = daemon.create(&["--mode", "hybrid", "--watch"], &["/bin/sleep", "300"]);
+    let init = daemon.json(&["inspect", &id])["pid"].as_i64().expect("it runs");
+    let prober = sibling(i32::try_from(init).expect("a pid"), "apex-probe");
+    let signal = |signal| kill(Pid::from_raw(prober), signal).expect("it is ours");
+    let asked = || daemon.rest("GET", "/metrics?probes", "").1;
+    signal(Signal::SIGSTOP);
+    assert!(asked().contains("apex_probes_asked 0\n"));
+    signal(Signal::SIGCONT);
+    // The late answer comes, and then one that is asked for anew.
+    daemon.apex(&["limits", "switch", &id, "bind=off"]).expect_code(0);
+    assert!(asked().contains("apex_probes_asked 1\n"));
+    assert_eq!(daemon.json(&["inspect", &id])["state"], "running");
+}
+
+/// The process of that name beside this one, below the same parent.
+fn sibling(pid: i32, name: &str) -> i32 {
+    let parent = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<i32>().ok())
+    };
+    let above = parent(pid).expect("it has one");
+    let processes = std::fs::read_dir("/proc").expect("it is there").flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_named =
+        |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+    pids.find(|pid| parent(*pid) == Some(above) && is_named(*pid)).unwrap_or_else(|| panic!("no {name} below {above}"))
 }
 
 #[test]

@@ -35,6 +35,8 @@ const PASSED: [&str; 7] =
     ["HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "TMPDIR", "NO_COLOR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// How long loading and attaching may take; a busy emulated machine needs seconds.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long telling of costs may take: the sandbox is supervised by whoever waits, and nothing hangs on the figures.
+const COSTS_WITHIN: Duration = Duration::from_secs(1);
 /// How long the rest of the record may take once the sandbox is gone.
 const DONE_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take to end after its last word.
@@ -251,7 +253,7 @@ impl Prober {
 
     /// Has a dial turned, and waits for it.
     fn turn(&mut self, said: &ToProbe) -> Result<(), String> {
-        match self.asked(said)? {
+        match self.asked(said, READY_WITHIN)? {
             FromProbe::Turned { error: None } => Ok(()),
             FromProbe::Turned { error: Some(words) } => Err(escape::text(&words).into_owned()),
             other => Err(out_of_turn(other)),
@@ -259,13 +261,15 @@ impl Prober {
     }
 
     /// Asks, and waits for the answer.
-    fn asked(&mut self, said: &ToProbe) -> Result<FromProbe, String> {
-        self.send(said, None, READY_WITHIN)?;
-        let deadline = Instant::now() + READY_WITHIN;
+    fn asked(&mut self, said: &ToProbe, within: Duration) -> Result<FromProbe, String> {
+        self.send(said, None, within)?;
+        let deadline = Instant::now() + within;
         loop {
-            match self.receive_by(deadline, READY_WITHIN)? {
+            match self.receive_by(deadline, within)? {
                 // Said before it heard us. As many as it says; each is served by the next round of the supervision.
                 FromProbe::Act { reaction, because } => self.acts.push_back(Act { reaction, because }),
+                // Too late for whoever asked.
+                FromProbe::Costs { .. } if *said != ToProbe::Costs => {}
                 answer => return Ok(answer),
             }
         }
@@ -355,6 +359,8 @@ impl Watcher for Prober {
             Some(act) => act,
             None => match self.receive(READY_WITHIN)? {
                 FromProbe::Act { reaction, because } => Act { reaction, because },
+                // Nobody waits for it any more.
+                FromProbe::Costs { .. } => return Ok(None),
                 other => return Err(out_of_turn(other)),
             },
         };
@@ -377,7 +383,7 @@ impl Watcher for Prober {
     }
 
     fn costs(&mut self) -> Result<Vec<ProbeCost>, String> {
-        match self.asked(&ToProbe::Costs)? {
+        match self.asked(&ToProbe::Costs, COSTS_WITHIN)? {
             FromProbe::Costs { probes } => Ok(probes),
             other => Err(out_of_turn(other)),
         }

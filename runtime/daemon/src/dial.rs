@@ -155,7 +155,12 @@ async fn carry_answer(
 ) {
     let after = record.facts.after_finding(answer);
     let is_end = answer.transition.steps.contains(&Step::Kill);
-    if !is_end && let Err(error) = settle::begin(daemon, sandbox, &after) {
+    // A finding that a dying daemon has not answered to the end is answered anew by the next: it needs no note, and must wait for no disk.
+    let is_finding = kind == "finding";
+    if !is_end
+        && !is_finding
+        && let Err(error) = settle::begin(daemon, sandbox, &after)
+    {
         say::about(&sandbox.id, "dial", format_args!("{error:#}"));
     }
     let carried = carry_out(sandbox, &answer.transition).await;

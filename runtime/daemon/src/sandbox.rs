@@ -161,6 +161,12 @@ impl Sandbox {
         self.locked().clone()
     }
 
+    /// Changes the record, which the store learns with the next update.
+    pub fn change(&self, change: impl FnOnce(&mut Record)) {
+        change(&mut self.locked());
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     /// Changes the record, here and in the store. What the store does not take is in force all the same, and said.
     pub fn update(&self, store: &Store, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
         // So that they are stored in this order; whoever only reads does not wait for the store.

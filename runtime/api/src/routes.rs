@@ -16,8 +16,8 @@ use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
     AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest,
     ListResponse, LogsRequest, MailSent, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef,
-    SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest, Suggestion,
-    Transition, TreeResponse, UpRequest,
+    SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest,
+    Suggestion, Transition, TreeResponse, UpRequest,
 };
 use crate::{Error, Kind};
 

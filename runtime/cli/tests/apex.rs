@@ -252,8 +252,8 @@ fn messages_are_json_unless_they_are_called_text() {
     child.stdin.take().unwrap().write_all(b" {\n \"b\": null } ").unwrap();
     assert_eq!(String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr), "apex: /jobs {\"b\":null}\n");
     // What a terminal would act on is none of that.
-    check(&daemon, &["mail", "receive", "jobs"], 0, "{\"b\":\"\\u001b[2J\"}\n", "");
-    check(&daemon, &["mail", "receive", "--keep", "others"], 0, "{\"b\":\"\\u001b[2J\"}\n", "");
+    check(&daemon, &["mail", "receive", "jobs"], 0, "{\"b\":\"\\u009b2J\"}\n", "");
+    check(&daemon, &["mail", "receive", "--keep", "others"], 0, "{\"b\":\"\\u009b2J\"}\n", "");
     assert_eq!(
         output(&daemon, &["mail", "receive", "others"]).status.code(),
         Some(125),

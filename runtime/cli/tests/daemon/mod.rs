@@ -318,7 +318,7 @@ impl Service for Fake {
     }
 
     async fn mail_receive(&self, _: Peer, request: MailReceiveRequest) -> Result<MailReceived, Error> {
-        let body = "{\"b\":\"\\u001b[2J\"}".to_owned();
+        let body = "{\"b\":\"\u{9b}2J\"}".to_owned();
         let message = MailMessage { id: 7, from: "host".to_owned(), body, ..Default::default() };
         Ok(MailReceived { message: (request.mailbox != "empty").then_some(message) })
     }

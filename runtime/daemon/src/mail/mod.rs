@@ -194,3 +194,63 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(office: &Office, uid: u32, body: &str) -> u64 {
+        office.send(&Sending { uid, mailbox: "jobs", from: "0123", name: "", body }).unwrap()
+    }
+
+    async fn receive(office: &Office, uid: u32) -> Option<(u64, String)> {
+        let message = office.receive(uid, "jobs", Who::Host, Duration::ZERO).await.unwrap();
+        message.map(|message| (message.given.letter.id, message.body))
+    }
+
+    /// As the next daemon finds it: what was acknowledged is gone, what was only held is not.
+    #[tokio::test]
+    async fn what_was_kept_is_there_for_the_next() {
+        let dir = std::env::temp_dir().join(format!("apexd-mail-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("mail.db");
+        let office = Office::open(&path).unwrap();
+        let ids = [send(&office, 7, "\"ä\""), send(&office, 7, "2"), send(&office, 8, "3")];
+        assert_eq!(receive(&office, 7).await, Some((ids[0], "\"ä\"".to_owned())));
+        assert_eq!(receive(&office, 7).await, Some((ids[1], "2".to_owned())));
+        assert_eq!(office.acknowledge(7, ids[1], Who::Host).unwrap(), "jobs");
+        drop(office);
+        let office = Office::open(&path).unwrap();
+        assert_eq!(office.seen().iter().map(|seen| (seen.uid, seen.bytes)).collect::<Vec<_>>(), [(7, 4), (8, 1)]);
+        assert_eq!(receive(&office, 7).await, Some((ids[0], "\"ä\"".to_owned())));
+        assert_eq!(receive(&office, 7).await, None);
+        assert_eq!(office.empty(8, "jobs").unwrap(), 1);
+        drop(office);
+        assert_eq!(Office::open(&path).unwrap().total().0, 1);
+        std::fs::write(&path, "no database").unwrap();
+        for side in ["mail.db-wal", "mail.db-shm"] {
+            let _ = std::fs::remove_file(dir.join(side));
+        }
+        let error = Office::open(&path).err().unwrap();
+        assert!(format!("{error:#}").contains("move it away"), "{error:#}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_by_what_comes() {
+        let dir = std::env::temp_dir().join(format!("apexd-mail-wait-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let office = Arc::new(Office::open(&dir.join("mail.db")).unwrap());
+        let waiting = Arc::clone(&office);
+        let wait = Duration::from_secs(20);
+        let waiting = tokio::spawn(async move { waiting.receive(7, "jobs", Who::Connection(1), wait).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let id = send(&office, 7, "1");
+        let message = tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap().unwrap().unwrap();
+        assert_eq!(message.given.letter.id, id);
+        office.let_go(7, &[("jobs".to_owned(), id)], Who::Connection(1));
+        assert_eq!(receive(&office, 7).await, Some((id, "1".to_owned())));
+        drop(office);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

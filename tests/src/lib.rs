@@ -91,15 +91,22 @@ pub fn has_cgroup() -> bool {
 
 /// Whether the kernel's Landlock keeps signals and abstract sockets inside (ABI 6, Linux 6.12), as `--doctor` tells.
 pub fn has_scopes() -> bool {
-    const LANDLOCK_ABI: u64 = 6;
+    landlock_abi().is_some_and(|abi| abi >= 6)
+}
+
+/// Whether it judges truncating (ABI 3, Linux 6.2), on which isolation level partial stands.
+pub fn has_partial() -> bool {
+    landlock_abi().is_some_and(|abi| abi >= 3)
+}
+
+fn landlock_abi() -> Option<u64> {
     let output = std::process::Command::new(apex_run()).args(["--doctor", "--json"]).output().expect("apex-run starts");
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let findings = json["doctor"]["findings"].as_array().expect("findings");
     let landlock = findings.iter().find(|finding| finding["facility"] == "landlock");
-    let abi = landlock.and_then(|finding| {
+    landlock.and_then(|finding| {
         finding["detail"].as_str()?.strip_prefix("ABI ")?.split(',').next()?.trim().parse::<u64>().ok()
-    });
-    abi.is_some_and(|abi| abi >= LANDLOCK_ABI)
+    })
 }
 
 /// Whether this is the virtual machine of `cargo xtask vm`.

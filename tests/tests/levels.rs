@@ -6,12 +6,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use apex_tests::{Mode, Sandbox, TempDir, as_root, leaks};
+use apex_tests::{Mode, Sandbox, TempDir, as_root, has_partial, leaks, skip};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(15);
-const LEVELS: [&str; 3] = ["full", "partial", "none"];
+/// Those that this kernel can give.
+fn levels() -> Vec<&'static str> {
+    let mut levels = vec!["full", "partial", "none"];
+    levels.retain(|level| *level != "partial" || has_partial());
+    levels
+}
+
 /// Layers that a level leaves out.
 const WITHOUT_MOUNTS: [&str; 5] = ["mountns", "ipcns", "utsns", "cgroupns", "timens"];
 const UNCONFINED: [&str; 3] = ["netns", "landlock", "seccomp"];
@@ -48,7 +54,7 @@ fn namespace(kind: &str) -> String {
 
 #[test]
 fn the_kernel_says_what_is_there_and_what_is_not() {
-    for level in LEVELS {
+    for level in levels() {
         let look = "cat /proc/self/status; for kind in mnt net ipc uts pid user; do readlink /proc/self/ns/$kind; done";
         let sandbox = at(level, Mode::Development);
         let text = sandbox.run(&["/bin/sh", "-c", look]).expect_code(0).out();
@@ -66,7 +72,7 @@ fn the_kernel_says_what_is_there_and_what_is_not() {
 
 #[test]
 fn receipts_plans_and_proofs_tell_what_a_level_leaves_out() {
-    for level in LEVELS {
+    for level in levels() {
         let json = |option: &[&str]| {
             at(level, Mode::Development).arg("--json").args(option.iter().copied()).run(&["true"]).expect_code(0).json()
         };
@@ -99,6 +105,9 @@ fn receipts_plans_and_proofs_tell_what_a_level_leaves_out() {
 /// What Landlock and the filter keep without any mount, and what they give.
 #[test]
 fn partial_keeps_what_is_denied_and_gives_what_is_granted() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let dir = open_to_all();
     std::fs::set_permissions(dir.dir("data"), Permissions::from_mode(0o777)).expect("it is ours");
     for name in ["data/secret", "data/open", "work"] {
@@ -150,6 +159,9 @@ fn partial_keeps_what_is_denied_and_gives_what_is_granted() {
 /// A name that comes after the start is in no rule, under the name that is denied as under any other.
 #[test]
 fn a_denied_name_that_comes_later_is_refused_at_partial() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let dir = open_to_all();
     file(&dir, "text", "words");
     let sandbox = at("partial", Mode::Development).arg("--ro").arg(dir.text()).deny(&dir.at("later"));
@@ -165,6 +177,9 @@ fn a_denied_name_that_comes_later_is_refused_at_partial() {
 /// More rules than the init may have descriptors.
 #[test]
 fn a_denied_name_among_many_leaves_the_others() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let dir = open_to_all();
     for number in 0..1500 {
         file(&dir, &number.to_string(), "words");
@@ -178,6 +193,9 @@ fn a_denied_name_among_many_leaves_the_others() {
 /// What root may reach and nobody else is in no rule, and keeps nothing from starting.
 #[test]
 fn root_starts_where_its_sandbox_may_not_look() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let sandbox = at("partial", Mode::Development);
     std::fs::set_permissions(sandbox.cwd(), Permissions::from_mode(0o700)).expect("it is ours");
     let output = sandbox.run(&["/bin/pwd"]).expect_code(0);
@@ -188,6 +206,9 @@ fn root_starts_where_its_sandbox_may_not_look() {
 /// A service of the host is not reached by its socket's name, which no rule of files keeps anybody from.
 #[test]
 fn partial_has_no_sockets_with_names() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let dir = open_to_all();
     let path = dir.at("service");
     let listener = UnixListener::bind(&path).expect("it is ours");
@@ -208,6 +229,9 @@ fn partial_has_no_sockets_with_names() {
 
 #[test]
 fn the_network_is_the_policys_at_partial() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let interfaces = "sed 1,2d /proc/self/net/dev | grep -vc '^ *lo:'";
     let output = at("partial", Mode::Hybrid).run(&["/bin/sh", "-c", interfaces]);
     assert_eq!(output.out(), "0\n", "hybrid has no network: {output:?}");
@@ -247,7 +271,7 @@ fn none_is_what_its_user_may_and_root_is_nobody_there() {
 #[test]
 fn processes_of_the_host_are_seen_and_not_touched() {
     let pid = std::process::id();
-    for level in ["partial", "none"] {
+    for level in levels().into_iter().filter(|level| *level != "full") {
         let run = |script: &str| at(level, Mode::Development).run(&["/bin/sh", "-c", &format!("{script} 2>&1")]);
         run(&format!("test -d /proc/{pid}")).expect_code(0);
         for script in ["kill -0", "cat /proc/N/environ", "cat /proc/N/mem", "cat /proc/N/maps", "ls /proc/N/cwd/"] {
@@ -286,7 +310,7 @@ fn holding(level: &str, dir: &TempDir) -> Sandbox {
 
 #[test]
 fn everything_dies_with_a_killed_launcher_at_each_level() {
-    for level in LEVELS {
+    for level in levels() {
         let dir = open_to_all();
         let sandbox = holding(level, &dir);
         let mut session = sandbox.start(&["/bin/sh", "-c", &holder(&dir, "sleep 300")]);
@@ -301,7 +325,7 @@ fn everything_dies_with_a_killed_launcher_at_each_level() {
 
 #[test]
 fn a_daemon_dies_with_the_command_at_each_level() {
-    for level in LEVELS {
+    for level in levels() {
         let dir = open_to_all();
         let sandbox = holding(level, &dir);
         let output = sandbox.run(&["/bin/sh", "-c", &holder(&dir, "sleep 0.5; exit 7")]).expect_code(7);
@@ -313,7 +337,7 @@ fn a_daemon_dies_with_the_command_at_each_level() {
 
 #[test]
 fn a_terminal_and_the_wall_time_are_there_at_each_level() {
-    for level in LEVELS {
+    for level in levels() {
         let output = at(level, Mode::Development).arg("--tty").arg("yes").run(&["/usr/bin/tty"]).expect_code(0);
         assert!(output.out().starts_with("/dev/pts/"), "{level}: {output:?}");
         let output = at(level, Mode::Development).arg("--time").arg("300ms").run(&["sleep", "60"]);
@@ -323,6 +347,9 @@ fn a_terminal_and_the_wall_time_are_there_at_each_level() {
 
 #[test]
 fn modes_have_their_least_level() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     for (mode, level) in [(Mode::Isolation, "partial"), (Mode::Isolation, "none"), (Mode::Hybrid, "none")] {
         let asked = format!("isolation level {level}");
         at(level, mode).run(&["true"]).expect_refusal(&["--level", &asked, "the least is", mode.name()]);
@@ -362,6 +389,9 @@ fn what_a_level_cannot_keep_is_refused_with_words() {
 
 #[test]
 fn policies_say_a_level_and_later_ones_only_more() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let dir = TempDir::new();
     let policy = |name: &str, text: &str| dir.file(name, &format!("mode = \"development\"\n{text}"));
     let run = |file: &str, flags: &[&str]| {
@@ -390,6 +420,9 @@ fn policies_say_a_level_and_later_ones_only_more() {
 
 #[test]
 fn refusals_at_partial_are_explained_by_the_rules() {
+    if !has_partial() {
+        skip!("the kernel's Landlock does not judge truncating");
+    }
     let dir = open_to_all();
     let sandbox = at("partial", Mode::Development).arg("--ro").arg(dir.text()).arg("--why");
     let script = format!("touch {}/new; exit 0", dir.text());

@@ -45,7 +45,9 @@ pub async fn perform(args: Args) -> Result<u8> {
         Verb::Policy(PolicyVerb::Check { file, mode, profile }) => {
             let policy = policy::resolve(&file, mode.as_deref(), profile)?;
             let sources: Vec<_> = policy.sources.iter().map(|source| apex_core::escape::text(source)).collect();
-            let words = format!("accepted: mode {}, from {}\n", policy.mode.name(), sources.join(", "));
+            let level =
+                if policy.level.is_full() { String::new() } else { format!(" at isolation level {}", policy.level) };
+            let words = format!("accepted: mode {}{level}, from {}\n", policy.mode.name(), sources.join(", "));
             return done(if json { show::json(&policy) } else { show::print(&words) });
         }
         verb => verb,

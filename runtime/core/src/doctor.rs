@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use crate::layer::Layer;
-use crate::policy::IsolationLevel;
 
 /// One layer, or a facility that makes a layer better or possible.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,19 +33,6 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// Layers that an isolation level stands on and that cannot be had here.
-    pub fn missing(&self, level: IsolationLevel) -> Vec<Layer> {
-        let stands_on = |layer: &Layer| {
-            let alone = level == IsolationLevel::Partial && matches!(layer, Layer::Landlock | Layer::Seccomp);
-            (layer.is_foundation() || alone) && !level.leaves_out(*layer)
-        };
-        let mut missing: Vec<Layer> =
-            self.findings.iter().filter(|finding| !finding.available).filter_map(|finding| finding.layer).collect();
-        missing.retain(stands_on);
-        missing.dedup();
-        missing
-    }
-
     /// Whether a sandbox can exist here at all: every foundation that was looked at is there.
     pub fn usable(&self) -> bool {
         self.findings.iter().all(|finding| finding.available || !finding.layer.is_some_and(Layer::is_foundation))

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use apex_core::doctor::{Diagnosis, Finding};
 use apex_core::host::CgroupSupport;
 use apex_core::layer::Layer;
+use apex_core::planner::LANDLOCK_ALONE;
 use apex_core::seccomp::bpf;
 use apex_sys::mount::{self, attr};
 use apex_sys::probe::{self, Call, Entry};
@@ -44,6 +45,8 @@ pub fn examine() -> Diagnosis {
     findings.extend([rlimits(), capabilities(usable), no_new_privs(), landlock()]);
     findings.extend(filters());
     findings.extend(processes());
+    let partial = level_partial(&findings);
+    findings.push(partial);
     Diagnosis {
         version: DIAGNOSIS_VERSION,
         kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
@@ -272,6 +275,26 @@ fn landlock() -> Finding {
 
 fn landlock_lacks(abi: u32) -> Vec<&'static str> {
     LANDLOCK_GAINS.iter().filter(|(since, _)| *since > abi).map(|(_, gain)| *gain).collect()
+}
+
+/// What isolation level partial stands on: all that needs no mount.
+fn level_partial(findings: &[Finding]) -> Finding {
+    let name = "isolation level partial";
+    let stands_on = |layer: Layer| {
+        layer.is_foundation() && layer != Layer::Mountns || matches!(layer, Layer::Landlock | Layer::Seccomp)
+    };
+    let is_lacking = |finding: &&Finding| {
+        !finding.available && finding.layer.is_some_and(|layer| stands_on(layer) && finding.facility == layer.name())
+    };
+    if let Some(lacking) = findings.iter().find(is_lacking) {
+        return missing(None, name, format!("it stands on {}", lacking.facility), "");
+    }
+    let abi = prctl::landlock_abi();
+    if abi < LANDLOCK_ALONE {
+        let detail = format!("it stands on Landlock ABI {LANDLOCK_ALONE} or newer, and this is {abi}");
+        return missing(None, name, detail, "boot Linux 6.2 or newer, or take level full");
+    }
+    found(None, name, "the layers that it stands on are there")
 }
 
 fn filters() -> [Finding; 3] {

@@ -58,6 +58,13 @@ impl Fresh {
             _ => None,
         });
         self.0.extend(sources.map(|source| (source.clone(), Mark::of_piece(source))));
+        if plan.level.is_full() {
+            return;
+        }
+        // Nothing is bound: a rule is about the piece that it was made on, and what lies around what is withheld was granted name by name.
+        let rules = plan.landlock.iter().flat_map(|landlock| &landlock.rules).map(|rule| &rule.path);
+        self.0.extend(rules.map(|path| (path.clone(), Mark::of_piece(path))));
+        plan.withheld.iter().flat_map(|path| path.ancestors().skip(1)).for_each(|dir| self.note(dir));
     }
 
     /// The first that is another one now.

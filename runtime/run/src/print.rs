@@ -9,7 +9,6 @@ mod table;
 use std::io::{self, Write};
 
 use apex_core::doctor::Diagnosis;
-use apex_core::layer::Layer;
 use apex_core::plan::Plan;
 use apex_core::policy::IsolationLevel;
 use apex_core::prove::{Proof, Verdict};
@@ -265,12 +264,6 @@ fn proof_text(proof: &Proof, colour: bool) -> String {
     text
 }
 
-/// Whether a level can be had.
-fn here(diagnosis: &Diagnosis, level: IsolationLevel) -> String {
-    let missing: Vec<&str> = diagnosis.missing(level).into_iter().map(Layer::name).collect();
-    if missing.is_empty() { level.name().to_owned() } else { format!("not {level} (no {})", missing.join(", no ")) }
-}
-
 fn doctor_text(diagnosis: &Diagnosis, colour: bool) -> String {
     let mut text = format!("kernel {}, user {}\n\n", escape::text(&diagnosis.kernel), diagnosis.uid);
     let rows = diagnosis.findings.iter().map(|finding| {
@@ -287,10 +280,6 @@ fn doctor_text(diagnosis: &Diagnosis, colour: bool) -> String {
             text.push('\n');
         }
     }
-    text.push_str(&format!(
-        "\nisolation levels: {}\n",
-        IsolationLevel::ALL.map(|level| here(diagnosis, level)).join(", ")
-    ));
     let missing = diagnosis.findings.iter().filter(|finding| !finding.available).count();
     text.push_str(&match (diagnosis.usable(), missing) {
         (true, 0) => "\neverything is available here\n".to_owned(),

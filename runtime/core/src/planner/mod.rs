@@ -12,8 +12,8 @@ pub(crate) use mounts::MADE_FILES;
 /// The Landlock ABI from which on there are scopes, the newest that a plan makes something of.
 pub const LANDLOCK_SCOPES: u32 = 6;
 
-/// The ABI from which on truncating is judged.
-const LANDLOCK_TRUNCATE: u32 = 3;
+/// The Landlock ABI from which on truncating is judged: without it the rules cannot stand alone, as at isolation level partial.
+pub const LANDLOCK_ALONE: u32 = 3;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -398,11 +398,11 @@ fn landlock_abi(layers: &mut Layers, level: IsolationLevel, host: &dyn Host) -> 
         return Ok(0);
     }
     let abi = host.landlock_abi();
-    if level == IsolationLevel::Partial && abi < LANDLOCK_TRUNCATE {
+    if level == IsolationLevel::Partial && abi < LANDLOCK_ALONE {
         // It stands alone: what it does not judge nobody does.
         layers.required.insert(Layer::Landlock, Requirement::Required);
         let reason =
-            format!("isolation level partial stands on ABI {LANDLOCK_TRUNCATE} or newer, and the kernel has {abi}");
+            format!("isolation level partial stands on ABI {LANDLOCK_ALONE} or newer, and the kernel has {abi}");
         layers.lacks(
             Layer::Landlock,
             reason,

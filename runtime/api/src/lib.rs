@@ -4,6 +4,7 @@
 //! nothing and touches no sandbox.
 #![forbid(unsafe_code)]
 
+mod bodies;
 pub mod client;
 mod codec;
 mod count;

@@ -7,14 +7,14 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::Deserialize;
 use tokio_stream::StreamExt;
 
+use crate::bodies::{LimitsBody, ModeBody, SignalBody, SwitchesBody};
 use crate::mail;
 use crate::openapi;
 use crate::rest::{Call, array, events, json, typed};
 use crate::v1::{
-    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, Limits, ListRequest,
+    AuditRequest, AuditVerdict, CreateRequest, DrainPoolsRequest, Group, GroupRef, GroupsResponse, ListRequest,
     ListResponse, LogsRequest, MailSent, MailboxesResponse, Pool, PoolsResponse, RemoveRequest, Sandbox, SandboxRef,
     SetLimitsRequest, SetModeRequest, SetPoolRequest, SetSwitchesRequest, SignalRequest, StatsResponse, StreamRequest,
     Suggestion, Transition, TreeResponse, UpRequest,
@@ -95,53 +95,6 @@ pub(crate) enum Answer {
 const METRICS: &str = "text/plain; version=0.0.4";
 const TEXT: &str = "text/plain; charset=utf-8";
 const BYTES: &str = "application/octet-stream";
-
-/// Body of PUT .../mode.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct ModeBody {
-    /// "isolation", "development" or "hybrid".
-    mode: String,
-    /// For the audit log.
-    #[serde(default)]
-    reason: String,
-    /// Beyond what it was born with: put a new sandbox in its place, made from the same request in that mode.
-    #[serde(default)]
-    successor: bool,
-}
-
-/// Body of PUT .../limits.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct LimitsBody {
-    /// Those that are given; the others stay.
-    limits: Limits,
-    /// For the audit log.
-    #[serde(default)]
-    reason: String,
-}
-
-/// Body of PUT .../switches.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct SwitchesBody {
-    /// Those that are given, such as "connect=off"; the others stay.
-    switches: Vec<String>,
-    /// For the audit log.
-    #[serde(default)]
-    reason: String,
-}
-
-/// Body of POST .../signal.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct SignalBody {
-    /// Its number, such as 15.
-    signal: i32,
-    /// The number of a command that was started later; 0 for the sandbox's own.
-    #[serde(default)]
-    exec: i32,
-}
 
 const fn of<T: JsonSchema>() -> SchemaOf {
     |generator| generator.subschema_for::<T>()

@@ -147,3 +147,37 @@ impl Store {
             .with_context(|| format!("writing to the store {}", self.path.display()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use apex_core::policy::Mode;
+
+    use super::*;
+
+    /// A store of the version before has no requests; what is new has, once and for all.
+    #[test]
+    fn what_a_sandbox_is_made_from_is_kept_beside_its_record() {
+        let path = std::env::temp_dir().join(format!("apex-store-{}.db", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let record = |id: &str| Record::new(id.to_owned(), 0, Mode::Isolation, 1);
+        {
+            let old = Connection::open(&path).expect("a file");
+            let text = serde_json::to_string(&record("old")).expect("plain values");
+            old.execute_batch("CREATE TABLE sandbox (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT; CREATE TABLE supervised (name TEXT PRIMARY KEY, asked TEXT NOT NULL, state TEXT NOT NULL) STRICT; PRAGMA user_version = 2;").expect("its tables");
+            old.execute("INSERT INTO sandbox (id, record) VALUES ('old', ?1)", params![text]).expect("a row");
+        }
+        let store = Store::open(&path).expect("it is migrated");
+        assert_eq!(store.all().expect("readable").len(), 1);
+        assert_eq!(store.request("old").expect("readable"), None);
+        let request = CreateRequest { command: vec!["true".to_owned()], ..Default::default() };
+        let text = serde_json::to_string(&request).expect("plain values");
+        store.put(&record("new"), Some(&text)).expect("room");
+        store.put(&record("new"), None).expect("room");
+        assert_eq!(store.request("new").expect("readable"), Some(request));
+        assert_eq!(store.request("none").expect("readable"), None);
+        drop(store);
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+        }
+    }
+}

@@ -44,10 +44,7 @@ pub async fn perform(args: Args) -> Result<u8> {
         }
         Verb::Policy(PolicyVerb::Check { file, mode, profile }) => {
             let policy = policy::resolve(&file, mode.as_deref(), profile)?;
-            let sources: Vec<_> = policy.sources.iter().map(|source| apex_core::escape::text(source)).collect();
-            let level =
-                if policy.level.is_full() { String::new() } else { format!(" at isolation level {}", policy.level) };
-            let words = format!("accepted: mode {}{level}, from {}\n", policy.mode.name(), sources.join(", "));
+            let words = accepted(&policy);
             return done(if json { show::json(&policy) } else { show::print(&words) });
         }
         verb => verb,
@@ -106,6 +103,13 @@ pub async fn perform(args: Args) -> Result<u8> {
 async fn up(mut client: Client, file: &Path, json: bool) -> Result<u8> {
     let group = got(client.up(group::up(file)?).await)?;
     done(if json { show::json(&group) } else { show::print(&group::table(&[group])) })
+}
+
+/// A policy that a sandbox could have, in a line.
+fn accepted(policy: &apex_core::policy::Policy) -> String {
+    let sources: Vec<_> = policy.sources.iter().map(|source| apex_core::escape::text(source)).collect();
+    let level = if policy.level.is_full() { String::new() } else { format!(" at isolation level {}", policy.level) };
+    format!("accepted: mode {}{level}, from {}\n", policy.mode.name(), sources.join(", "))
 }
 
 async fn pool(mut client: Client, verb: PoolVerb, json: bool) -> Result<u8> {

@@ -1,0 +1,3 @@
+//! `containerd-shim-apex-v2`: the Task API of containerd over `apex-oci`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The container's file system: mounts, devices, masks, the change of root.

@@ -15,7 +15,7 @@ pub mod overlay;
 mod placeholder;
 pub mod prove;
 mod readback;
-mod relay;
+pub mod relay;
 mod root;
 mod seal;
 pub mod seccomp;

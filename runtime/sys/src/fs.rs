@@ -335,3 +335,38 @@ mod tests {
         assert_eq!(write_at_once(terminal.slave.as_fd(), &[b'x'; 2 * libc::PIPE_BUF]), Ok(libc::PIPE_BUF));
     }
 }
+
+/// Whether the mount on which an open file lies, or its file system, refuses writes (fstatvfs(3)).
+pub fn is_read_only_mount(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    nix::sys::statvfs::fstatvfs(fd).map(|facts| facts.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+}
+
+/// No write changes the file (memfd_create(2), `F_SEAL_WRITE`).
+pub const SEAL_WRITE: i32 = libc::F_SEAL_WRITE;
+
+/// The seals of a file in memory (fcntl(2), `F_GET_SEALS`); `None` for a file that can have none.
+pub fn seals(path: &CStr) -> Option<i32> {
+    let file = open(cwd(), path, libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) }.into()).ok().map(|seals| seals as i32)
+}
+
+/// A copy of a file in memory that nobody can change any more (memfd_create(2), `MFD_ALLOW_SEALING`).
+pub fn sealed_copy(name: &CStr, file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    const SEALS: libc::c_int = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    let copy = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) }.into())?;
+    // SAFETY: a fresh descriptor from the kernel.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy as RawFd) };
+    loop {
+        let (from, to) = (file.as_raw_fd(), copy.as_raw_fd());
+        // SAFETY: without an offset there is no pointer.
+        let count = unsafe { libc::sendfile(to, from, std::ptr::null_mut(), 1 << 30) };
+        if check(count as libc::c_long)? == 0 {
+            break;
+        }
+    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }.into())?;
+    Ok(copy)
+}

@@ -14,6 +14,7 @@ pub mod prctl;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod schedule;
 pub mod seccomp;
 pub mod signal;
 pub mod terminal;

@@ -45,3 +45,11 @@ fn lower_to_hard(resource: libc::__rlimit_resource_t) -> Result<u64, Errno> {
     check(unsafe { libc::setrlimit(resource, &raw const limit) }.into())?;
     Ok(limit.rlim_max)
 }
+
+/// Sets a limit of any process, by the kernel's number of the resource; 0 is the caller (prlimit(2)).
+pub fn set_of(pid: crate::process::Pid, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` outlives the call; the old limit is not asked for.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, std::ptr::null_mut::<u8>()) })
+        .map(drop)
+}

@@ -86,6 +86,21 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// The same, and neither the connection nor its messages are non-blocking.
+pub fn accept_blocking(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    loop {
+        // SAFETY: no address is asked for.
+        let fd = unsafe {
+            libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        match check(fd.into()) {
+            Err(Errno::EINTR) => {}
+            // SAFETY: a fresh descriptor from the kernel.
+            other => return other.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        }
+    }
+}
+
 /// Descriptors that one message may carry.
 pub const FDS_MAX: usize = 12;
 
@@ -171,4 +186,45 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
         return Err(Errno::EMSGSIZE);
     }
     Ok((count as usize, fds))
+}
+
+fn address(path: &std::ffi::CStr) -> Result<(libc::sockaddr_un, libc::socklen_t), Errno> {
+    // SAFETY: sockaddr_un is plain data; all zeroes is a valid value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.to_bytes_with_nul();
+    if bytes.len() > address.sun_path.len() {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    Ok((address, size_of::<libc::sockaddr_un>() as libc::socklen_t))
+}
+
+fn message_socket() -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) }.into())?;
+    // SAFETY: a fresh descriptor from the kernel.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A socket that keeps message boundaries, listening under a new name (unix(7), bind(2), listen(2)).
+pub fn listen_for_messages(path: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+    let (address, size) = address(path)?;
+    let socket = message_socket()?;
+    // SAFETY: `address` has `size` bytes and outlives the call.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) }.into())?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 8) }.into())?;
+    Ok(socket)
+}
+
+/// A connection to such a socket (connect(2)).
+pub fn connect_for_messages(path: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+    let (address, size) = address(path)?;
+    let socket = message_socket()?;
+    // SAFETY: `address` has `size` bytes and outlives the call.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) }.into())?;
+    Ok(socket)
 }

@@ -131,3 +131,57 @@ pub fn raise_ambient(capability: u32) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) })
         .map(drop)
 }
+
+/// The capabilities of a process, one bit each (capabilities(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// In force.
+    pub effective: u64,
+    /// That may be put in force.
+    pub permitted: u64,
+    /// That a program with such file capabilities gets.
+    pub inheritable: u64,
+}
+
+/// Makes the three sets those (capset(2)).
+pub fn set_capability_sets(sets: Capabilities) -> Result<(), Errno> {
+    let header: [u32; 2] = [0x2008_0522, 0]; // _LINUX_CAPABILITY_VERSION_3, this process
+    let Capabilities { effective, permitted, inheritable } = sets;
+    let low = [effective as u32, permitted as u32, inheritable as u32];
+    let high = [(effective >> 32) as u32, (permitted >> 32) as u32, (inheritable >> 32) as u32];
+    let data = [low, high];
+    // SAFETY: version 3 takes a header and two sets of three words each; both outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// Keeps the permitted capabilities when the user changes, or no longer (PR_SET_KEEPCAPS(2const)).
+pub fn set_keep_capabilities(kept: bool) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_KEEPCAPS, u64::from(kept), 0, 0, 0) }).map(drop)
+}
+
+/// Empties the ambient set (PR_CAP_AMBIENT(2const), `PR_CAP_AMBIENT_CLEAR_ALL`).
+pub fn clear_ambient() -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })
+        .map(drop)
+}
+
+/// Whether a capability is in the bounding set; `None` for one that the kernel does not know (PR_CAPBSET_READ(2const)).
+pub fn bounding(capability: u32) -> Option<bool> {
+    // SAFETY: integers only.
+    match unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) } {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+/// The capabilities in the permitted set of this process, one bit each (capget(2)).
+pub fn permitted_capabilities() -> Result<u64, Errno> {
+    let header: [u32; 2] = [0x2008_0522, 0]; // _LINUX_CAPABILITY_VERSION_3, this process
+    let mut data = [0_u32; 6];
+    // SAFETY: version 3 fills two sets of three words each; both arrays outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
+    Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
+}

@@ -67,6 +67,25 @@ pub fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Sid
     Ok(Side::Parent { pid: pid as Pid, pidfd })
 }
 
+/// The same, but the child's parent is the caller's (`CLONE_PARENT`): whoever started the caller waits for it.
+pub fn clone_sibling(namespaces: u64) -> Result<Side, Errno> {
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        // The signal at its end is that of the caller; clone3(2) wants none named here.
+        flags: namespaces | (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64,
+        pidfd: &raw mut pidfd as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: as in `clone_into`.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        return Ok(Side::Child);
+    }
+    // SAFETY: the kernel stored a fresh descriptor in `pidfd`, and nobody else owns it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Side::Parent { pid: pid as Pid, pidfd })
+}
+
 /// A stack for children that share our memory. Large enough for the sealing steps, which do not recurse.
 #[derive(Debug)]
 pub struct ChildStack(Box<[MaybeUninit<u8>]>);
@@ -324,4 +343,23 @@ pub fn kill(pid: Pid, signal: i32) -> Result<(), Errno> {
 pub fn set_hostname(name: &[u8]) -> Result<(), Errno> {
     // SAFETY: pointer and length describe `name`.
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}
+
+/// Sets the NIS domain name of this UTS namespace (setdomainname(2)).
+pub fn set_domainname(name: &[u8]) -> Result<(), Errno> {
+    // SAFETY: pointer and length describe `name`.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}
+
+/// Sets the supplementary groups (setgroups(2)).
+pub fn set_groups(groups: &[u32]) -> Result<(), Errno> {
+    // SAFETY: pointer and count describe `groups`, which outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// Leaves the session keyring for a fresh one of this name (keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`).
+pub fn new_session_keyring(name: &CStr) -> Result<(), Errno> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
 }

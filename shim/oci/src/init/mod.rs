@@ -1,3 +1,327 @@
 //! The process inside, from its birth to the exec of the container's program.
+//!
+//! It is a copy of the runtime's process (clone3(2) without shared memory), so it has everything that was read and opened outside, and may allocate. What
+//! it must not do is to take a path of the container for one of the host, or to go on when a step failed: the failure is told and the
+//! process ends, and with it all that it had made.
 
+pub mod identity;
+pub mod namespaces;
+pub mod program;
 pub mod rootfs;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use apex_sys::{Errno, fs, net, prctl, process};
+use nix::sys::stat::{Mode, umask};
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
+
+use crate::bundle::lexical;
+use crate::cgroup::Doors;
+use crate::hooks::{self, Phase};
+use crate::seccomp::Compiled;
+use crate::state::{self, Record, Status};
+use crate::wire::{Message, Wire};
+
+use identity::{Labels, Sets};
+use namespaces::Namespaces;
+use program::Program;
+use rootfs::{Context, Rootfs};
+
+/// What is told to a program by its environment and descriptors beyond the bundle.
+#[derive(Clone, Debug, Default)]
+pub struct Inheritance {
+    /// Descriptors from 3 on that the caller's `--preserve-fds` passes on.
+    pub preserved: u32,
+    /// Variables: those of socket activation (sd_listen_fds(3)).
+    pub variables: Vec<String>,
+}
+
+/// What the process needs to become the program, in a container that is made or in one that runs.
+#[derive(Debug)]
+pub struct Sealing<'a> {
+    /// Who and what it is.
+    pub process: &'a Process,
+    /// The configuration of the container.
+    pub spec: &'a Spec,
+    /// Its filter of system calls.
+    pub seccomp: Option<&'a Compiled>,
+    /// The socket for the filter's listener, connected outside.
+    pub seccomp_socket: Option<OwnedFd>,
+    /// What else the program gets.
+    pub inheritance: &'a Inheritance,
+}
+
+/// Everything that the process inside has from outside.
+#[derive(Debug)]
+pub struct Inside<'a> {
+    /// The last steps.
+    pub sealing: Sealing<'a>,
+    /// The container as it will be written down; its pid is not known here.
+    pub record: &'a Record,
+    /// The directory of the bundle.
+    pub bundle: &'a Path,
+    /// New and joined ones.
+    pub namespaces: &'a Namespaces,
+    /// Whether a stage has joined them.
+    pub is_staged: bool,
+    /// The way into the cgroup, if it is entered from inside.
+    pub doors: Option<Doors>,
+    /// What a mount of type cgroup shows.
+    pub cgroups: &'a rootfs::Cgroups,
+    /// Trees that were taken outside.
+    pub trees: rootfs::Outside,
+    /// Whether the limits and the score are set by the outside, which alone may.
+    pub is_limited_outside: bool,
+    /// Whether the outside must do something before anything else happens.
+    pub awaits_admission: bool,
+    /// Whether the root is changed by moving a mount.
+    pub no_pivot: bool,
+    /// Whether the caller's session keyring is kept.
+    pub keeps_keyring: bool,
+    /// The conversation with the outside.
+    pub wire: Wire,
+    /// The socket on which the start is awaited.
+    pub start: OwnedFd,
+    /// Where the terminal's master goes.
+    pub console: Option<OwnedFd>,
+}
+
+/// Makes the container and becomes its program. Returns only the exit code of a failure, which has been told.
+pub fn run(inside: Inside<'_>) -> i32 {
+    let wire = Wire::over(match inside.wire.socket().try_clone_to_owned() {
+        Ok(socket) => socket,
+        Err(_) => return 1,
+    });
+    let told = match make(inside) {
+        Ok(never) => never,
+        Err((error, None)) => wire.say(&Message::Failed(format!("{error:#}"))),
+        Err((error, Some(starter))) => starter.say(&Message::Failed(format!("{error:#}"))),
+    };
+    // Nobody is left to tell.
+    drop(told);
+    1
+}
+
+/// An error and, once it is known, who asked for the start and is told.
+type Failure = (anyhow::Error, Option<Wire>);
+
+fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failure> {
+    let early = |error| (error, None);
+    let state = |status| own_state(inside.record, status);
+    enter_container(&inside).map_err(early)?;
+    // Before the container's /proc hides the host's: the pid that hooks are told is the host's.
+    let (creating, created) = if wants_state(inside.sealing.spec) {
+        (state(Status::Creating), state(Status::Created))
+    } else {
+        (String::new(), String::new())
+    };
+    let Inside { sealing, bundle, cgroups, trees, no_pivot, wire, start, console, keeps_keyring, record, .. } = inside;
+    let labels = Labels::open(sealing.process).map_err(|error| early(error.into()))?;
+    if !keeps_keyring {
+        join_keyring(record).map_err(early)?;
+    }
+    let context = Context::new(sealing.spec, bundle, cgroups);
+    let mut root = Rootfs::prepare(&context, trees).map_err(|error| early(error.into()))?;
+    run_hooks(sealing.spec, &wire, &creating).map_err(early)?;
+    root.enter(no_pivot).map_err(|error| early(error.into()))?;
+    make_directory(sealing.process.cwd());
+    take_terminal(&sealing, console).map_err(early)?;
+    rootfs::sysctl(sealing.spec).map_err(|error| early(error.into()))?;
+    root.seal().map_err(|error| early(error.into()))?;
+    drop(root);
+    let program = sealing.become_user(&labels).map_err(early)?;
+    wire.say(&Message::Ready).map_err(|error| early(error.into()))?;
+    wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
+    drop(wire);
+    let starter = await_start(start).map_err(early)?;
+    let error = sealing.finish(&program, || {
+        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &created).map_err(Into::into)
+    });
+    Err((error, Some(starter)))
+}
+
+/// Into the cgroup and the namespaces.
+fn enter_container(inside: &Inside<'_>) -> Result<()> {
+    let Inside { namespaces, sealing, wire, .. } = inside;
+    if let Some(doors) = &inside.doors {
+        doors.walk_in().context("cannot enter the container's cgroup")?;
+    }
+    if inside.awaits_admission {
+        wire.expect(&Message::Admitted).context("the outside did not admit the container")?;
+    }
+    if !inside.is_limited_outside {
+        identity::limit(0, sealing.process.rlimits().as_ref())?;
+        identity::set_oom_score("self", sealing.process.oom_score_adj())?;
+    }
+    if !inside.is_staged {
+        namespaces.join()?;
+    }
+    if namespaces.has(Kind::User) {
+        become_root_inside()?;
+    }
+    namespaces.make_cgroup()?;
+    process::new_session().context("cannot start a session")?;
+    if namespaces.makes(Kind::Network) {
+        net::loopback_up().context("cannot bring up the loopback device of the new network namespace")?;
+    }
+    name_host(sealing.spec)
+}
+
+/// In a new user namespace the process has capabilities but nobody's id; what it makes shall belong to the container's root.
+fn become_root_inside() -> Result<()> {
+    let why = "cannot become root of the user namespace; do linux.uidMappings and linux.gidMappings map container id 0?";
+    match process::set_groups(&[]) {
+        // Switched off where an unprivileged user mapped.
+        Ok(()) | Err(Errno::EPERM) => {}
+        Err(errno) => return Err(errno).context(why),
+    }
+    process::set_gid(0).and_then(|()| process::set_uid(0)).context(why)?;
+    // Not readable by others of the same id until the program is executed.
+    prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")
+}
+
+fn name_host(spec: &Spec) -> Result<()> {
+    let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    if let Some(name) = given(spec.hostname()) {
+        process::set_hostname(name.as_bytes()).with_context(|| format!("cannot set the host name {name:?}"))?;
+    }
+    if let Some(name) = given(spec.domainname()) {
+        process::set_domainname(name.as_bytes()).with_context(|| format!("cannot set the domain name {name:?}"))?;
+    }
+    Ok(())
+}
+
+fn wants_state(spec: &Spec) -> bool {
+    [Phase::CreateContainer, Phase::StartContainer].iter().any(|phase| !hooks::of(spec.hooks().as_ref(), *phase).is_empty())
+}
+
+/// The state with this process's pid on the host.
+fn own_state(record: &Record, status: Status) -> String {
+    let pid = std::fs::read_link("/proc/self").ok().and_then(|name| name.to_str().and_then(|name| name.parse().ok()));
+    let record = Record { pid: pid.unwrap_or(0), ..record.clone() };
+    state::state(&record, status).to_string()
+}
+
+/// Keys of whoever called the runtime are not the container's.
+fn join_keyring(record: &Record) -> Result<()> {
+    let name = std::ffi::CString::new(format!("_ses.{}", record.id)).unwrap_or_default();
+    match process::new_session_keyring(&name) {
+        // A kernel without keys, or a filter of the outer container that refuses the call: then there is no keyring to leave.
+        Ok(()) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno).context("cannot leave the caller's session keyring; --no-new-keyring keeps it"),
+    }
+}
+
+/// The hooks before the change of root, of which the outside runs the first two kinds.
+fn run_hooks(spec: &Spec, wire: &Wire, state: &str) -> Result<()> {
+    let hooks = spec.hooks().as_ref();
+    let is_outside = |phase| !hooks::of(hooks, phase).is_empty();
+    if is_outside(Phase::Prestart) || is_outside(Phase::CreateRuntime) {
+        wire.say(&Message::Mounted)?;
+        wire.expect(&Message::Hooked)?;
+    }
+    hooks::run(hooks, Phase::CreateContainer, state)?;
+    Ok(())
+}
+
+/// Makes the working directory where it is missing. What stands in the way is told by the change to it.
+fn make_directory(cwd: &Path) {
+    let _ = std::fs::create_dir_all(lexical(cwd));
+}
+
+/// Gives the process a terminal of the container, whose other end goes to the caller.
+fn take_terminal(sealing: &Sealing<'_>, socket: Option<OwnedFd>) -> Result<()> {
+    if !sealing.process.terminal().unwrap_or(false) {
+        return Ok(());
+    }
+    let socket = socket.context("process.terminal is true and there is no --console-socket to send the terminal to")?;
+    let console = rootfs::console(sealing.process)?;
+    net::send(socket.as_fd(), b"/dev/ptmx", &[console.master.as_fd()])
+        .context("cannot send the terminal through the console socket")?;
+    for number in 0..3 {
+        fs::place(console.slave.as_fd(), number).context("cannot make the terminal a standard stream")?;
+    }
+    apex_sys::terminal::set_controlling(console.slave.as_fd()).context("cannot make the terminal the controlling one")
+}
+
+/// Waits until somebody starts the container.
+fn await_start(socket: OwnedFd) -> Result<Wire> {
+    loop {
+        let starter = Wire::over(net::accept_blocking(socket.as_fd()).context("cannot wait for the start")?);
+        match starter.next() {
+            Ok(Some(Message::Go)) => return Ok(starter),
+            // Who came and went without a word is no start.
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+impl Sealing<'_> {
+    /// Gives up everything that the program shall not have, but what the last steps need. Returns the program, found as the user.
+    ///
+    /// # Errors
+    /// A step that failed.
+    pub fn become_user(&self, labels: &Labels) -> Result<Program> {
+        let process = self.process;
+        identity::schedule(process, self.spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()))?;
+        own_streams(process);
+        if process.no_new_privileges().unwrap_or(false) {
+            prctl::set_no_new_privs().context("cannot set no_new_privs")?;
+        }
+        labels.write()?;
+        let entered = program::enter_directory(process.cwd());
+        identity::become_user(process, Sets::of(process), self.needs_admin())?;
+        if entered.is_err() {
+            // A directory that only the user may enter.
+            program::enter_directory(process.cwd())?;
+        }
+        let mask = process.user().umask().unwrap_or(0o022);
+        umask(Mode::from_bits_truncate(mask));
+        Ok(Program::find(process, &self.inheritance.variables)?)
+    }
+
+    /// A filter without no_new_privs needs CAP_SYS_ADMIN.
+    fn needs_admin(&self) -> bool {
+        self.seccomp.is_some() && !self.process.no_new_privileges().unwrap_or(false)
+    }
+
+    /// The last steps, then the program. Returns only on failure.
+    pub fn finish(&self, program: &Program, before: impl FnOnce() -> Result<()>) -> anyhow::Error {
+        match self.seal(before) {
+            Ok(()) => program.exec().into(),
+            Err(error) => error,
+        }
+    }
+
+    fn seal(&self, before: impl FnOnce() -> Result<()>) -> Result<()> {
+        before()?;
+        process::close_from(3 + self.inheritance.preserved, u32::MAX, true).context("cannot close the runtime's descriptors")?;
+        let Some(filter) = self.seccomp else { return Ok(()) };
+        if self.needs_admin() {
+            identity::raise_admin(Sets::of(self.process)).context(
+                "a filter of system calls without process.noNewPrivileges needs CAP_SYS_ADMIN; set noNewPrivileges",
+            )?;
+        }
+        let listener = filter.load().context("cannot load the filter of system calls")?;
+        match (listener, &self.seccomp_socket) {
+            (None, _) => Ok(()),
+            (Some(listener), Some(socket)) => filter.hand_over(socket.as_fd(), listener.as_fd()).context("cannot hand the seccomp listener over"),
+            (Some(_), None) => bail!("the filter has a listener and linux.seccomp.listenerPath names no socket for it"),
+        }
+    }
+}
+
+/// The streams belong to the program's user, so that it can open them again by /dev/stdout and its like.
+fn own_streams(process: &Process) {
+    let uid = process.user().uid();
+    for number in 0..3 {
+        let Ok(facts) = fs::stat_number(number) else { continue };
+        let is_null = facts.is(nix::libc::S_IFCHR) && !apex_sys::terminal::is_terminal(fs::borrow_known(number));
+        if facts.uid != uid && !is_null {
+            // A file system without owners, or a stream of somebody else's: then it stays as it is.
+            let _ = nix::unistd::fchown(fs::borrow_known(number), Some(uid.into()), None);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! `create`: a bundle to a container that waits for its start.
+//!
+//! The work outside, step by step; the one inside is [`crate::init`]. Whatever fails, everything that was made is taken back: the init is killed and
+//! reaped, then the cgroup goes, then the directory of the id. Who kills this process leaves at most a cgroup and a directory, which `delete --force`
+//! and a create of the same id find; the init ends by itself when it sees that nobody made a record of it.
+
+mod ids;
+
+use std::ffi::CString;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use apex_sys::process::{self, Side};
+use apex_sys::{Errno, fs, net, signal};
+use oci_spec::runtime::LinuxNamespaceType as Kind;
+
+use crate::bundle::Bundle;
+use crate::cgroup::{Cgroup, Wanted};
+use crate::hooks::{self, Phase};
+use crate::init::namespaces::Namespaces;
+use crate::init::{self, Inheritance, Inside, Sealing, identity, rootfs};
+use crate::seccomp::{self, Compiled};
+use crate::state::{Entry, Record, Root, START, Status, now, started, state};
+use crate::wire::{Message, Wire, WireError};
+
+/// What the caller wants beside the bundle.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The id.
+    pub id: String,
+    /// The directory of the bundle.
+    pub bundle: PathBuf,
+    /// Where the pid of the first process is written.
+    pub pid_file: Option<PathBuf>,
+    /// The socket that gets the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// Whether the root is changed by moving a mount instead of pivot_root(2).
+    pub no_pivot: bool,
+    /// Whether the caller's session keyring is kept.
+    pub keeps_keyring: bool,
+    /// Whether systemd makes the cgroup.
+    pub systemd_cgroup: bool,
+    /// What else the program gets.
+    pub inheritance: Inheritance,
+}
+
+/// A terminal's destination, connected.
+pub type Console = OwnedFd;
+
+/// Makes the container.
+///
+/// # Errors
+/// A step that failed; then nothing of it is left.
+pub fn create(root: &Root, options: &Options, console: Option<Console>) -> Result<Entry> {
+    let bundle = Bundle::load(&options.bundle)?;
+    check_terminal(&bundle, options, console.is_some())?;
+    let console = match (&options.console_socket, console) {
+        (Some(path), _) => Some(connect_console(path)?),
+        (None, console) => console,
+    };
+    let entry = root.take(&options.id)?;
+    let mut undo = Undo { entry: Some(entry), cgroup: None, init: None };
+    match build(&bundle, options, console, &mut undo) {
+        Ok(()) => Ok(undo.keep()),
+        Err(error) => {
+            undo.undo();
+            Err(error)
+        }
+    }
+}
+
+fn check_terminal(bundle: &Bundle, options: &Options, has_console: bool) -> Result<()> {
+    let is_terminal = bundle.process().terminal().unwrap_or(false);
+    let has_console = has_console || options.console_socket.is_some();
+    match (is_terminal, has_console) {
+        (true, false) => bail!("cannot allocate tty if the container is detached and no --console-socket says where it goes"),
+        (false, true) => bail!("cannot use --console-socket: process.terminal is false, so there is no terminal to send"),
+        _ => Ok(()),
+    }
+}
+
+/// Connects the socket that gets a terminal.
+///
+/// # Errors
+/// Nobody listens there.
+pub fn connect_console(path: &Path) -> Result<Console> {
+    let socket = UnixStream::connect(path).with_context(|| format!("cannot connect to the console socket {}", path.display()))?;
+    Ok(socket.into())
+}
+
+/// What was made so far.
+struct Undo {
+    entry: Option<Entry>,
+    cgroup: Option<Cgroup>,
+    init: Option<(i32, OwnedFd)>,
+}
+
+impl Undo {
+    fn entry(&self) -> &Entry {
+        self.entry.as_ref().expect("there until it is kept or undone")
+    }
+
+    fn keep(mut self) -> Entry {
+        self.entry.take().expect("there until it is kept or undone")
+    }
+
+    /// Takes everything back. What cannot be is left to `delete --force`, for which the directory then stays.
+    fn undo(self) {
+        if let Some((pid, pidfd)) = &self.init {
+            use std::os::fd::AsRawFd;
+            // Gone already, mostly: it ends when it has told what failed.
+            let _ = process::pidfd_signal(pidfd.as_raw_fd(), nix::libc::SIGKILL);
+            let _ = process::wait(*pid, 0);
+        }
+        let removed = self.cgroup.as_ref().is_none_or(|cgroup| cgroup.kill(nix::libc::SIGKILL).and_then(|()| cgroup.remove()).is_ok());
+        if let (true, Some(entry)) = (removed, self.entry) {
+            let _ = entry.remove();
+        }
+    }
+}
+
+fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mut Undo) -> Result<()> {
+    let (spec, linux) = (&bundle.spec, bundle.linux());
+    let namespaces = Namespaces::of(linux)?;
+    let seccomp = compile(bundle)?;
+    let is_unprivileged = !nix::unistd::geteuid().is_root();
+    let wanted = Wanted {
+        id: &options.id,
+        path: linux.cgroups_path().as_deref(),
+        systemd: options.systemd_cgroup,
+        resources: linux.resources().as_ref(),
+        is_rootless: is_unprivileged,
+        annotations: spec.annotations().as_ref(),
+    };
+    let mut record = record(bundle, options, &namespaces);
+    let cgroup = Cgroup::make(&wanted)?;
+    record.cgroup = Some(cgroup.clone());
+    undo.cgroup = Some(cgroup.clone());
+    let entry = undo.entry();
+    entry.keep_config(&bundle.text)?;
+    entry.write(&record)?;
+    let cgroups = cgroup.views();
+    let trees = rootfs::outside(spec, &bundle.path)?;
+    let (wire, inner) = Wire::pair().context("cannot make the socket to the init")?;
+    let makes_user = namespaces.makes(Kind::User);
+    let is_limited_outside = namespaces.has(Kind::User);
+    let inside = Inside {
+        sealing: Sealing {
+            process: bundle.process(),
+            spec,
+            seccomp: seccomp.as_ref(),
+            seccomp_socket: seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?,
+            inheritance: &options.inheritance,
+        },
+        is_limited_outside,
+        record: &record,
+        bundle: &bundle.path,
+        namespaces: &namespaces,
+        is_staged: namespaces.need_stage(),
+        doors: Some(cgroup.doors()?),
+        cgroups: &cgroups,
+        trees,
+        awaits_admission: makes_user || is_limited_outside || cgroup.needs_admission(),
+        no_pivot: options.no_pivot,
+        keeps_keyring: options.keeps_keyring,
+        wire: inner,
+        start: listen(entry)?,
+        console,
+    };
+    let awaits_admission = inside.awaits_admission;
+    let (pid, pidfd) = bear(inside, &wire)?;
+    undo.init = Some((pid, pidfd));
+    record.pid = pid;
+    record.pid_started = started(pid).unwrap_or(0);
+    if awaits_admission {
+        admit(bundle, &namespaces, &cgroup, pid)?;
+        wire.say(&Message::Admitted)?;
+    }
+    settle(bundle, &wire, &record)?;
+    undo.entry().write(&record)?;
+    if let Some(path) = &options.pid_file {
+        write_pid(path, pid)?;
+    }
+    wire.say(&Message::Recorded).context("the init ended before its start")
+}
+
+fn compile(bundle: &Bundle) -> Result<Option<Compiled>> {
+    let Some(wanted) = bundle.linux().seccomp() else { return Ok(None) };
+    let cache = seccomp::CacheDir::find();
+    Ok(Some(seccomp::compile(wanted, cache.as_ref())?))
+}
+
+fn record(bundle: &Bundle, options: &Options, namespaces: &Namespaces) -> Record {
+    let spec = &bundle.spec;
+    let annotations = spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    let later = spec.hooks().as_ref().filter(|hooks| {
+        [Phase::Poststart, Phase::Poststop].iter().any(|phase| !hooks::of(Some(hooks), *phase).is_empty())
+    });
+    Record {
+        oci_version: spec.version().clone(),
+        id: options.id.clone(),
+        bundle: bundle.path.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: now(),
+        owner: nix::unistd::geteuid().as_raw(),
+        pid: 0,
+        pid_started: 0,
+        cgroup: None,
+        annotations: annotations.collect(),
+        hooks: later.cloned(),
+        has_own_pid_namespace: namespaces.makes(Kind::Pid),
+        has_own_mount_namespace: namespaces.has(Kind::Mount),
+    }
+}
+
+/// The socket on which the init waits for its start.
+fn listen(entry: &Entry) -> Result<OwnedFd> {
+    net::listen_for_messages(&entry.short_name(START)).context("cannot make the socket on which the container's start is awaited")
+}
+
+/// Starts the init, by a stage where its namespaces need one. Returns its pid, as seen from here, and a descriptor of it.
+fn bear(inside: Inside<'_>, wire: &Wire) -> Result<(i32, OwnedFd)> {
+    let flags = inside.namespaces.at_birth();
+    if !inside.is_staged {
+        let birth = inside.doors.as_ref().and_then(|doors| doors.birth().and_then(|dir| dir.try_clone_to_owned().ok()));
+        let side = process::clone_into(flags, birth.as_ref().map(AsFd::as_fd));
+        return match side.context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")? {
+            Side::Child => process::exit_now(init::run(inside)),
+            Side::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        };
+    }
+    match process::clone_into(0, None).context("cannot start the stage of the namespaces")? {
+        Side::Child => process::exit_now(stage(inside, flags)),
+        Side::Parent { pid: stage, .. } => {
+            drop(inside);
+            let born = wire.next();
+            let _ = process::wait(stage, 0);
+            match born? {
+                Some(Message::Born(pid)) => Ok((pid, process::pidfd_open(pid).context("cannot hold the init")?)),
+                Some(Message::Failed(words)) => Err(WireError::Failed(words).into()),
+                Some(other) => Err(WireError::Turn(other).into()),
+                None => Err(WireError::Closed.into()),
+            }
+        }
+    }
+}
+
+/// Joins namespaces and makes the init in them, as a child of the runtime.
+fn stage(inside: Inside<'_>, flags: u64) -> i32 {
+    let tell = |wire: &Wire, message: &Message| if wire.say(message).is_ok() { 0 } else { 1 };
+    // The cgroup first: a joined user namespace may not be allowed to enter it.
+    let entered = inside.doors.as_ref().map_or(Ok(()), crate::cgroup::Doors::walk_in);
+    let staged = entered.context("cannot enter the container's cgroup").and_then(|()| Ok(inside.namespaces.stage()?));
+    let born = staged.and_then(|()| {
+        process::clone_sibling(flags).context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")
+    });
+    match born {
+        Ok(Side::Child) => process::exit_now(init::run(Inside { doors: None, ..inside })),
+        Ok(Side::Parent { pid, .. }) => tell(&inside.wire, &Message::Born(pid)),
+        Err(error) => tell(&inside.wire, &Message::Failed(format!("{error:#}"))),
+    }
+}
+
+/// What only the outside can do for an init that waits: its ids, its cgroup, its limits.
+fn admit(bundle: &Bundle, namespaces: &Namespaces, cgroup: &Cgroup, pid: i32) -> Result<()> {
+    if namespaces.makes(Kind::User) {
+        ids::map(bundle.linux(), pid)?;
+    }
+    cgroup.admit(pid)?;
+    if namespaces.has(Kind::User) {
+        identity::limit(pid, bundle.process().rlimits().as_ref())?;
+        identity::set_oom_score(&pid.to_string(), bundle.process().oom_score_adj())?;
+    }
+    Ok(())
+}
+
+/// Runs the hooks that are due outside and waits until the init is ready.
+fn settle(bundle: &Bundle, wire: &Wire, record: &Record) -> Result<()> {
+    let hooks = bundle.spec.hooks().as_ref();
+    if [Phase::Prestart, Phase::CreateRuntime].iter().any(|phase| !hooks::of(hooks, *phase).is_empty()) {
+        wire.expect(&Message::Mounted)?;
+        let state = state(record, Status::Creating).to_string();
+        hooks::run(hooks, Phase::Prestart, &state)?;
+        hooks::run(hooks, Phase::CreateRuntime, &state)?;
+        wire.say(&Message::Hooked)?;
+    }
+    Ok(wire.expect(&Message::Ready)?)
+}
+
+/// Writes the pid, whole or not at all: callers watch for the file.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let write = || {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o644);
+        options.open(&new)?.write_all(pid.to_string().as_bytes())?;
+        std::fs::rename(&new, path)
+    };
+    write().with_context(|| format!("cannot write the pid to {}", path.display()))
+}
+
+/// Descriptors that the caller did not mean to pass on must not reach the container, nor may signals that it blocks.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn forget_caller(preserved: u32) -> Result<()> {
+    process::close_from(3 + preserved, u32::MAX, true).context("cannot close the caller's descriptors on exec")?;
+    for number in 3..3 + preserved {
+        let number = i32::try_from(number).unwrap_or(i32::MAX);
+        if matches!(fs::stat_number(number), Err(Errno::EBADF)) {
+            bail!("--preserve-fds wants descriptor {number}, which is not open");
+        }
+    }
+    signal::set_mask(&signal::Set::of(&[])).context("cannot unblock signals")
+}
+
+/// A path as the kernel takes it.
+///
+/// # Errors
+/// It holds a NUL byte.
+pub fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_encoded_bytes()).with_context(|| format!("{:?} holds a NUL byte", path.display()))
+}

@@ -1,0 +1,235 @@
+//! `exec`: one more process in a container that runs.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use apex_sys::process::{self, Side};
+use apex_sys::{fs, net, prctl};
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
+
+use crate::bundle;
+use crate::cgroup::{Cgroup, Doors};
+use crate::create::{connect_console, write_pid};
+use crate::init::identity::{self, Labels};
+use crate::init::{Inheritance, Sealing, rootfs};
+use crate::seccomp::{self, Compiled};
+use crate::state::{Entry, Record, Status};
+use crate::wire::{Message, Wire, WireError};
+use crate::foreground;
+
+/// What the caller wants.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether the command returns once the process runs.
+    pub is_detached: bool,
+    /// Where the pid is written.
+    pub pid_file: Option<PathBuf>,
+    /// The socket that gets the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// A cgroup below the container's.
+    pub cgroup: Option<PathBuf>,
+    /// Whether a paused container is entered.
+    pub ignores_paused: bool,
+    /// What else the program gets.
+    pub inheritance: Inheritance,
+}
+
+/// Runs a process; the value is its exit code, 0 when it is detached.
+///
+/// # Errors
+/// The container does not run, or a step failed.
+pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> {
+    bundle::check_process(process, "process")?;
+    let record = entry.record()?;
+    match entry.status(&record) {
+        Status::Running | Status::Created => {}
+        Status::Paused if options.ignores_paused => {}
+        Status::Paused => bail!("cannot exec in container {:?}: it is paused; resume it, or use --ignore-paused", entry.id()),
+        _ => bail!("cannot exec in container {:?}: it is not running", entry.id()),
+    }
+    let spec = entry.config()?;
+    let target = entry.process(&record).with_context(|| format!("container {:?} is not running", entry.id()))?;
+    let is_terminal = process.terminal().unwrap_or(false);
+    let (console, own_end) = match (&options.console_socket, is_terminal, options.is_detached) {
+        (Some(path), true, _) => (Some(connect_console(path)?), None),
+        (Some(_), false, _) => bail!("cannot use --console-socket: the process has no terminal to send"),
+        (None, true, true) => bail!("cannot allocate tty if the process is detached and no --console-socket says where it goes"),
+        (None, true, false) => {
+            let (own, other) = foreground::terminal_socket()?;
+            (Some(other), Some(own))
+        }
+        (None, false, _) => (None, None),
+    };
+    let seccomp = match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
+        Some(wanted) => Some(seccomp::compile(wanted, seccomp::CacheDir::find().as_ref())?),
+        None => None,
+    };
+    let (wire, inner) = Wire::pair().context("cannot make the socket to the new process")?;
+    let seccomp_socket = seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?;
+    let joining = Joining { spec: &spec, process, record: &record, target: &target, seccomp: seccomp.as_ref(), seccomp_socket, console, options };
+    let (pid, pidfd) = enter(joining, inner, &wire)?;
+    if let Some(path) = &options.pid_file {
+        write_pid(path, pid)?;
+    }
+    wire.say(&Message::Recorded)?;
+    // The socket closes by itself when the program is executed.
+    match wire.next()? {
+        None => {}
+        Some(Message::Failed(words)) => return Err(WireError::Failed(words).into()),
+        Some(other) => return Err(WireError::Turn(other).into()),
+    }
+    if options.is_detached {
+        return Ok(0);
+    }
+    let terminal = own_end.map(|socket| foreground::receive_terminal(&socket)).transpose()?;
+    foreground::wait(pid, &pidfd, terminal)
+}
+
+/// Everything that the new process has from outside.
+struct Joining<'a> {
+    spec: &'a Spec,
+    process: &'a Process,
+    record: &'a Record,
+    target: &'a OwnedFd,
+    seccomp: Option<&'a Compiled>,
+    seccomp_socket: Option<OwnedFd>,
+    console: Option<OwnedFd>,
+    options: &'a Options,
+}
+
+/// Starts the process by a stage, which joins the container: a pid namespace takes only children in.
+fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd)> {
+    let cgroup = joining.record.cgroup.as_ref();
+    let doors = cgroup.map(|cgroup| doors(cgroup, joining.options)).transpose()?;
+    let kinds = kinds(&joining)?;
+    let root = fs::open(fs::cwd(), &crate::create::c_path(format!("/proc/{}/root", joining.record.pid).as_ref())?, nix::libc::O_PATH, 0)
+        .context("cannot open the container's root")?;
+    match process::clone_into(0, None).context("cannot start the stage of the new process")? {
+        Side::Child => process::exit_now(stage(joining, &inner, doors.as_ref(), kinds, &root)),
+        Side::Parent { pid: stage, .. } => {
+            drop(inner);
+            let born = wire.next();
+            let _ = process::wait(stage, 0);
+            let pid = match born? {
+                Some(Message::Born(pid)) => pid,
+                Some(Message::Failed(words)) => return Err(WireError::Failed(words).into()),
+                Some(other) => return Err(WireError::Turn(other).into()),
+                None => return Err(WireError::Closed.into()),
+            };
+            let pidfd = process::pidfd_open(pid).context("cannot hold the new process")?;
+            let settled = settle(wire);
+            if settled.is_err() {
+                // It ends by itself where it told of a failure; otherwise it must not go on.
+                let _ = process::pidfd_signal(std::os::fd::AsRawFd::as_raw_fd(&pidfd), nix::libc::SIGKILL);
+                let _ = process::wait(pid, 0);
+            }
+            settled.map(|()| (pid, pidfd))
+        }
+    }
+}
+
+fn doors(cgroup: &Cgroup, options: &Options) -> Result<Doors> {
+    Ok(match &options.cgroup {
+        Some(below) => cgroup.doors_below(below)?,
+        None => cgroup.doors()?,
+    })
+}
+
+/// Lets the process go on, once it is known, and waits until it is ready.
+fn settle(wire: &Wire) -> Result<()> {
+    wire.say(&Message::Admitted)?;
+    Ok(wire.expect(&Message::Ready)?)
+}
+
+fn is_in_user_namespace(spec: &Spec) -> bool {
+    spec.linux().as_ref().is_some_and(|linux| bundle::has_namespace(linux, Kind::User))
+}
+
+/// `CLONE_NEW*` of the container's namespaces that are not this process's.
+fn kinds(joining: &Joining<'_>) -> Result<i32> {
+    const ALL: [(&str, Kind); 8] = [
+        ("user", Kind::User), ("mnt", Kind::Mount), ("pid", Kind::Pid), ("net", Kind::Network), ("ipc", Kind::Ipc), ("uts", Kind::Uts),
+        ("cgroup", Kind::Cgroup), ("time", Kind::Time),
+    ];
+    let mut kinds = 0;
+    for (name, kind) in ALL {
+        let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{name}"));
+        let own = of("self").with_context(|| format!("cannot read the own {name} namespace"))?;
+        let theirs = of(&joining.record.pid.to_string()).with_context(|| format!("cannot read the container's {name} namespace"))?;
+        if own != theirs {
+            kinds |= kind as i32;
+        }
+    }
+    Ok(kinds)
+}
+
+fn stage(joining: Joining<'_>, wire: &Wire, doors: Option<&Doors>, kinds: i32, root: &OwnedFd) -> i32 {
+    let tell = |message: &Message| if wire.say(message).is_ok() { 0 } else { 1 };
+    let join = || -> Result<Side> {
+        if let Some(doors) = doors {
+            doors.walk_in().context("cannot enter the container's cgroup")?;
+        }
+        // Here the host's /proc and privileges are still there; limits, score and labels are inherited by the child.
+        identity::limit(0, joining.process.rlimits().as_ref())?;
+        identity::set_oom_score("self", joining.process.oom_score_adj())?;
+        Labels::open(joining.process)?.write()?;
+        // A program of the container must not look into this process before it is sealed.
+        prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")?;
+        if kinds != 0 {
+            process::enter_namespaces(joining.target.as_fd(), kinds).context("cannot join the container's namespaces")?;
+        }
+        if !joining.record.has_own_mount_namespace {
+            fs::enter(root.as_fd()).and_then(|()| nix::unistd::chroot(".")).context("cannot enter the container's root")?;
+        }
+        process::clone_sibling(0).context("cannot start a process in the container")
+    };
+    match join() {
+        Ok(Side::Child) => process::exit_now(inside(joining, wire)),
+        Ok(Side::Parent { pid, .. }) => {
+            // The pid that counts is the one outside, which the descriptor of the child tells where the stage itself has no pid there.
+            tell(&Message::Born(pid))
+        }
+        Err(error) => tell(&Message::Failed(format!("{error:#}"))),
+    }
+}
+
+fn inside(joining: Joining<'_>, wire: &Wire) -> i32 {
+    let error = match become_process(joining, wire) {
+        Ok(never) => never,
+        Err(error) => error,
+    };
+    let _ = wire.say(&Message::Failed(format!("{error:#}")));
+    1
+}
+
+/// Returns only what failed.
+fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
+    let Joining { spec, process, seccomp, seccomp_socket, console, options, .. } = joining;
+    wire.expect(&Message::Admitted)?;
+    process::new_session().context("cannot start a session")?;
+    if is_in_user_namespace(spec) {
+        process::set_gid(0).and_then(|()| process::set_uid(0)).context("cannot become root of the container's user namespace")?;
+        prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")?;
+    }
+    let sealing = Sealing {
+        process,
+        spec,
+        seccomp,
+        seccomp_socket,
+        inheritance: &options.inheritance,
+    };
+    if process.terminal().unwrap_or(false) {
+        let socket = console.context("there is no socket for the terminal")?;
+        let console = rootfs::terminal(process)?;
+        net::send(socket.as_fd(), b"/dev/ptmx", &[console.master.as_fd()]).context("cannot send the terminal")?;
+        for number in 0..3 {
+            fs::place(console.slave.as_fd(), number).context("cannot make the terminal a standard stream")?;
+        }
+        apex_sys::terminal::set_controlling(console.slave.as_fd()).context("cannot make the terminal the controlling one")?;
+    }
+    let program = sealing.become_user(&Labels::default())?;
+    wire.say(&Message::Ready)?;
+    wire.expect(&Message::Recorded)?;
+    Ok(sealing.finish(&program, || Ok(())))
+}

@@ -1,1 +1,0 @@
-//! The container's file system: mounts, devices, masks, the change of root.

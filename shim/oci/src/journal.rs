@@ -1,0 +1,72 @@
+//! What the runtime tells whoever called it: on standard error, and in the file of `--log`.
+//!
+//! The file is how containerd, podman and others learn why a command failed: one JSON object a line with `level`, `msg` and `time`, as
+//! runc writes them.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::json;
+
+/// The form of the lines in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `time="..." level=... msg="..."`.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where it goes.
+#[derive(Debug, Default)]
+pub struct Journal {
+    file: Option<File>,
+    format: Format,
+    is_verbose: bool,
+}
+
+impl Journal {
+    /// Opens the file, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be opened for appending.
+    pub fn open(path: Option<&Path>, format: Format, is_verbose: bool) -> std::io::Result<Journal> {
+        let file = path.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
+        Ok(Journal { file, format, is_verbose })
+    }
+
+    /// Why the command failed.
+    pub fn error(&self, words: &str) {
+        // A closed standard error leaves nobody to tell.
+        let _ = writeln!(std::io::stderr(), "apex-oci: {words}");
+        self.line("error", words);
+    }
+
+    /// What went wrong without stopping the command.
+    pub fn warning(&self, words: &str) {
+        if self.file.is_none() {
+            let _ = writeln!(std::io::stderr(), "apex-oci: warning: {words}");
+        }
+        self.line("warning", words);
+    }
+
+    /// What is only of interest with `--debug`.
+    pub fn debug(&self, words: &str) {
+        if self.is_verbose {
+            self.line("debug", words);
+        }
+    }
+
+    fn line(&self, level: &str, words: &str) {
+        let Some(mut file) = self.file.as_ref() else { return };
+        let time = crate::state::now();
+        let line = match self.format {
+            Format::Json => json!({ "level": level, "msg": words, "time": time }).to_string(),
+            Format::Text => format!("time={time:?} level={level} msg={words:?}"),
+        };
+        // One write, so that lines of several commands do not mix; a full disk must not hide the error from standard error.
+        let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}

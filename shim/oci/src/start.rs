@@ -1,0 +1,43 @@
+//! `start`: lets the program of a created container begin.
+
+use anyhow::{Context as _, Result, bail};
+use apex_sys::net;
+
+use crate::hooks::{self, Phase};
+use crate::state::{Entry, Record, START, Status, state};
+use crate::wire::{Message, Wire, WireError};
+
+/// Starts it and runs the poststart hooks.
+///
+/// # Errors
+/// It waits for no start, its program cannot be executed, or a hook failed; then it is killed.
+pub fn start(entry: &Entry) -> Result<()> {
+    entry.lock()?;
+    let record = entry.record()?;
+    match entry.status(&record) {
+        Status::Created => {}
+        Status::Stopped => bail!("cannot start container {:?}: it has stopped", entry.id()),
+        status => bail!("cannot start container {:?}: it is {}", entry.id(), status.name()),
+    }
+    let socket = net::connect_for_messages(&entry.short_name(START)).with_context(|| {
+        format!("cannot reach the process of container {:?} that waits for its start; has it been killed?", entry.id())
+    })?;
+    let wire = Wire::over(socket);
+    wire.say(&Message::Go)?;
+    // The socket closes by itself when the program is executed.
+    let answer = wire.next()?;
+    entry.forget(START);
+    match answer {
+        None => {}
+        Some(Message::Failed(words)) => return Err(WireError::Failed(words).into()),
+        Some(other) => return Err(WireError::Turn(other).into()),
+    }
+    run_poststart(entry, &record)
+}
+
+fn run_poststart(entry: &Entry, record: &Record) -> Result<()> {
+    let run = || hooks::run(record.hooks.as_ref(), Phase::Poststart, &state(record, Status::Running).to_string());
+    let Err(error) = run() else { return Ok(()) };
+    crate::kill::kill_all(entry, record)?;
+    Err(error).context("the container was killed")
+}

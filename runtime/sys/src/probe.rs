@@ -101,14 +101,9 @@ pub fn spawn(work: &mut dyn FnMut(&Probing) -> i32) -> Result<Pid, Errno> {
     Errno::result(pid)
 }
 
-/// Whether the kernel knows a listener flag of seccomp(2) that keeps other signals from interrupting a notified call (Linux 5.19). It looks
-/// at the flags before it looks at the program, of which there is none.
+/// Whether the kernel knows a listener flag of seccomp(2) that keeps other signals from interrupting a notified call (Linux 5.19).
 pub fn has_wait_killable() -> bool {
-    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV;
-    // SAFETY: a null program is never read through: the kernel answers EFAULT.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::null::<u8>()) };
-    result == -1 && Errno::last() == Errno::EFAULT
+    seccomp::knows_flags(seccomp::FLAG_NEW_LISTENER | seccomp::FLAG_WAIT_KILLABLE_RECV)
 }
 
 fn child(program: &[Filter], calls: &[Call], pipe: i32) -> ! {

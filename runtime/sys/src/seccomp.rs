@@ -20,8 +20,18 @@ pub struct Filter {
 
 const _: () = assert!(size_of::<Filter>() == size_of::<libc::sock_filter>());
 
+/// Puts the filter on every thread of the process, or on none (seccomp(2)).
+pub const FLAG_TSYNC: u64 = libc::SECCOMP_FILTER_FLAG_TSYNC;
+/// Has the kernel log what the filter does not allow.
+pub const FLAG_LOG: u64 = libc::SECCOMP_FILTER_FLAG_LOG;
+/// Leaves the Speculative Store Bypass mitigation off.
+pub const FLAG_SPEC_ALLOW: u64 = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+/// Makes a listener for notified calls.
+pub const FLAG_NEW_LISTENER: u64 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+/// With [`FLAG_TSYNC`], a thread that does not follow is an error and not a number that looks like a descriptor.
+pub const FLAG_TSYNC_ESRCH: u64 = libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
 /// Since Linux 5.19: a notified call that the listener has seen is only interrupted by a fatal signal (linux/seccomp.h).
-pub(crate) const FILTER_FLAG_WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
+pub const FLAG_WAIT_KILLABLE_RECV: u64 = 1 << 5;
 /// A response: the kernel carries the call out as if it had not been notified.
 const NOTIF_FLAG_CONTINUE: u32 = 1;
 /// Sets the number of the descriptor that ADDFD makes.
@@ -51,13 +61,47 @@ pub fn load_marked(program: &[Filter], listener: bool, mark: u64) -> Result<Opti
         return set_filter(0, &program, mark).map(|_| None);
     }
     let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    let raw = match set_filter(flags | FILTER_FLAG_WAIT_KILLABLE_RECV, &program, mark) {
+    let raw = match set_filter(flags | FLAG_WAIT_KILLABLE_RECV, &program, mark) {
         // Before Linux 5.19 the second flag is unknown.
         Err(Errno::EINVAL) => set_filter(flags, &program, mark)?,
         other => other?,
     };
     // SAFETY: seccomp(2) with NEW_LISTENER just returned this descriptor, and nothing else owns it.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) }))
+}
+
+/// Puts a filter on the calling thread with exactly these flags (`FLAG_*`); the descriptor is there with [`FLAG_NEW_LISTENER`]. Allocates nothing.
+///
+/// # Errors
+/// Those of [`load`]; EINVAL also for a flag that the kernel does not know, ESRCH when a thread does not follow [`FLAG_TSYNC`].
+pub fn load_flagged(program: &[Filter], flags: u64) -> Result<Option<OwnedFd>, Errno> {
+    // Without the flag a thread that does not follow is answered by its id, which a caller could take for success or for a descriptor.
+    let flags = if flags & FLAG_TSYNC != 0 { flags | FLAG_TSYNC_ESRCH } else { flags };
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
+        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
+    let raw = set_filter(flags, &program, 0)?;
+    if flags & FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: seccomp(2) with NEW_LISTENER just returned this descriptor, and nothing else owns it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) }))
+}
+
+/// Whether the kernel knows these flags together. It looks at them before it looks at the program, of which there is none.
+pub fn knows_flags(flags: u64) -> bool {
+    // SAFETY: a null program is never read through: the kernel answers EFAULT.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::null::<u8>()) };
+    result == -1 && Errno::last() == Errno::EFAULT
+}
+
+/// Whether the kernel knows an action (`SECCOMP_RET_*`, without data).
+pub fn knows_action(action: u32) -> bool {
+    let place: *const u32 = &action;
+    // SAFETY: `place` points to a readable u32 that outlives the call.
+    unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, place) == 0 }
 }
 
 fn set_filter(flags: libc::c_ulong, program: &libc::sock_fprog, mark: u64) -> Result<RawFd, Errno> {

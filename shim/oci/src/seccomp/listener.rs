@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
     /// Nobody listens.
-    #[error("seccomp: could not reach the agent at {}; start what listens on `listenerPath` first", path.display())]
+    #[error("seccomp: failed to connect with seccomp agent at {}; start what listens on `listenerPath` first", path.display())]
     Connect {
         /// Its socket.
         path: PathBuf,

@@ -79,7 +79,8 @@ fn finish(
     skipped: Vec<String>,
 ) -> Result<Compiled, SeccompError> {
     let notifies = program.iter().any(|insn| insn.code == RET_K && insn.k == RET_USER_NOTIF);
-    let listener = match (notifies, seccomp.listener_path()) {
+    let path = seccomp.listener_path().as_ref().filter(|path| !path.as_os_str().is_empty());
+    let listener = match (notifies, path) {
         (false, _) => None,
         (true, None) => return Err(SeccompError::NoListener),
         (true, Some(path)) => Some(Listener { path: path.clone(), metadata: seccomp.listener_metadata().clone() }),

@@ -267,17 +267,18 @@ fn what_does_not_fit_together_is_refused_with_words() {
     let sixth =
         r#"{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 6, "value": 1, "op": "SCMP_CMP_EQ"}]}"#;
     check_refused(&rule(sixth), "arguments 0 to 5");
-    check_refused(&rule(r#"{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}"#), "cannot be used for write");
     check_refused(
-        &rule(r#"{"names": ["read", "sendmsg"], "action": "SCMP_ACT_NOTIFY"}"#),
-        "cannot be used for sendmsg",
+        &rule(r#"{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}"#),
+        "SCMP_ACT_NOTIFY cannot be used for the write syscall",
     );
+    check_refused(&rule(r#"{"names": ["read", "sendmsg"], "action": "SCMP_ACT_NOTIFY"}"#), "for the sendmsg syscall");
     check_refused(r#"{"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/a"}"#, "default action");
     check_refused(r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"}"#, "listenerPath");
     check_refused(r#"{"defaultAction": "SCMP_ACT_KILL", "defaultErrnoRet": 1}"#, "defaultErrnoRet");
     let nobody =
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}"#;
     check_refused(nobody, "listenerPath");
+    check_refused(&nobody.replacen('{', r#"{"listenerPath": "", "#, 1), "listenerPath");
     let unknown = serde_json::from_str::<LinuxSeccomp>(
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_X"]}"#,
     );

@@ -61,7 +61,7 @@ pub enum SeccompError {
     NotifyDefault,
     /// The handshake would be notified.
     #[error(
-        "seccomp: SCMP_ACT_NOTIFY cannot be used for {0}: the init needs it to hand the listener out, before anyone can answer"
+        "seccomp: SCMP_ACT_NOTIFY cannot be used for the {0} syscall: the init hands the listener out before anyone can answer"
     )]
     NotifyHandshake(&'static str),
     /// Nobody to ask.

@@ -13,6 +13,8 @@ pub fn cwd() -> BorrowedFd<'static> {
 
 /// How names are resolved (openat2(2)).
 pub mod resolve {
+    /// Nothing on another mount.
+    pub const NO_XDEV: u64 = 0x01;
     /// No magic links of /proc.
     pub const NO_MAGICLINKS: u64 = 0x02;
     /// No symbolic links at all.

@@ -15,6 +15,18 @@ pub mod attr {
     pub const NODEV: u64 = 0x4;
     /// Nothing can be executed.
     pub const NOEXEC: u64 = 0x8;
+    /// The bits that say how access times are kept: one of the three values below, cleared as a whole before one is set.
+    pub const ATIME: u64 = 0x70;
+    /// Access times are kept when they are older than the last change; the default.
+    pub const RELATIME: u64 = 0x00;
+    /// Access times are not kept.
+    pub const NOATIME: u64 = 0x10;
+    /// Access times are always kept.
+    pub const STRICTATIME: u64 = 0x20;
+    /// Access times of directories are not kept.
+    pub const NODIRATIME: u64 = 0x80;
+    /// Symbolic links are not followed.
+    pub const NOSYMFOLLOW: u64 = 0x0020_0000;
     /// Ids are translated through a user namespace.
     pub const IDMAP: u64 = 0x0010_0000;
 }
@@ -26,6 +38,26 @@ struct MountAttr {
     attr_clr: u64,
     propagation: u64,
     userns_fd: u64,
+}
+
+/// What becomes of a mount (mount_setattr(2)).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Change<'a> {
+    /// Attributes to set.
+    pub set: u64,
+    /// Attributes to clear, before the others are set.
+    pub clear: u64,
+    /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE` or nothing.
+    pub propagation: u64,
+    /// The user namespace through which owners are translated.
+    pub userns: Option<BorrowedFd<'a>>,
+}
+
+impl Change<'_> {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.set == 0 && self.clear == 0 && self.propagation == 0 && self.userns.is_none()
+    }
 }
 
 /// `OPEN_TREE_CLONE`, with `AT_RECURSIVE`.
@@ -41,6 +73,13 @@ fn fresh(result: Result<libc::c_long, Errno>) -> Result<OwnedFd, Errno> {
 pub fn clone_tree(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
     // SAFETY: `path` is NUL-terminated and outlives the call.
     fresh(check(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), CLONE_FLAGS) }))
+}
+
+/// A detached copy of the mount at `path` under `dir` without its submounts (open_tree(2)).
+pub fn clone_mount(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = CLONE_FLAGS & !0x8000;
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    fresh(check(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) }))
 }
 
 /// A detached copy of the mount tree at `path` under `dir`, submounts included, all with the attributes `set`: in one call where the kernel has
@@ -87,6 +126,16 @@ pub fn attach(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &CStr) -> Result<
 /// Sets attributes of the mount behind `tree`, of its submounts too when `recursive` (mount_setattr(2)).
 pub fn set_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
     mount_setattr(tree, MountAttr { attr_set: set, ..MountAttr::default() }, recursive)
+}
+
+/// Changes the mount behind `tree`, its submounts too when `recursive` (mount_setattr(2)).
+pub fn change(tree: BorrowedFd<'_>, change: Change<'_>, recursive: bool) -> Result<(), Errno> {
+    let (attr_set, userns_fd) = match change.userns {
+        Some(userns) => (change.set | attr::IDMAP, userns.as_raw_fd() as u64),
+        None => (change.set, 0),
+    };
+    let attributes = MountAttr { attr_set, attr_clr: change.clear, propagation: change.propagation, userns_fd };
+    mount_setattr(tree, attributes, recursive)
 }
 
 /// Translates the owners of files of a detached tree through `userns` (mount_setattr(2), `MOUNT_ATTR_IDMAP`).

@@ -1,6 +1,6 @@
 //! Terminals: pseudoterminals (pty(7)), window sizes and raw mode (termios(3), ioctl_tty(2)).
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::{Errno, check};
 
@@ -19,6 +19,15 @@ pub fn unlock(master: &OwnedFd) -> Result<u32, Errno> {
     // SAFETY: TIOCGPTN writes an unsigned int, which outlives the call.
     check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) }.into())?;
     Ok(number)
+}
+
+/// The other end of a pseudoterminal, without a look at any path (ioctl_tty(2), `TIOCGPTPEER`).
+pub fn peer(master: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes an integer.
+    let number = check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) }.into())?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
 }
 
 /// Makes a terminal the controlling one of this session (ioctl_tty(2), `TIOCSCTTY`).

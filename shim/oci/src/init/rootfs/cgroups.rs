@@ -70,8 +70,8 @@ impl Rootfs<'_> {
                 other => return other.map_err(request.attach_error()),
             }
         }
-        let dir = CString::new(view.host_dir.as_os_str().as_bytes())
-            .map_err(|_| RootfsError::Nul(view.host_dir.clone()))?;
+        let dir =
+            CString::new(view.host_dir.as_os_str().as_bytes()).map_err(|_| RootfsError::Nul(view.host_dir.clone()))?;
         let tree = mount::clone_tree(fs::cwd(), &dir).map_err(|source| RootfsError::Source {
             from: view.host_dir.clone(),
             destination: request.destination().to_owned(),

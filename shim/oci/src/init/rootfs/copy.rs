@@ -54,13 +54,9 @@ fn entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CString, depth: usize)
             fs::symlink(&target, to, name)?;
         }
         libc::S_IFREG => file(&held, to, name, mode)?,
-        kind => mknodat(
-            to,
-            name.as_c_str(),
-            SFlag::from_bits_truncate(kind),
-            Mode::from_bits_truncate(mode),
-            stat.st_rdev,
-        )?,
+        kind => {
+            mknodat(to, name.as_c_str(), SFlag::from_bits_truncate(kind), Mode::from_bits_truncate(mode), stat.st_rdev)?
+        }
     }
     let (uid, gid) = (stat.st_uid.into(), stat.st_gid.into());
     fchownat(to, name.as_c_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;

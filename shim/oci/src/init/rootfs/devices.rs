@@ -65,9 +65,7 @@ impl Rootfs<'_> {
             return true;
         }
         let last = self.context.mounts().iter().rfind(|mount| clean(mount.destination()) == Path::new("/dev"));
-        last.is_some_and(|mount| {
-            binds::is_bind(mount, &Options::parse(mount.options().as_deref().unwrap_or_default()))
-        })
+        last.is_some_and(|mount| binds::is_bind(mount, &Options::parse(mount.options().as_deref().unwrap_or_default())))
     }
 
     fn device(&self, node: &Node) -> Result<(), RootfsError> {

@@ -46,7 +46,9 @@ pub enum RootfsError {
     )]
     UnknownPropagation(String),
     /// Without a mount namespace mounts would be the host's.
-    #[error("the container has no mount namespace, so {0:?} would be mounted on the host: add a mount namespace to linux.namespaces")]
+    #[error(
+        "the container has no mount namespace, so {0:?} would be mounted on the host: add a mount namespace to linux.namespaces"
+    )]
     NoMountNamespace(PathBuf),
     /// The mount's source cannot be had.
     #[error("cannot take {from:?} for the mount at {destination:?}")]
@@ -73,7 +75,9 @@ pub enum RootfsError {
         source: Errno,
     },
     /// The mount point is a link, where none may be.
-    #[error("{0:?} in the container's root is a link or no directory: a {1} file system is mounted on ordinary directories only")]
+    #[error(
+        "{0:?} in the container's root is a link or no directory: a {1} file system is mounted on ordinary directories only"
+    )]
     NotOrdinary(PathBuf, String),
     /// A mount inside /proc.
     #[error(
@@ -114,10 +118,14 @@ pub enum RootfsError {
         source: Errno,
     },
     /// A mount with translated owners is no bind.
-    #[error("the mount at {0:?} has uidMappings, gidMappings or the option idmap, and is no bind mount: only those can have them")]
+    #[error(
+        "the mount at {0:?} has uidMappings, gidMappings or the option idmap, and is no bind mount: only those can have them"
+    )]
     IdmapNotBind(PathBuf),
     /// No mapping is known.
-    #[error("the mount at {0:?} asks for translated owners, and neither it nor the container has both uidMappings and gidMappings")]
+    #[error(
+        "the mount at {0:?} asks for translated owners, and neither it nor the container has both uidMappings and gidMappings"
+    )]
     IdmapNoMapping(PathBuf),
     /// The mapping cannot be made.
     #[error("cannot make a user namespace with the mappings of the mount at {destination:?}")]
@@ -128,7 +136,9 @@ pub enum RootfsError {
         source: std::io::Error,
     },
     /// The mapping cannot be applied.
-    #[error("cannot translate the owners of the mount at {destination:?}: see that the file system of its source can be idmapped")]
+    #[error(
+        "cannot translate the owners of the mount at {destination:?}: see that the file system of its source can be idmapped"
+    )]
     Idmap {
         /// Where it is to stand in the container.
         destination: PathBuf,

@@ -259,12 +259,7 @@ impl Rootfs<'_> {
     }
 
     /// Puts a tree at its place, then sets its propagation.
-    pub(super) fn attach(
-        &mut self,
-        request: &Request<'_>,
-        tree: &OwnedFd,
-        place: &Place,
-    ) -> Result<(), RootfsError> {
+    pub(super) fn attach(&mut self, request: &Request<'_>, tree: &OwnedFd, place: &Place) -> Result<(), RootfsError> {
         self.check_proc(request, place.fd.as_fd(), Some(tree.as_fd()))?;
         mount::attach(tree.as_fd(), place.fd.as_fd(), c"").map_err(request.attach_error())?;
         binds::set_propagation(tree.as_fd(), request.mount, &request.options)?;
@@ -348,13 +343,7 @@ fn mount_by_name(
     let data: Vec<_> = words.iter().filter(|(key, _)| !is_flag(key)).map(word).collect();
     let name = fs::own_name(place);
     let flags = nix::mount::MsFlags::from_bits_retain(flags);
-    nix::mount::mount(
-        Some(request.source()),
-        name.as_c_str(),
-        Some(request.kind),
-        flags,
-        Some(data.join(",").as_str()),
-    )
+    nix::mount::mount(Some(request.source()), name.as_c_str(), Some(request.kind), flags, Some(data.join(",").as_str()))
 }
 
 fn word((key, value): &(String, String)) -> String {
@@ -369,4 +358,3 @@ fn create_error(request: &Request<'_>, words: &[(String, String)], source: Errno
         source,
     }
 }
-

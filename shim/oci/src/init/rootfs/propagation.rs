@@ -25,8 +25,7 @@ impl Wanted {
         if word.is_empty() {
             return Ok(Wanted(None));
         }
-        let wanted =
-            Propagation::parse(word).ok_or_else(|| RootfsError::UnknownPropagation(word.to_owned()))?;
+        let wanted = Propagation::parse(word).ok_or_else(|| RootfsError::UnknownPropagation(word.to_owned()))?;
         Ok(Wanted(Some(wanted)))
     }
 

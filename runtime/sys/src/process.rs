@@ -363,3 +363,9 @@ pub fn new_session_keyring(name: &CStr) -> Result<(), Errno> {
     // SAFETY: `name` is NUL-terminated and outlives the call.
     check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
 }
+
+impl std::fmt::Debug for CStrings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self._strings).finish()
+    }
+}

@@ -1,8 +1,356 @@
-//! The command line.
+//! The commands, wired to what does the work.
 
 use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use oci_spec::runtime::{Capability, Process};
+use serde_json::json;
+
+use crate::init::Inheritance;
+use crate::journal::Journal;
+use crate::options::{self, COMMANDS, Command, Exec, Global, Make, Shape};
+use crate::state::{self, Entry, OCI_VERSION, Root, Status};
+use crate::{create, delete, events, exec, features, foreground, kill, own_image, spec, start, update};
+
+/// Exit code of a command that failed before there was a program.
+const FAILED: i32 = 1;
 
 /// Runs one command; the value is the exit code.
-pub fn run(_arguments: impl Iterator<Item = OsString>) -> i32 {
-    1
+pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
+    let (global, command) = match options::parse(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            Journal::default().error(&error.to_string());
+            return FAILED;
+        }
+    };
+    let journal = match Journal::open(global.log.as_deref(), global.log_format, global.is_verbose) {
+        Ok(journal) => journal,
+        Err(error) => {
+            let path = global.log.unwrap_or_default();
+            Journal::default().error(&format!("cannot write the log {}: {error}", path.display()));
+            return FAILED;
+        }
+    };
+    match dispatch(&global, command, &journal) {
+        Ok(code) => code,
+        Err(error) => {
+            journal.error(&format!("{error:#}"));
+            FAILED
+        }
+    }
+}
+
+fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32> {
+    let root = Root::new(global.root.as_deref());
+    match command {
+        Command::Create(make) => create_command(&root, global, &make).map(|()| 0),
+        Command::Run(make) => run_command(&root, global, &make, journal),
+        Command::Start(id) => start::start(&root.find(&id)?).map(|()| 0),
+        Command::Exec(wanted) => exec_command(&root, &wanted),
+        Command::State(id) => print_state(&root.find(&id)?),
+        Command::Kill { id, signal, to_all } => kill::kill(&root.find(&id)?, kill::signal(&signal)?, to_all).map(|()| 0),
+        Command::Delete { id, is_forced } => delete_command(&root, &id, is_forced, journal),
+        Command::List { shape, is_quiet } => list(&root, shape, is_quiet),
+        Command::Ps { id, shape, options } => ps(&root.find(&id)?, shape, &options),
+        Command::Pause(id) => pause(&root.find(&id)?),
+        Command::Resume(id) => resume(&root.find(&id)?),
+        Command::Update { id, limits, resources } => update_command(&root.find(&id)?, &limits, resources.as_deref()),
+        Command::Events { id, interval_s, is_once } => events_command(&root.find(&id)?, interval_s, is_once),
+        Command::Spec { bundle, is_rootless } => {
+            let rootless = is_rootless.then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
+            Ok(spec::write(&bundle, rootless).map(|()| 0)?)
+        }
+        Command::Features => print(&format!("{}\n", serde_json::to_string_pretty(&features::features())?)),
+        Command::Help => print(&help()),
+        Command::Version => print(&version()),
+    }
+}
+
+fn print(text: &str) -> Result<i32> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    Ok(0)
+}
+
+fn version() -> String {
+    format!("apex-oci version {}\nspec: {OCI_VERSION}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn help() -> String {
+    let commands = COMMANDS.iter().map(|(name, what)| format!("  {name:<10}{what}\n"));
+    format!(
+        "apex-oci runs containers from OCI bundles (runtime-spec {OCI_VERSION}).\n\n\
+         Usage: apex-oci [OPTIONS] COMMAND ...\n\nCommands:\n{}\n\
+         Options:\n\
+         \x20 --root DIR             where the state of containers is kept (/run/apex-oci, or $XDG_RUNTIME_DIR/apex-oci)\n\
+         \x20 --log FILE             errors are also appended there\n\
+         \x20 --log-format FORMAT    text or json\n\
+         \x20 --debug                the log tells more\n\
+         \x20 --systemd-cgroup       systemd makes the cgroups; linux.cgroupsPath is SLICE:PREFIX:NAME\n\
+         \x20 --help, --version\n\n\
+         The options of each command are those of runc; docs/guides/containers.md explains them.\n",
+        commands.collect::<String>()
+    )
+}
+
+fn create_options(global: &Global, make: &Make) -> create::Options {
+    create::Options {
+        id: make.id.clone(),
+        bundle: make.bundle.clone(),
+        pid_file: make.pid_file.clone(),
+        console_socket: make.console_socket.clone(),
+        no_pivot: make.no_pivot,
+        keeps_keyring: make.keeps_keyring,
+        systemd_cgroup: global.systemd_cgroup,
+        inheritance: inheritance(make.preserved),
+    }
+}
+
+/// Descriptors of socket activation come first among those that are passed on (sd_listen_fds(3)).
+fn inheritance(preserved: u32) -> Inheritance {
+    let listening = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u32>().ok()).unwrap_or(0);
+    if listening == 0 {
+        return Inheritance { preserved, variables: Vec::new() };
+    }
+    let mut variables = vec![format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()];
+    variables.extend(std::env::var("LISTEN_FDNAMES").ok().map(|names| format!("LISTEN_FDNAMES={names}")));
+    Inheritance { preserved: preserved.saturating_add(listening), variables }
+}
+
+fn create_command(root: &Root, global: &Global, make: &Make) -> Result<()> {
+    own_image::protect()?;
+    let options = create_options(global, make);
+    create::forget_caller(options.inheritance.preserved)?;
+    create::create(root, &options, None).map(drop)
+}
+
+fn run_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> Result<i32> {
+    own_image::protect()?;
+    let options = create_options(global, make);
+    create::forget_caller(options.inheritance.preserved)?;
+    let wants_terminal = !make.is_detached && make.console_socket.is_none() && has_terminal(&make.bundle);
+    let (own_end, console) = match wants_terminal.then(foreground::terminal_socket).transpose()? {
+        Some((own, other)) => (Some(own), Some(other)),
+        None => (None, None),
+    };
+    let entry = create::create(root, &options, console)?;
+    let ended = follow(&entry, make.is_detached, own_end);
+    if make.is_detached && ended.is_ok() {
+        return Ok(0);
+    }
+    if !make.is_kept {
+        let failed = delete::delete(&entry, true)?;
+        failed.iter().for_each(|words| journal.warning(words));
+    }
+    ended
+}
+
+/// Starts a container of this process's own and waits for it.
+fn follow(entry: &Entry, is_detached: bool, socket: Option<std::os::fd::OwnedFd>) -> Result<i32> {
+    let record = entry.record()?;
+    let pidfd = entry.process(&record).context("the container ended before its start")?;
+    start::start(entry)?;
+    if is_detached {
+        return Ok(0);
+    }
+    let terminal = socket.map(|socket| foreground::receive_terminal(&socket)).transpose()?;
+    foreground::wait(record.pid, &pidfd, terminal)
+}
+
+/// Whether the bundle asks for a terminal; what is wrong with it is told when it is made.
+fn has_terminal(bundle: &Path) -> bool {
+    let loaded = crate::bundle::Bundle::load(bundle);
+    loaded.is_ok_and(|bundle| bundle.process().terminal().unwrap_or(false))
+}
+
+fn exec_command(root: &Root, wanted: &Exec) -> Result<i32> {
+    own_image::protect()?;
+    let inheritance = Inheritance { preserved: wanted.preserved, variables: Vec::new() };
+    create::forget_caller(inheritance.preserved)?;
+    let entry = root.find(&wanted.id)?;
+    let process = process(&entry, wanted)?;
+    let options = exec::Options {
+        is_detached: wanted.is_detached,
+        pid_file: wanted.pid_file.clone(),
+        console_socket: wanted.console_socket.clone(),
+        cgroup: wanted.cgroup.clone(),
+        ignores_paused: wanted.ignores_paused,
+        inheritance,
+    };
+    exec::exec(&entry, &process, &options)
+}
+
+/// The process to execute: a file's, or that of the bundle with the options' changes.
+fn process(entry: &Entry, wanted: &Exec) -> Result<Process> {
+    if let Some(path) = &wanted.process {
+        let text = std::fs::read(path).with_context(|| format!("cannot read the process {}", path.display()))?;
+        return serde_json::from_slice(&text).with_context(|| format!("{} is not a process of runtime-spec 1.x", path.display()));
+    }
+    let spec = entry.config()?;
+    let mut process = spec.process().clone().context("the container's configuration has no process")?;
+    process.set_args(Some(wanted.command.clone())).set_terminal(Some(wanted.is_terminal));
+    if let Some(cwd) = &wanted.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    let env = process.env().iter().flatten().chain(&wanted.env).cloned().collect();
+    process.set_env(Some(env));
+    if wanted.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if wanted.apparmor.is_some() {
+        process.set_apparmor_profile(wanted.apparmor.clone());
+    }
+    if wanted.selinux.is_some() {
+        process.set_selinux_label(wanted.selinux.clone());
+    }
+    if let Some((uid, gid)) = wanted.user {
+        process.user_mut().set_uid(uid);
+        if let Some(gid) = gid {
+            process.user_mut().set_gid(gid);
+        }
+    }
+    if !wanted.groups.is_empty() {
+        let groups = process.user().additional_gids().iter().flatten().chain(&wanted.groups).copied().collect();
+        process.user_mut().set_additional_gids(Some(groups));
+    }
+    add_capabilities(&mut process, &wanted.capabilities)?;
+    Ok(process)
+}
+
+fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+    for name in names {
+        let capability: Capability = serde_json::from_value(json!(name)).with_context(|| format!("{name:?} is no capability"))?;
+        let mut sets = process.capabilities().clone().unwrap_or_default();
+        let with = |set: &Option<oci_spec::runtime::Capabilities>| Some(set.iter().flatten().copied().chain([capability]).collect());
+        let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
+        sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+        process.set_capabilities(Some(sets));
+    }
+    Ok(())
+}
+
+fn print_state(entry: &Entry) -> Result<i32> {
+    let record = entry.record()?;
+    let value = state::state_for_people(&record, entry.status(&record));
+    print(&format!("{}\n", serde_json::to_string_pretty(&value)?))
+}
+
+fn delete_command(root: &Root, id: &str, is_forced: bool, journal: &Journal) -> Result<i32> {
+    let entry = match root.find(id) {
+        // As runc does: what is not there is deleted.
+        Err(state::StateError::Missing { .. }) if is_forced => return Ok(0),
+        other => other?,
+    };
+    let failed = delete::delete(&entry, is_forced)?;
+    failed.iter().for_each(|words| journal.warning(words));
+    Ok(0)
+}
+
+fn list(root: &Root, shape: Shape, is_quiet: bool) -> Result<i32> {
+    let mut all = Vec::new();
+    for id in root.ids()? {
+        // One that goes away meanwhile, or is damaged, is not listed; `state` tells what is wrong with it.
+        let Ok(entry) = root.find(&id) else { continue };
+        let Ok(record) = entry.record() else { continue };
+        all.push(state::state_for_people(&record, entry.status(&record)));
+    }
+    let field = |value: &serde_json::Value, name: &str| match &value[name] {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let text = match (is_quiet, shape) {
+        (true, _) => all.iter().map(|one| format!("{}\n", field(one, "id"))).collect(),
+        (false, Shape::Json) => format!("{}\n", serde_json::Value::Array(all)),
+        (false, Shape::Table) => {
+            let names = ["id", "pid", "status", "bundle", "created", "owner"];
+            let head = names.map(|name| name.to_ascii_uppercase()).to_vec();
+            let rows = all.iter().map(|one| names.map(|name| field(one, name)).to_vec());
+            table(std::iter::once(head).chain(rows).collect())
+        }
+    };
+    print(&text)
+}
+
+/// Columns as wide as their widest word.
+fn table(rows: Vec<Vec<String>>) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn ps(entry: &Entry, shape: Shape, options: &[String]) -> Result<i32> {
+    let record = entry.record()?;
+    let Some(cgroup) = &record.cgroup else { bail!("container {:?} has no cgroup that would tell its processes", entry.id()) };
+    let pids = cgroup.pids()?;
+    if shape == Shape::Json {
+        return print(&format!("{}\n", json!(pids)));
+    }
+    let usual = ["-ef".to_owned()];
+    let options = if options.is_empty() { &usual[..] } else { options };
+    let output = std::process::Command::new("ps").args(options).output().context("cannot execute ps(1)")?;
+    if !output.status.success() {
+        bail!("ps(1) failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    let column = head.split_whitespace().position(|name| name == "PID").context("the output of ps(1) has no column PID")?;
+    let is_ours = |line: &&str| line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid| pids.contains(&pid));
+    let ours = lines.filter(is_ours).map(|line| format!("{line}\n"));
+    print(&std::iter::once(format!("{head}\n")).chain(ours).collect::<String>())
+}
+
+fn pause(entry: &Entry) -> Result<i32> {
+    let record = entry.record()?;
+    match (entry.status(&record), &record.cgroup) {
+        (Status::Running | Status::Created, Some(cgroup)) => cgroup.freeze()?,
+        (Status::Running | Status::Created, None) => bail!("container {:?} has no cgroup that could be frozen", entry.id()),
+        (status, _) => bail!("cannot pause container {:?}: it is {}", entry.id(), status.name()),
+    }
+    Ok(0)
+}
+
+fn resume(entry: &Entry) -> Result<i32> {
+    let record = entry.record()?;
+    match (entry.status(&record), &record.cgroup) {
+        (Status::Paused, Some(cgroup)) => cgroup.thaw()?,
+        (status, _) => bail!("cannot resume container {:?}: it is {}", entry.id(), status.name()),
+    }
+    Ok(0)
+}
+
+fn update_command(entry: &Entry, limits: &[(String, String)], resources: Option<&Path>) -> Result<i32> {
+    let record = entry.record()?;
+    let Some(cgroup) = &record.cgroup else { bail!("container {:?} has no cgroup that could be limited", entry.id()) };
+    if entry.status(&record) == Status::Stopped {
+        bail!("cannot update container {:?}: it has stopped", entry.id());
+    }
+    let text = match resources {
+        None => None,
+        Some(path) if path == Path::new("-") => {
+            let mut text = Vec::new();
+            std::io::stdin().take(1 << 20).read_to_end(&mut text).context("cannot read the resources from standard input")?;
+            Some(text)
+        }
+        Some(path) => Some(std::fs::read(path).with_context(|| format!("cannot read the resources {}", path.display()))?),
+    };
+    cgroup.limit(&update::resources(limits, text.as_deref())?)?;
+    Ok(0)
+}
+
+fn events_command(entry: &Entry, interval_s: u64, is_once: bool) -> Result<i32> {
+    let record = entry.record()?;
+    let Some(cgroup) = &record.cgroup else { bail!("container {:?} has no cgroup that would count", entry.id()) };
+    if entry.status(&record) == Status::Stopped {
+        bail!("container {:?} is not running", entry.id());
+    }
+    events::follow(entry.id(), cgroup, interval_s, is_once, || entry.process(&record).is_none())?;
+    Ok(0)
 }

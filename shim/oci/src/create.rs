@@ -147,7 +147,6 @@ fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mu
     let cgroups = cgroup.views();
     let trees = rootfs::outside(spec, &bundle.path)?;
     let (wire, inner) = Wire::pair().context("cannot make the socket to the init")?;
-    let makes_user = namespaces.makes(Kind::User);
     let is_limited_outside = namespaces.has(Kind::User);
     let inside = Inside {
         sealing: Sealing {
@@ -165,7 +164,10 @@ fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mu
         doors: Some(cgroup.doors()?),
         cgroups: &cgroups,
         trees,
-        awaits_admission: makes_user || is_limited_outside || cgroup.needs_admission(),
+        awaits_admission: is_limited_outside
+            || cgroup.needs_admission()
+            || init::wants_pid(spec)
+            || seccomp.as_ref().is_some_and(|filter| filter.listener().is_some()),
         no_pivot: options.no_pivot,
         keeps_keyring: options.keeps_keyring,
         wire: inner,
@@ -179,7 +181,7 @@ fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mu
     record.pid_started = started(pid).unwrap_or(0);
     if awaits_admission {
         admit(bundle, &namespaces, &cgroup, pid)?;
-        wire.say(&Message::Admitted)?;
+        wire.say(&Message::Admitted(pid))?;
     }
     settle(bundle, &wire, &record)?;
     undo.entry().write(&record)?;

@@ -14,7 +14,7 @@ use crate::create::{connect_console, write_pid};
 use crate::init::identity::{self, Labels};
 use crate::init::{Inheritance, Sealing, rootfs};
 use crate::seccomp::{self, Compiled};
-use crate::state::{Entry, Record, Status};
+use crate::state::{Entry, Record, Status, state};
 use crate::wire::{Message, Wire, WireError};
 use crate::foreground;
 
@@ -118,7 +118,7 @@ fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd
                 None => return Err(WireError::Closed.into()),
             };
             let pidfd = process::pidfd_open(pid).context("cannot hold the new process")?;
-            let settled = settle(wire);
+            let settled = settle(wire, pid);
             if settled.is_err() {
                 // It ends by itself where it told of a failure; otherwise it must not go on.
                 let _ = process::pidfd_signal(std::os::fd::AsRawFd::as_raw_fd(&pidfd), nix::libc::SIGKILL);
@@ -137,8 +137,8 @@ fn doors(cgroup: &Cgroup, options: &Options) -> Result<Doors> {
 }
 
 /// Lets the process go on, once it is known, and waits until it is ready.
-fn settle(wire: &Wire) -> Result<()> {
-    wire.say(&Message::Admitted)?;
+fn settle(wire: &Wire, pid: i32) -> Result<()> {
+    wire.say(&Message::Admitted(pid))?;
     Ok(wire.expect(&Message::Ready)?)
 }
 
@@ -205,8 +205,8 @@ fn inside(joining: Joining<'_>, wire: &Wire) -> i32 {
 
 /// Returns only what failed.
 fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
-    let Joining { spec, process, seccomp, seccomp_socket, console, options, .. } = joining;
-    wire.expect(&Message::Admitted)?;
+    let Joining { spec, process, seccomp, seccomp_socket, console, options, record, .. } = joining;
+    let pid = wire.admitted()?;
     process::new_session().context("cannot start a session")?;
     if is_in_user_namespace(spec) {
         process::set_gid(0).and_then(|()| process::set_uid(0)).context("cannot become root of the container's user namespace")?;
@@ -231,5 +231,7 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
     let program = sealing.become_user(&Labels::default())?;
     wire.say(&Message::Ready)?;
     wire.expect(&Message::Recorded)?;
-    Ok(sealing.finish(&program, || Ok(())))
+    let told = seccomp.is_some_and(|filter| filter.listener().is_some());
+    let told = told.then(|| state(&Record { pid, ..record.clone() }, Status::Running));
+    Ok(sealing.finish(&program, told, || Ok(())))
 }

@@ -15,8 +15,8 @@ const BYTES_MAX: usize = 16 << 10;
 pub enum Message {
     /// From the stage: the init was started, with this pid as the outside knows it.
     Born(i32),
-    /// To the init: its ids are mapped, its cgroup is there.
-    Admitted,
+    /// To the init: its ids are mapped, its cgroup is there; and its pid as the outside knows it.
+    Admitted(i32),
     /// From the init: all is mounted; the hooks of the runtime's namespaces are due.
     Mounted,
     /// To the init: they have run.
@@ -35,7 +35,7 @@ impl Message {
     fn encode(&self) -> Vec<u8> {
         match self {
             Message::Born(pid) => [b"b", &pid.to_ne_bytes()[..]].concat(),
-            Message::Admitted => b"a".to_vec(),
+            Message::Admitted(pid) => [b"a", &pid.to_ne_bytes()[..]].concat(),
             Message::Mounted => b"m".to_vec(),
             Message::Hooked => b"h".to_vec(),
             Message::Ready => b"r".to_vec(),
@@ -53,7 +53,7 @@ impl Message {
         let (kind, rest) = bytes.split_first()?;
         Some(match kind {
             b'b' => Message::Born(i32::from_ne_bytes(rest.try_into().ok()?)),
-            b'a' => Message::Admitted,
+            b'a' => Message::Admitted(i32::from_ne_bytes(rest.try_into().ok()?)),
             b'm' => Message::Mounted,
             b'h' => Message::Hooked,
             b'r' => Message::Ready,
@@ -71,6 +71,18 @@ pub enum WireError {
     /// The other end was closed.
     #[error("the other process ended without a word; the kernel log may say why")]
     Closed,
+    /// Waits until the outside lets the init go on, and returns its pid there.
+    ///
+    /// # Errors
+    /// As [`Wire::expect`].
+    pub fn admitted(&self) -> Result<i32, WireError> {
+        match self.next()? {
+            Some(Message::Admitted(pid)) => Ok(pid),
+            Some(other) => Err(WireError::Turn(other)),
+            None => Err(WireError::Closed),
+        }
+    }
+
     /// The socket.
     #[error("cannot talk to the other process")]
     Socket(#[from] Errno),
@@ -140,6 +152,18 @@ impl Wire {
         }
     }
 
+    /// Waits until the outside lets the init go on, and returns its pid there.
+    ///
+    /// # Errors
+    /// As [`Wire::expect`].
+    pub fn admitted(&self) -> Result<i32, WireError> {
+        match self.next()? {
+            Some(Message::Admitted(pid)) => Ok(pid),
+            Some(other) => Err(WireError::Turn(other)),
+            None => Err(WireError::Closed),
+        }
+    }
+
     /// The socket.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -155,7 +179,7 @@ mod tests {
         let long = "x".repeat(3 * BYTES_MAX);
         let all = [
             Message::Born(7),
-            Message::Admitted,
+            Message::Admitted(8),
             Message::Mounted,
             Message::Hooked,
             Message::Ready,

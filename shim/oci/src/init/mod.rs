@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use apex_sys::{Errno, fs, net, prctl, process};
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
+use serde_json::Value;
 
 use crate::bundle::lexical;
 use crate::cgroup::Doors;
@@ -109,14 +110,9 @@ type Failure = (anyhow::Error, Option<Wire>);
 
 fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failure> {
     let early = |error| (error, None);
-    let state = |status| own_state(inside.record, status);
-    enter_container(&inside).map_err(early)?;
-    // Before the container's /proc hides the host's: the pid that hooks are told is the host's.
-    let (creating, created) = if wants_state(inside.sealing.spec) {
-        (state(Status::Creating), state(Status::Created))
-    } else {
-        (String::new(), String::new())
-    };
+    let pid = enter_container(&inside).map_err(early)?;
+    let own = Record { pid, ..inside.record.clone() };
+    let state = |status| state::state(&own, status);
     let Inside { sealing, bundle, cgroups, trees, no_pivot, wire, start, console, keeps_keyring, record, .. } = inside;
     let labels = Labels::open(sealing.process).map_err(|error| early(error.into()))?;
     if !keeps_keyring {
@@ -124,7 +120,7 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     }
     let context = Context::new(sealing.spec, bundle, cgroups);
     let mut root = Rootfs::prepare(&context, trees).map_err(|error| early(error.into()))?;
-    run_hooks(sealing.spec, &wire, &creating).map_err(early)?;
+    run_hooks(sealing.spec, &wire, &state(Status::Creating).to_string()).map_err(early)?;
     root.enter(no_pivot).map_err(|error| early(error.into()))?;
     make_directory(sealing.process.cwd());
     take_terminal(&sealing, console).map_err(early)?;
@@ -136,21 +132,23 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
     drop(wire);
     let starter = await_start(start).map_err(early)?;
-    let error = sealing.finish(&program, || {
-        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &created).map_err(Into::into)
+    let told = sealing.seccomp.is_some_and(|filter| filter.listener().is_some()).then(|| state(Status::Created));
+    let error = sealing.finish(&program, told, || {
+        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_string()).map_err(Into::into)
     });
     Err((error, Some(starter)))
 }
 
-/// Into the cgroup and the namespaces.
-fn enter_container(inside: &Inside<'_>) -> Result<()> {
+/// Into the cgroup and the namespaces. Returns the pid outside, if somebody will want to know it, otherwise 0.
+fn enter_container(inside: &Inside<'_>) -> Result<i32> {
     let Inside { namespaces, sealing, wire, .. } = inside;
     if let Some(doors) = &inside.doors {
         doors.walk_in().context("cannot enter the container's cgroup")?;
     }
-    if inside.awaits_admission {
-        wire.expect(&Message::Admitted).context("the outside did not admit the container")?;
-    }
+    let pid = match inside.awaits_admission {
+        true => wire.admitted().context("the outside did not admit the container")?,
+        false => 0,
+    };
     if !inside.is_limited_outside {
         identity::limit(0, sealing.process.rlimits().as_ref())?;
         identity::set_oom_score("self", sealing.process.oom_score_adj())?;
@@ -166,7 +164,8 @@ fn enter_container(inside: &Inside<'_>) -> Result<()> {
     if namespaces.makes(Kind::Network) {
         net::loopback_up().context("cannot bring up the loopback device of the new network namespace")?;
     }
-    name_host(sealing.spec)
+    name_host(sealing.spec)?;
+    Ok(pid)
 }
 
 /// In a new user namespace the process has capabilities but nobody's id; what it makes shall belong to the container's root.
@@ -193,15 +192,9 @@ fn name_host(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn wants_state(spec: &Spec) -> bool {
+/// Whether hooks of the init will be told its pid.
+pub fn wants_pid(spec: &Spec) -> bool {
     [Phase::CreateContainer, Phase::StartContainer].iter().any(|phase| !hooks::of(spec.hooks().as_ref(), *phase).is_empty())
-}
-
-/// The state with this process's pid on the host.
-fn own_state(record: &Record, status: Status) -> String {
-    let pid = std::fs::read_link("/proc/self").ok().and_then(|name| name.to_str().and_then(|name| name.parse().ok()));
-    let record = Record { pid: pid.unwrap_or(0), ..record.clone() };
-    state::state(&record, status).to_string()
 }
 
 /// Keys of whoever called the runtime are not the container's.
@@ -288,15 +281,15 @@ impl Sealing<'_> {
     }
 
     /// The last steps, then the program. Returns only on failure.
-    pub fn finish(&self, program: &Program, before: impl FnOnce() -> Result<()>) -> anyhow::Error {
-        match self.seal(before) {
+    pub fn finish(&self, program: &Program, state: Option<Value>, before: impl FnOnce() -> Result<()>) -> anyhow::Error {
+        match before().and_then(|()| self.seal(state)) {
             Ok(()) => program.exec().into(),
             Err(error) => error,
         }
     }
 
-    fn seal(&self, before: impl FnOnce() -> Result<()>) -> Result<()> {
-        before()?;
+    /// Descriptors and the filter. `state` is what a listener is told of the container.
+    fn seal(&self, state: Option<Value>) -> Result<()> {
         process::close_from(3 + self.inheritance.preserved, u32::MAX, true).context("cannot close the runtime's descriptors")?;
         let Some(filter) = self.seccomp else { return Ok(()) };
         if self.needs_admin() {
@@ -304,11 +297,16 @@ impl Sealing<'_> {
                 "a filter of system calls without process.noNewPrivileges needs CAP_SYS_ADMIN; set noNewPrivileges",
             )?;
         }
+        let message = match (filter.listener(), state) {
+            (Some(listener), Some(state)) => Some(listener.message(pid_of(&state), state)),
+            _ => None,
+        };
         let listener = filter.load().context("cannot load the filter of system calls")?;
-        match (listener, &self.seccomp_socket) {
-            (None, _) => Ok(()),
-            (Some(listener), Some(socket)) => filter.hand_over(socket.as_fd(), listener.as_fd()).context("cannot hand the seccomp listener over"),
-            (Some(_), None) => bail!("the filter has a listener and linux.seccomp.listenerPath names no socket for it"),
+        match (listener, &self.seccomp_socket, message) {
+            (None, _, _) => Ok(()),
+            (Some(listener), Some(socket), Some(message)) => net::send(socket.as_fd(), &message, &[listener.as_fd()])
+                .context("cannot hand the filter's listener over to linux.seccomp.listenerPath"),
+            (Some(_), _, _) => bail!("the filter has a listener and linux.seccomp.listenerPath names no socket for it"),
         }
     }
 }
@@ -324,4 +322,9 @@ fn own_streams(process: &Process) {
             let _ = nix::unistd::fchown(fs::borrow_known(number), Some(uid.into()), None);
         }
     }
+}
+
+/// The pid of a state.
+fn pid_of(state: &Value) -> i32 {
+    state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0)
 }

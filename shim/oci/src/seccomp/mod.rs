@@ -22,7 +22,7 @@ use oci_spec::runtime::LinuxSeccomp;
 
 pub use cache::CacheDir;
 pub use listener::{ListenerError, send_listener};
-pub use words::SeccompError;
+pub use words::{SeccompError, knows};
 
 /// A program for the container's process, with how it is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +126,17 @@ impl Compiled {
     pub fn skipped(&self) -> &[String] {
         &self.skipped
     }
+}
+
+/// Whether this libseccomp can put an architecture into a filter.
+pub fn has_arch(arch: oci_spec::runtime::Arch) -> bool {
+    let name = libseccomp::ScmpSyscall::from_name_by_arch("read", words::arch(arch));
+    name.is_ok()
+}
+
+/// The version of libseccomp.
+pub fn version() -> String {
+    compile::version()
 }
 
 #[cfg(test)]

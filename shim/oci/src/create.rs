@@ -23,7 +23,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Wanted};
 use crate::hooks::{self, Phase};
 use crate::init::namespaces::Namespaces;
-use crate::init::{self, Inheritance, Inside, Sealing, identity, rootfs};
+use crate::init::{self, Inheritance, Inside, Sealing, identity, rootfs, sysctl};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Root, START, Status, now, started, state};
 use crate::wire::{Message, Wire, WireError};
@@ -145,6 +145,7 @@ fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mu
     entry.keep_config(&bundle.text)?;
     entry.write(&record)?;
     let cgroups = cgroup.views();
+    sysctl::validate(spec)?;
     let trees = rootfs::outside(spec, &bundle.path)?;
     let (wire, inner) = Wire::pair().context("cannot make the socket to the init")?;
     let is_limited_outside = namespaces.has(Kind::User);

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use apex_sys::process::{self, Side};
-use apex_sys::{fs, net, prctl};
+use apex_sys::{fs, prctl};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 
 use crate::bundle;
 use crate::cgroup::{Cgroup, Doors};
 use crate::create::{connect_console, write_pid};
 use crate::init::identity::{self, Labels};
-use crate::init::{Inheritance, Sealing, rootfs};
+use crate::init::{Inheritance, Sealing, console, take_terminal};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
 use crate::wire::{Message, Wire, WireError};
@@ -205,7 +205,7 @@ fn inside(joining: Joining<'_>, wire: &Wire) -> i32 {
 
 /// Returns only what failed.
 fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
-    let Joining { spec, process, seccomp, seccomp_socket, console, options, record, .. } = joining;
+    let Joining { spec, process, seccomp, seccomp_socket, console: joining_console, options, record, .. } = joining;
     let pid = wire.admitted()?;
     process::new_session().context("cannot start a session")?;
     if is_in_user_namespace(spec) {
@@ -220,13 +220,9 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
         inheritance: &options.inheritance,
     };
     if process.terminal().unwrap_or(false) {
-        let socket = console.context("there is no socket for the terminal")?;
-        let console = rootfs::terminal(process)?;
-        net::send(socket.as_fd(), b"/dev/ptmx", &[console.master.as_fd()]).context("cannot send the terminal")?;
-        for number in 0..3 {
-            fs::place(console.slave.as_fd(), number).context("cannot make the terminal a standard stream")?;
-        }
-        apex_sys::terminal::set_controlling(console.slave.as_fd()).context("cannot make the terminal the controlling one")?;
+        let socket = joining_console.context("there is no socket for the terminal")?;
+        let root = fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0).context("cannot open the container's root")?;
+        take_terminal(process, &console::terminal(root.as_fd())?, &socket)?;
     }
     let program = sealing.become_user(&Labels::default())?;
     wire.say(&Message::Ready)?;

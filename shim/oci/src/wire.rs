@@ -71,18 +71,6 @@ pub enum WireError {
     /// The other end was closed.
     #[error("the other process ended without a word; the kernel log may say why")]
     Closed,
-    /// Waits until the outside lets the init go on, and returns its pid there.
-    ///
-    /// # Errors
-    /// As [`Wire::expect`].
-    pub fn admitted(&self) -> Result<i32, WireError> {
-        match self.next()? {
-            Some(Message::Admitted(pid)) => Ok(pid),
-            Some(other) => Err(WireError::Turn(other)),
-            None => Err(WireError::Closed),
-        }
-    }
-
     /// The socket.
     #[error("cannot talk to the other process")]
     Socket(#[from] Errno),

@@ -4,10 +4,13 @@
 //! it must not do is to take a path of the container for one of the host, or to go on when a step failed: the failure is told and the
 //! process ends, and with it all that it had made.
 
+pub mod console;
 pub mod identity;
 pub mod namespaces;
+pub mod procfs;
 pub mod program;
 pub mod rootfs;
+pub mod sysctl;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -123,8 +126,11 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     run_hooks(sealing.spec, &wire, &state(Status::Creating).to_string()).map_err(early)?;
     root.enter(no_pivot).map_err(|error| early(error.into()))?;
     make_directory(sealing.process.cwd());
-    take_terminal(&sealing, console).map_err(early)?;
-    rootfs::sysctl(sealing.spec).map_err(|error| early(error.into()))?;
+    if let Some(socket) = console {
+        let console = console::console(&root).map_err(|error| early(error.into()))?;
+        take_terminal(sealing.process, &console, &socket).map_err(early)?;
+    }
+    set_parameters(sealing.spec).map_err(early)?;
     root.seal().map_err(|error| early(error.into()))?;
     drop(root);
     let program = sealing.become_user(&labels).map_err(early)?;
@@ -224,13 +230,24 @@ fn make_directory(cwd: &Path) {
     let _ = std::fs::create_dir_all(lexical(cwd));
 }
 
-/// Gives the process a terminal of the container, whose other end goes to the caller.
-fn take_terminal(sealing: &Sealing<'_>, socket: Option<OwnedFd>) -> Result<()> {
-    if !sealing.process.terminal().unwrap_or(false) {
-        return Ok(());
+fn set_parameters(spec: &Spec) -> Result<()> {
+    let is_wanted = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()).is_some_and(|all| !all.is_empty());
+    if is_wanted {
+        sysctl::apply(spec, &procfs::Verified::open()?)?;
     }
-    let socket = socket.context("process.terminal is true and there is no --console-socket to send the terminal to")?;
-    let console = rootfs::console(sealing.process)?;
+    Ok(())
+}
+
+/// Makes a terminal of the container the process's own; its other end goes to the caller.
+///
+/// # Errors
+/// The kernel refuses, or the socket's other end is gone.
+pub fn take_terminal(process: &Process, console: &console::Console, socket: &OwnedFd) -> Result<()> {
+    if let Some(size) = process.console_size() {
+        let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
+        apex_sys::terminal::set_size(console.slave.as_fd(), cells(size.height()), cells(size.width()))
+            .context("cannot give the terminal the size of process.consoleSize")?;
+    }
     net::send(socket.as_fd(), b"/dev/ptmx", &[console.master.as_fd()])
         .context("cannot send the terminal through the console socket")?;
     for number in 0..3 {

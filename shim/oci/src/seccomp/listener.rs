@@ -1,14 +1,14 @@
 //! Hands the listener to the agent that the bundle names (runtime-spec, "The Seccomp agent").
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use apex_sys::Errno;
-use oci_spec::runtime::ContainerProcessState;
+use serde_json::{Value, json};
 
 use super::Listener;
+use crate::state::OCI_VERSION;
 
 /// How long an agent may let a full socket wait. The container stands still meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,34 +24,31 @@ pub enum ListenerError {
         /// The kernel's answer.
         source: std::io::Error,
     },
-    /// The state is no JSON.
-    #[error("seccomp: could not write the container's state as JSON for the agent")]
-    State(#[source] serde_json::Error),
-    /// It was not taken.
-    #[error("seccomp: could not send the listener to the agent at {}", path.display())]
-    Send {
-        /// Its socket.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: Errno,
-    },
 }
 
-/// Sends the listener, with the state of the container's process. The names of the descriptors and the metadata are filled in here.
-///
-/// # Errors
-/// Nobody listens at the path, or it is not taken within ten seconds.
-pub fn send_listener(
-    listener: &Listener,
-    fd: BorrowedFd<'_>,
-    state: &ContainerProcessState,
-) -> Result<(), ListenerError> {
-    let path = || listener.path.clone();
-    let mut state = state.clone();
-    state.set_fds(vec![oci_spec::runtime::SECCOMP_FD_NAME.to_owned()]).set_metadata(listener.metadata.clone());
-    let json = serde_json::to_vec(&state).map_err(ListenerError::State)?;
-    let connect = |source| ListenerError::Connect { path: path(), source };
-    let socket = UnixStream::connect(&listener.path).map_err(connect)?;
-    socket.set_write_timeout(Some(PATIENCE)).map_err(connect)?;
-    apex_sys::net::send(socket.as_fd(), &json, &[fd]).map_err(|source| ListenerError::Send { path: path(), source })
+impl Listener {
+    /// Connects to the agent: before the container's root hides its socket.
+    ///
+    /// # Errors
+    /// Nobody listens at the path.
+    pub fn connect(&self) -> Result<OwnedFd, ListenerError> {
+        let connect = |source| ListenerError::Connect { path: self.path.clone(), source };
+        let socket = UnixStream::connect(&self.path).map_err(connect)?;
+        socket.set_write_timeout(Some(PATIENCE)).map_err(connect)?;
+        Ok(socket.into())
+    }
+
+    /// What the agent gets beside the listener (`ContainerProcessState`): the pid of the process and the state of its container.
+    pub fn message(&self, pid: i32, state: Value) -> Vec<u8> {
+        let mut message = json!({
+            "ociVersion": OCI_VERSION,
+            "fds": [oci_spec::runtime::SECCOMP_FD_NAME],
+            "pid": pid,
+            "state": state,
+        });
+        if let Some(metadata) = &self.metadata {
+            message["metadata"] = json!(metadata);
+        }
+        message.to_string().into_bytes()
+    }
 }

@@ -339,9 +339,9 @@ fn the_agent_gets_the_listener_and_answers_through_it() {
     .unwrap();
     let (_, mut fds) = net::receive(ours.as_fd(), &mut [0; 8]).unwrap();
     let fd = fds.pop().unwrap();
-    let mut state = ContainerProcessState::default();
-    state.set_pid(pid);
-    send_listener(program.listener().unwrap(), fd.as_fd(), &state).unwrap();
+    let socket = program.listener().unwrap().connect().unwrap();
+    let message = program.listener().unwrap().message(pid, serde_json::json!({ "id": "c1" }));
+    net::send(socket.as_fd(), &message, &[fd.as_fd()]).unwrap();
     drop(fd);
     let (connection, _) = agent.accept().unwrap();
     let mut json = vec![0; 4096];
@@ -357,7 +357,7 @@ fn the_agent_gets_the_listener_and_answers_through_it() {
     assert_eq!(process::wait(pid, 0).unwrap().unwrap().1, Ended::Code(42));
     drop(agent);
     std::fs::remove_file(&path).unwrap();
-    let error = send_listener(program.listener().unwrap(), listener.as_fd(), &state).unwrap_err();
+    let error = program.listener().unwrap().connect().unwrap_err();
     assert!(error.to_string().contains("agent.sock"), "{error}");
 }
 

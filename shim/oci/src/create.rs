@@ -9,7 +9,7 @@ mod ids;
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -112,7 +112,6 @@ impl Undo {
     /// Takes everything back. What cannot be is left to `delete --force`, for which the directory then stays.
     fn undo(self) {
         if let Some((pid, pidfd)) = &self.init {
-            use std::os::fd::AsRawFd;
             // Gone already, mostly: it ends when it has told what failed.
             let _ = process::pidfd_signal(pidfd.as_raw_fd(), nix::libc::SIGKILL);
             let _ = process::wait(*pid, 0);
@@ -171,6 +170,7 @@ fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mu
             || seccomp.as_ref().is_some_and(|filter| filter.listener().is_some()),
         no_pivot: options.no_pivot,
         keeps_keyring: options.keeps_keyring,
+        lock: entry.dir().as_raw_fd(),
         wire: inner,
         start: listen(entry)?,
         console,

@@ -12,7 +12,7 @@ pub mod program;
 pub mod rootfs;
 pub mod sysctl;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -84,6 +84,8 @@ pub struct Inside<'a> {
     pub no_pivot: bool,
     /// Whether the caller's session keyring is kept.
     pub keeps_keyring: bool,
+    /// The descriptor by which the outside has locked the container: held here too, the lock would last as long as the container.
+    pub lock: RawFd,
     /// The conversation with the outside.
     pub wire: Wire,
     /// The socket on which the start is awaited.
@@ -94,6 +96,10 @@ pub struct Inside<'a> {
 
 /// Makes the container and becomes its program. Returns only the exit code of a failure, which has been told.
 pub fn run(inside: Inside<'_>) -> i32 {
+    let lock = inside.lock.unsigned_abs();
+    if process::close_from(lock, lock, false).is_err() {
+        return 1;
+    }
     let wire = Wire::over(match inside.wire.socket().try_clone_to_owned() {
         Ok(socket) => socket,
         Err(_) => return 1,

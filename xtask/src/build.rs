@@ -44,6 +44,17 @@ pub fn daemon() -> Result<()> {
     program("apex-cli", "apex").map(drop)
 }
 
+/// Builds the OCI runtime, which comes to lie beside apex-run, with the shim of containerd, and returns the runtime's path. `APEX_OCI` names one that
+/// is there already.
+pub fn apex_oci() -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("APEX_OCI") {
+        return std::fs::canonicalize(&given)
+            .with_context(|| format!("APEX_OCI names {}, which cannot be found", given.display()));
+    }
+    println!("building apex-oci (release)");
+    program("apex-oci", "apex-oci")
+}
+
 /// Programs beside an apex-run that tests start too: those that are there.
 pub fn beside(apex_run: &Path) -> Vec<PathBuf> {
     ["apex-probe", "apexd", "apex"]

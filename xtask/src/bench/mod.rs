@@ -6,6 +6,7 @@ mod density;
 mod filter;
 mod meter;
 mod monitor;
+mod oci;
 mod peers;
 mod start;
 mod steady;
@@ -27,16 +28,19 @@ struct Bench {
 }
 
 /// Runs one table or all of them. `count` is launches for `start` and `daemon`, rounds for `steady` and `monitor`, sandboxes for `density` and
-/// `reaction`, which is a part of `daemon`.
+/// `reaction`, which is a part of `daemon`, containers for `oci`.
 pub fn run(table: &str, count: Option<usize>) -> Result<()> {
     let tables: &[&str] = match table {
-        "all" => &["start", "steady", "density", "monitor", "daemon"],
-        "start" | "steady" | "density" | "monitor" | "daemon" | "reaction" => &[table],
-        other => bail!("no such table: {other}; there are start, steady, density, monitor, daemon, reaction and all"),
+        "all" => &["start", "steady", "density", "monitor", "daemon", "oci"],
+        "start" | "steady" | "density" | "monitor" | "daemon" | "reaction" | "oci" => &[table],
+        other => bail!("no such table: {other}; there are start, steady, density, monitor, daemon, reaction, oci and all"),
     };
     setup::ensure(setup::Need::Bench)?;
     let bench = Bench { apex_run: build::apex_run()?, work: Workdir::new()? };
     for table in tables {
+        if *table == "oci" && oci::elsewhere(count)? {
+            continue;
+        }
         let before = Machine::look()?;
         println!("\n=== {table}: {}", before.line());
         let result = match *table {
@@ -44,6 +48,7 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
             "steady" => steady::run(&bench, count.unwrap_or(steady::ROUNDS))?,
             "daemon" => daemon::run(&bench, count.unwrap_or(daemon::STARTS))?,
             "reaction" => daemon::reaction(&bench, count.unwrap_or(daemon::STARTS))?,
+            "oci" => oci::run(&bench, count.unwrap_or(oci::CONTAINERS))?,
             "monitor" => monitor::run(&bench, count.unwrap_or(monitor::ROUNDS))?,
             _ => density::run(&bench, count.unwrap_or(density::SANDBOXES))?,
         };

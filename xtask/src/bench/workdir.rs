@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::shell;
 
-/// Holds the static programs `true`, `pause`, `ops` and `flood`, and a small `file`.
+/// Holds the static programs `true`, `pause`, `ops`, `flood` and `peak`, and a small `file`.
 pub struct Workdir {
     path: PathBuf,
 }
@@ -23,7 +23,7 @@ impl Workdir {
         fs::set_permissions(&work.path, fs::Permissions::from_mode(0o755))?;
         fs::create_dir(work.payload())?;
         fs::write(work.payload().join("file"), "some bytes to read\n")?;
-        for program in ["true", "pause", "ops", "flood"] {
+        for program in ["true", "pause", "ops", "flood", "peak"] {
             let source = shell::root().join("xtask/bench").join(format!("{program}.c"));
             let mut gcc = Command::new("gcc");
             shell::run(gcc.args(["-O2", "-static", "-o"]).arg(work.program(program)).arg(source))?;

@@ -7,7 +7,7 @@ pub mod doctor;
 mod guard;
 pub mod host;
 mod init;
-mod landlock;
+pub mod landlock;
 pub mod launch;
 mod layers;
 mod listen;

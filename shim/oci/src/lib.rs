@@ -19,6 +19,7 @@ pub mod journal;
 pub mod kill;
 pub mod options;
 pub mod own_image;
+pub mod policy;
 pub mod seccomp;
 pub mod spec;
 pub mod start;

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::host::{CgroupSupport, Host};
+use crate::host::{CgroupSupport, Host, PathFact};
 use crate::layer::{Layer, Requirement};
 use crate::plan::{
     CgroupPlan, CommandPlan, IdentityPlan, LandlockPlan, LandlockRule, Mount, OverlayPlan, Plan, Request, Rlimit,
@@ -67,6 +67,16 @@ pub enum PlanError {
     /// A granted path must not or cannot be used.
     #[error("{path}: granted by {origin}, but {reason}")]
     RefusedPath {
+        /// The path.
+        path: String,
+        /// The rule.
+        origin: Origin,
+        /// What stands in the way and what to do.
+        reason: String,
+    },
+    /// A path that is kept from the sandbox cannot be followed to where it leads, so what lies there would not be kept.
+    #[error("{path}: kept from the sandbox by {origin}, but {reason}")]
+    Unfollowed {
         /// The path.
         path: String,
         /// The rule.
@@ -293,6 +303,25 @@ fn host_tree(policy: &Policy, request: &Request, host: &dyn Host, env: Vec<OsStr
     let command = command::finish(command, request, env, &tree, host)?;
     let withheld = tree.withheld();
     Ok(Tree { mounts: Vec::new(), withheld, rules: tree.rules()?, command })
+}
+
+/// Landlock rules of a policy over a tree that somebody else made and that the caller stands in, a container's: what the policy says of paths means the
+/// paths of that tree. `program` is the real path of the file that will be executed; where no rule grants it, it is granted by itself.
+///
+/// # Errors
+/// A rule that cannot be met in the tree, or that Landlock cannot say.
+pub fn tree_rules(policy: &Policy, program: &Path, host: &dyn Host) -> Result<Vec<LandlockRule>, PlanError> {
+    let files = &policy.filesystem;
+    for kept in files.deny.iter().chain(&files.hide) {
+        if let PathFact::Refused(reason) = host.path(&kept.path, true) {
+            return Err(PlanError::Unfollowed { path: shown(&kept.path), origin: kept.origin.clone(), reason });
+        }
+    }
+    let mut tree = host_tree::HostTree::new(policy, host);
+    if !command::View::binds(&tree, program) {
+        command::View::grant_command(&mut tree, program)?;
+    }
+    tree.rules()
 }
 
 fn filter(policy: &Policy, request: &Request) -> Result<seccomp::Table, seccomp::TableError> {

@@ -162,20 +162,39 @@ pub fn resolve(spec: &Spec, bundle: &Path) -> Result<Option<Narrowing>, PolicyEr
 fn policy_of(asked: &Asked, spec: &Spec, bundle: &Path) -> Result<Policy, PolicyError> {
     let groups: Vec<&str> = groups::iter().map(|group| group.name).collect();
     let dirs = source::Places::of(bundle);
-    let process = spec.process().as_ref();
     let inputs = Inputs {
         mode: asked.mode,
         profile: asked.profile.clone(),
         policy_file: asked.file.clone(),
         flags: core::Flags::default(),
         home: Some(home(spec)),
-        cwd: process.map_or_else(|| PathBuf::from("/"), |process| process.cwd().clone()),
+        cwd: workdir(spec),
         tmpdir: None,
         system_config: Some(PathBuf::from(source::SYSTEM_CONFIG)),
         user_config: dirs.user.clone(),
         groups: &groups,
     };
     Ok(core::resolve(&inputs, &mut |path: &Path| dirs.load(path))?)
+}
+
+/// Stands for the working directory of a container that starts in `/`: what a mode gives of "the work at hand" is not meant to be everything.
+const NO_WORKDIR: &str = "/.apex-no-workdir";
+
+fn workdir(spec: &Spec) -> PathBuf {
+    let cwd = spec.process().as_ref().map(|process| without_dots(process.cwd()));
+    cwd.filter(|cwd| cwd != Path::new("/")).unwrap_or_else(|| PathBuf::from(NO_WORKDIR))
+}
+
+/// Without `.`, `..` and slashes that mean nothing, by the letters alone.
+fn without_dots(path: &Path) -> PathBuf {
+    apex_core::host::names_backwards(path).into_iter().rev().fold(PathBuf::from("/"), |mut normal, name| {
+        if name == ".." {
+            normal.pop();
+        } else {
+            normal.push(name);
+        }
+        normal
+    })
 }
 
 /// The home of the container's user, as far as the bundle tells.
@@ -202,10 +221,20 @@ fn check(policy: &Policy, asked: &Asked, spec: &Spec, bundle: &Path) -> Result<V
         let (path, dest, origin) = (moved.path.clone(), moved.dest.clone(), moved.origin.clone());
         return Err(PolicyError::Moved { path, dest, origin });
     }
+    let by_mode = |grant: &&core::Grant| grant.origin.source.starts_with("modes/");
+    let here = |grant: &&core::Grant| grant.path.starts_with(NO_WORKDIR);
+    let all = || files.read.iter().chain(&files.write).chain(&files.exec).filter(here);
+    if all().any(|grant| !by_mode(&grant)) {
+        let remedy = "the container starts in `/`, so name the directory itself, or have the bundle start in it";
+        return Err(PolicyError::Unsupported { what: "`${CWD}`", remedy });
+    }
     if policy.network == Network::None && !has(spec, LinuxNamespaceType::Network) {
         return Err(PolicyError::HostNetwork);
     }
     let mut given_up = Vec::new();
+    if all().next().is_some() {
+        given_up.push("the mode's grants of the working directory, which is `/`".to_owned());
+    }
     if policy.resources.wall_time_ms.is_some() {
         // No process of the runtime stays that could end the container. What the mode alone says is a default.
         let plain = Asked { mode: Some(policy.mode), ..Asked::default() };
@@ -225,6 +254,9 @@ fn in_container(mut policy: Policy) -> Policy {
     policy.level = IsolationLevel::Partial;
     policy.sources.clear();
     policy.config.clear();
+    for grants in [&mut policy.filesystem.read, &mut policy.filesystem.write, &mut policy.filesystem.exec] {
+        grants.retain(|grant| !grant.path.starts_with(NO_WORKDIR));
+    }
     let private = policy.filesystem.tmpfs.iter().map(|tmpfs| (tmpfs.dest.clone(), tmpfs.origin.clone()));
     let devices = ["/dev/shm", "/dev/mqueue", "/dev/pts", "/dev/console"];
     let devices = devices.map(|path| (PathBuf::from(path), core::Origin::flag("the container")));

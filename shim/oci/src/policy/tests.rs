@@ -87,8 +87,9 @@ fn annotations_that_cannot_be_honoured_stop_the_create() {
     level.spec["process"]["cwd"] = "/work".into();
     level.spec["annotations"][MODE] = "development".into();
     level.check_refused("isolation level");
-    // The mode lets the working directory be written, and that would be all of the container.
-    Bundle::new("root", &[(MODE, "development")]).check_refused("asks for `/` writable");
+    // The container starts in `/`, which is no place to work in.
+    let everything = "[filesystem]\nread = [{ path = \"${CWD}\", reason = \"x\" }]\n";
+    Bundle::with_policy("everything", everything).check_refused("the container starts in `/`");
     Bundle::with_policy("time", "[resources]\nwall_time = \"5s\"\n").check_refused("`wall_time`");
     let moved = "[filesystem]\nread = [{ path = \"/srv\", dest = \"/data\", reason = \"x\" }]\n";
     Bundle::with_policy("moved", moved).check_refused("remove `dest`");
@@ -146,6 +147,8 @@ fn what_a_mode_has_by_default_and_nobody_holds_is_told() {
     let narrowing = Bundle::new("told", &[(MODE, "isolation")]).resolve().unwrap().unwrap();
     assert!(narrowing.given_up()[0].contains("wall_time"), "{:?}", narrowing.given_up());
     assert_eq!(narrowing.mode(), Mode::Isolation);
+    let narrowing = Bundle::new("told-root", &[(MODE, "development")]).resolve().unwrap().unwrap();
+    assert!(narrowing.given_up().iter().any(|words| words.contains("working directory")), "{:?}", narrowing.given_up());
 }
 
 /// A tree that the child makes its root: the system's programs, and data of which a part is denied, also under another name.
@@ -243,6 +246,24 @@ fn the_containers_tree_is_narrowed_to_what_the_policy_grants() {
             std::process::Command::new("/usr/bin/true").status().is_ok_and(|status| status.success()),
             probing.call(&mount) == Err(Errno::EPERM),
         ])
+    });
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn development_reads_the_container_and_writes_what_is_its_work() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut bundle = Bundle::new("development", &[(MODE, "development")]);
+    let code = narrowed_child(&bundle, &|| {}, &|_| {
+        first_wrong(&[can_read("/other/file"), is_refused("/etc/shadow"), fs::write("/data/new", "x").is_err()])
+    });
+    assert_eq!(code, 0);
+    fs::remove_dir_all(bundle.dir.join("rootfs")).unwrap();
+    bundle.spec["process"]["cwd"] = "/data".into();
+    let code = narrowed_child(&bundle, &|| {}, &|_| {
+        first_wrong(&[fs::write("/data/new", "x").is_ok(), fs::write("/other/new", "x").is_err()])
     });
     assert_eq!(code, 0);
 }

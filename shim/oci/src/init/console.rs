@@ -72,5 +72,6 @@ fn place_of_console(rootfs: &Rootfs<'_>) -> Result<OwnedFd, Errno> {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno),
     }
-    fs::open(dir.as_fd(), NAME, libc::O_PATH | libc::O_NOFOLLOW, fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS)
+    // With O_NOFOLLOW a link would be opened itself (openat2(2)).
+    fs::open(dir.as_fd(), NAME, libc::O_PATH, fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use apex_sys::mount;
 use apex_sys::{Errno, fs};
+use nix::fcntl::AtFlags;
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
@@ -88,12 +89,7 @@ impl Rootfs<'_> {
             return node.make(dir, name).map_err(failed);
         }
         let tree = host_device(&node.path, node.kind, node.number)?;
-        match fs::mkfile(dir, name, 0o666) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-        let flags = libc::O_PATH | libc::O_NOFOLLOW;
-        let place = fs::open(dir, name, flags, fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS).map_err(failed)?;
+        let place = place_of_device(dir, name).map_err(failed)?;
         mount::attach(tree.as_fd(), place.as_fd(), c"").map_err(failed)
     }
 
@@ -156,7 +152,7 @@ impl Node {
         let make = || mknodat(dir, name.as_c_str(), self.kind, mode, self.number);
         match make() {
             Err(Errno::EEXIST) => {
-                let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+                let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
                 let stat = nix::sys::stat::fstatat(dir, name.as_c_str(), flags)?;
                 if is_device(&stat, self.kind, self.number) {
                     return Ok(());
@@ -166,12 +162,28 @@ impl Node {
             }
             other => other?,
         }
-        if (self.uid, self.gid) != (0, 0) {
-            let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
-            nix::unistd::fchownat(dir, name.as_c_str(), Some(self.uid.into()), Some(self.gid.into()), flags)?;
+        if (self.uid, self.gid) == (0, 0) {
+            return Ok(());
         }
-        Ok(())
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        nix::unistd::fchownat(dir, name.as_c_str(), Some(self.uid.into()), Some(self.gid.into()), flags)?;
+        // A change of the owner takes set-user-ID bits away.
+        if self.mode & 0o6000 == 0 { Ok(()) } else { fs::chmod(dir, name, self.mode) }
     }
+}
+
+/// A file for the host's node to be mounted upon; never a link.
+fn place_of_device(dir: BorrowedFd<'_>, name: &CString) -> Result<OwnedFd, Errno> {
+    match fs::mkfile(dir, name, 0o666) {
+        Err(Errno::EEXIST) if fs::stat(dir, name)?.is(libc::S_IFLNK) => {
+            fs::unlink(dir, name)?;
+            fs::mkfile(dir, name, 0o666)?;
+        }
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    // With O_NOFOLLOW a link would be opened itself (openat2(2)).
+    fs::open(dir, name, libc::O_PATH, fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS)
 }
 
 fn is_device(stat: &libc::stat, kind: SFlag, number: u64) -> bool {

@@ -1,0 +1,67 @@
+//! The container's file system for real: every case forks a child into new namespaces, builds a root there, and looks at it from inside.
+//!
+//! Without root there is nothing to test, and it says so. A word as argument runs the cases that have it in their name.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bundle;
+mod cgroups;
+mod escapes;
+mod ordinary;
+mod special;
+mod userns;
+
+use std::panic::catch_unwind;
+
+macro_rules! cases {
+    ($($module:ident::$name:ident,)*) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),*]
+    };
+}
+
+const CASES: &[(&str, fn())] = cases![
+    ordinary::an_ordinary_bundle_has_what_every_image_expects,
+    ordinary::masks_and_readonly_paths_hold,
+    ordinary::without_a_pivot_it_is_the_same_root,
+    ordinary::binds_have_the_options_they_were_given,
+    special::devices_have_the_mode_and_owner_they_were_given,
+    special::a_tmpfs_starts_with_what_it_covers,
+    special::owners_are_translated_through_an_idmapped_mount,
+    special::the_root_has_the_propagation_that_was_asked_for,
+    special::a_terminal_is_the_containers_own,
+    special::parameters_are_set_in_the_containers_namespaces,
+    special::an_option_longer_than_the_kernel_takes_one_goes_another_way,
+    special::a_shared_bind_reaches_the_host_and_no_other_mount_does,
+    cgroups::each_hierarchy_is_the_containers_own,
+    userns::a_root_of_another_user_is_whole,
+    escapes::proc_is_an_ordinary_directory,
+    escapes::links_at_mount_targets_stay_inside,
+    escapes::nothing_stands_over_proc,
+    escapes::a_link_at_a_device_leads_no_writer_astray,
+    escapes::a_mask_is_the_null_device,
+    escapes::a_terminal_comes_from_no_link,
+    escapes::a_proc_file_that_is_mounted_over_is_not_written,
+    escapes::links_that_change_meanwhile_stay_inside,
+    escapes::the_old_root_is_out_of_reach,
+    escapes::a_failed_start_leaves_no_mount,
+];
+
+fn main() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped, all of it: needs root");
+        return;
+    }
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mut failed = 0;
+    for (name, case) in CASES {
+        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        let ended = catch_unwind(case);
+        println!("test {name} ... {}", if ended.is_ok() { "ok" } else { "FAILED" });
+        failed += usize::from(ended.is_err());
+    }
+    if failed > 0 {
+        println!("{failed} failed");
+        std::process::exit(1);
+    }
+}

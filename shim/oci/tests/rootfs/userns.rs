@@ -1,0 +1,51 @@
+//! Containers with a user namespace.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+
+use apex_oci::init::console;
+use serde_json::json;
+
+use crate::bundle::*;
+
+const MAP: &str = "0 100000 65536\n";
+
+pub fn a_root_of_another_user_is_whole() {
+    let bundle = Bundle::new();
+    for path in ["", "proc", "sys", "dev", "etc", "etc/name", "tmp", "data"] {
+        chown(bundle.root().join(path), Some(100_000), Some(100_000)).unwrap();
+    }
+    // Where only the host's root may look.
+    let hidden = bundle.dir.join("hidden");
+    fs::create_dir_all(hidden.join("source")).unwrap();
+    fs::write(hidden.join("source/file"), "found").unwrap();
+    fs::write(hidden.join("source/other"), "x").unwrap();
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    let mut spec = with_mounts(
+        ordinary(),
+        &[
+            json!({"destination": "/data", "type": "bind", "source": hidden.join("source"), "options": ["rbind", "ro"]}),
+            json!({"destination": "/mapped", "type": "bind", "source": hidden.join("source"), "options": ["rbind", "idmap"]}),
+        ],
+    );
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    run_in(&bundle, &spec, USUAL | NEWUSER, Some(MAP), false, |rootfs| {
+        assert_eq!(fs::read_to_string("/data/file").unwrap(), "found");
+        assert_eq!(fs::metadata("/data/file").unwrap().uid(), 65534, "of a user that is not the container's");
+        assert_eq!(fs::metadata("/mapped/file").unwrap().uid(), 0, "through the container's own mapping");
+        fs::write("/mapped/other", "written").unwrap();
+        for name in ["null", "zero", "urandom", "tty"] {
+            assert!(fs::metadata(format!("/dev/{name}")).unwrap().file_type().is_char_device(), "{name}");
+        }
+        fs::write("/dev/null", "x").unwrap();
+        assert_eq!(fs::read("/proc/keys").unwrap(), b"");
+        assert!(options_of("/sys").contains("ro"));
+        let pair = console::console(rootfs).unwrap();
+        fs::write("/dev/console", "x").unwrap();
+        drop(pair);
+    });
+    assert_eq!(fs::metadata(hidden.join("source/other")).unwrap().uid(), 0);
+}

@@ -98,6 +98,9 @@ pub fn inside(namespaces: u64, maps: Option<&str>, body: impl FnOnce()) {
         }
         Side::Parent { pid, .. } => {
             if let Some(map) = maps {
+                if !nix::unistd::geteuid().is_root() {
+                    fs::write(format!("/proc/{pid}/setgroups"), "deny").unwrap();
+                }
                 fs::write(format!("/proc/{pid}/uid_map"), map).unwrap();
                 fs::write(format!("/proc/{pid}/gid_map"), map).unwrap();
             }

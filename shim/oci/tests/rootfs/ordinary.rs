@@ -94,3 +94,70 @@ pub fn binds_have_the_options_they_were_given() {
         assert_eq!(fs::metadata("/new/sticky").unwrap().mode() & 0o7777, 0o700);
     });
 }
+
+pub fn attributes_of_all_mounts_reach_those_below() {
+    use nix::mount::{MsFlags, mount};
+    let bundle = Bundle::new();
+    let source = bundle.dir.join("source");
+    fs::create_dir_all(source.join("below")).unwrap();
+    let bind = |place: &str, words: &[&str]| json!({"destination": place, "type": "bind", "source": "source", "options": words});
+    let spec = with_mounts(
+        ordinary(),
+        &[
+            bind("/rro", &["rbind", "rro", "rnosuid"]),
+            bind("/ro", &["rbind", "ro"]),
+            bind("/rw-top", &["rbind", "rro", "rw"]),
+            bind("/one", &["bind"]),
+            bind("/rsuid", &["rbind", "rsuid", "rnoatime"]),
+        ],
+    );
+    inside(NEWNS, None, || {
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("tmpfs"), &source.join("below"), Some("tmpfs"), MsFlags::MS_NOSUID, none).unwrap();
+        fs::write(source.join("below/file"), "x").unwrap();
+        run(&bundle, &spec, |_| {
+            let has = |path: &str, word: &str| options_of(path).split(',').any(|it| it == word);
+            for (path, word, expected) in [
+                ("/rro", "ro", true),
+                ("/rro/below", "ro", true),
+                ("/rro/below", "nosuid", true),
+                ("/ro", "ro", true),
+                ("/ro/below", "rw", true),
+                ("/ro/below", "nosuid", true),
+                ("/rw-top", "rw", true),
+                ("/rw-top/below", "ro", true),
+                ("/rsuid/below", "nosuid", false),
+                ("/rsuid/below", "noatime", true),
+            ] {
+                assert_eq!(has(path, word), expected, "{path} {word}: {}", options_of(path));
+            }
+            assert!(!Path::new("/one/below/file").exists());
+        });
+    });
+}
+
+pub fn what_is_mounted_can_be_changed() {
+    let bundle = Bundle::new();
+    let spec = with_mounts(
+        ordinary(),
+        &[
+            json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"]}),
+            json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["remount", "size=128k", "nosuid"]}),
+            json!({"destination": "/dev/shm", "type": "none", "options": ["remount", "bind", "ro"]}),
+        ],
+    );
+    run(&bundle, &spec, |_| {
+        let all = table();
+        let data = all.iter().find(|it| it.0 == "/data").unwrap();
+        assert!(data.4.contains("size=128k") && data.1.contains("nosuid"), "{data:?}");
+        assert!(options_of("/dev/shm").split(',').any(|it| it == "ro"));
+        assert!(options_of("/dev/shm").split(',').any(|it| it == "nosuid"), "what was not named stays");
+    });
+    for (place, option) in [("/proc/sys", "rw"), ("/data", "ro")] {
+        let more = json!({"destination": place, "options": ["remount", "bind", option]});
+        refused(&bundle, &with_mounts(ordinary(), &[more]), |error| {
+            assert!(!words(&error).is_empty(), "{error}");
+        });
+    }
+}

@@ -49,3 +49,53 @@ pub fn a_root_of_another_user_is_whole() {
     });
     assert_eq!(fs::metadata(hidden.join("source/other")).unwrap().uid(), 0);
 }
+
+/// Started by an ordinary user: what the host has set on a mount stays set, whatever the options say, and a group that is not there owns no terminals.
+pub fn who_has_no_privileges_gets_what_the_host_allows() {
+    use nix::mount::{MsFlags, mount};
+    let bundle = Bundle::new();
+    for path in [
+        "",
+        "rootfs",
+        "rootfs/proc",
+        "rootfs/sys",
+        "rootfs/dev",
+        "rootfs/etc",
+        "rootfs/etc/name",
+        "rootfs/tmp",
+        "rootfs/data",
+    ] {
+        chown(bundle.dir.join(path), Some(1000), Some(1000)).unwrap();
+    }
+    fs::create_dir(bundle.dir.join("locked")).unwrap();
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+    let mut spec = with_mounts(
+        ordinary(),
+        &[
+            json!({"destination": "/data", "type": "bind", "source": "locked", "options": ["rbind", "rw", "suid", "dev", "relatime", "noexec"]}),
+        ],
+    );
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    inside(NEWNS, None, || {
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+        mount(Some("tmpfs"), &bundle.dir.join("locked"), Some("tmpfs"), flags, none).unwrap();
+        apex_sys::process::clear_groups().unwrap();
+        apex_sys::process::set_gid(1000).unwrap();
+        apex_sys::process::set_uid(1000).unwrap();
+        apex_sys::prctl::set_dumpable(true).unwrap();
+        run_in(&bundle, &spec, USUAL | NEWUSER, Some("0 1000 1\n"), false, |rootfs| {
+            let options = options_of("/data");
+            for word in ["ro", "nosuid", "noatime", "noexec"] {
+                assert!(options.split(',').any(|it| it == word), "{word}: {options}");
+            }
+            assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+            assert_eq!(fs::read("/proc/keys").unwrap(), b"");
+            let _pair = console::console(rootfs).unwrap();
+            fs::write("/dev/console", "x").unwrap();
+        });
+    });
+}

@@ -62,7 +62,8 @@ fn entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CString, depth: usize)
     fchownat(to, name.as_c_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     // A change of the owner takes the set-user-ID bit away.
     if mode & 0o6000 != 0 && stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
-        fs::chmod(to, name, mode)?;
+        let made = fs::open(to, name, libc::O_PATH, fs::resolve::NO_SYMLINKS | fs::resolve::BENEATH)?;
+        fs::chmod(fs::cwd(), &fs::own_name(made.as_fd()), mode)?;
     }
     Ok(())
 }

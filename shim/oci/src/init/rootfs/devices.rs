@@ -168,7 +168,11 @@ impl Node {
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
         nix::unistd::fchownat(dir, name.as_c_str(), Some(self.uid.into()), Some(self.gid.into()), flags)?;
         // A change of the owner takes set-user-ID bits away.
-        if self.mode & 0o6000 == 0 { Ok(()) } else { fs::chmod(dir, name, self.mode) }
+        if self.mode & 0o6000 == 0 {
+            return Ok(());
+        }
+        let held = fs::open(dir, name, libc::O_PATH, fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS)?;
+        fs::chmod(fs::cwd(), &fs::own_name(held.as_fd()), self.mode)
     }
 }
 

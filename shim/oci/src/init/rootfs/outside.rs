@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use apex_sys::Errno;
 use apex_sys::holder::Holder;
 use apex_sys::mount::{self, Change};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
@@ -46,7 +47,14 @@ pub fn outside(spec: &Spec, bundle: &Path) -> Result<Outside, RootfsError> {
             trees.push(None);
             continue;
         }
-        let tree = binds::take(mount, &options, bundle)?;
+        let tree = match binds::take(mount, &options, bundle) {
+            // Who has no privileges on the host can reach no more out here than in there, and only in there may mount.
+            Err(RootfsError::Source { source: Errno::EPERM, .. }) if idmap.is_none() => {
+                trees.push(None);
+                continue;
+            }
+            other => other?,
+        };
         set_propagation(&tree, spec, mount)?;
         if let Some(idmap) = idmap {
             let userns = mappings.namespace(mount, spec)?;

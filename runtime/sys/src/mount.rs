@@ -130,12 +130,17 @@ pub fn set_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> Result
 
 /// Changes the mount behind `tree`, its submounts too when `recursive` (mount_setattr(2)).
 pub fn change(tree: BorrowedFd<'_>, change: Change<'_>, recursive: bool) -> Result<(), Errno> {
+    change_at(tree, c"", change, recursive)
+}
+
+/// The same for the mount at `path` under `dir`.
+pub fn change_at(dir: BorrowedFd<'_>, path: &CStr, change: Change<'_>, recursive: bool) -> Result<(), Errno> {
     let (attr_set, userns_fd) = match change.userns {
         Some(userns) => (change.set | attr::IDMAP, userns.as_raw_fd() as u64),
         None => (change.set, 0),
     };
     let attributes = MountAttr { attr_set, attr_clr: change.clear, propagation: change.propagation, userns_fd };
-    mount_setattr(tree, attributes, recursive)
+    mount_setattr_at(dir, path, attributes, recursive)
 }
 
 /// Translates the owners of files of a detached tree through `userns` (mount_setattr(2), `MOUNT_ATTR_IDMAP`).

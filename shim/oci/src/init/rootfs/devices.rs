@@ -1,6 +1,6 @@
 //! Devices and the links of /dev.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
-use super::{Options, Rootfs, RootfsError, binds, clean, place};
+use super::place::{self, Kind};
+use super::{Options, Rootfs, RootfsError, binds, clean};
 
 /// Every program may expect these: name, major and minor number.
 const DEFAULTS: [(&str, u64, u64); 6] = [
@@ -24,11 +25,11 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
-const LINKS: [(&str, &str); 4] = [
-    ("/dev/fd", "/proc/self/fd"),
-    ("/dev/stdin", "/proc/self/fd/0"),
-    ("/dev/stdout", "/proc/self/fd/1"),
-    ("/dev/stderr", "/proc/self/fd/2"),
+const LINKS: [(&CStr, &CStr); 4] = [
+    (c"fd", c"/proc/self/fd"),
+    (c"stdin", c"/proc/self/fd/0"),
+    (c"stdout", c"/proc/self/fd/1"),
+    (c"stderr", c"/proc/self/fd/2"),
 ];
 
 /// A device node as it is to be.
@@ -50,15 +51,17 @@ impl Rootfs<'_> {
         let devices = self.context.spec.linux().as_ref().and_then(|linux| linux.devices().as_deref());
         let devices = devices.unwrap_or_default();
         let nodes: Vec<_> = devices.iter().map(Node::of).collect();
+        let failed = |source| RootfsError::Device { path: "/dev".into(), source };
+        let dev = place::make(self.root(), Path::new("/dev"), Kind::Dir).map_err(failed)?.fd;
         for (path, major, minor) in DEFAULTS {
             if nodes.iter().all(|node| node.path != Path::new(path)) {
-                self.device(&Node::default_at(path, major, minor))?;
+                self.device(dev.as_fd(), &Node::default_at(path, major, minor))?;
             }
         }
         for node in &nodes {
-            self.device(node)?;
+            self.device(dev.as_fd(), node)?;
         }
-        self.links()
+        links(dev.as_fd())
     }
 
     fn has_foreign_dev(&self) -> bool {
@@ -69,17 +72,29 @@ impl Rootfs<'_> {
         last.is_some_and(|mount| binds::is_bind(mount, &Options::parse(mount.options().as_deref().unwrap_or_default())))
     }
 
-    fn device(&self, node: &Node) -> Result<(), RootfsError> {
+    /// `dev` is the container's /dev, where most of them are.
+    fn device(&self, dev: BorrowedFd<'_>, node: &Node) -> Result<(), RootfsError> {
         let failed = |source| RootfsError::Device { path: node.path.clone(), source };
+        if let (Some(dir), Some(name)) = (node.path.parent(), node.path.file_name())
+            && dir == Path::new("/dev")
+        {
+            let name = CString::new(name.as_bytes()).map_err(|_| RootfsError::Nul(node.path.clone()))?;
+            return self.device_in(dev, &name, node);
+        }
         let (dir, name) = place::parent(self.root(), &node.path).map_err(failed)?;
+        self.device_in(dir.as_fd(), &name, node)
+    }
+
+    fn device_in(&self, dir: BorrowedFd<'_>, name: &CString, node: &Node) -> Result<(), RootfsError> {
+        let failed = |source| RootfsError::Device { path: node.path.clone(), source };
         if !self.context.user_namespace {
-            match node.make(dir.as_fd(), &name) {
+            match node.make(dir, name) {
                 // Some file systems, and some confinements of who starts the container, know no devices.
                 Err(Errno::EPERM) => {}
                 other => return other.map_err(failed),
             }
         }
-        self.device_of_host(node, dir.as_fd(), &name)
+        self.device_of_host(node, dir, name)
     }
 
     /// A user namespace can make no devices that work: the host's own node is shown, when it is the one asked for.
@@ -92,31 +107,26 @@ impl Rootfs<'_> {
         let place = place_of_device(dir, name).map_err(failed)?;
         mount::attach(tree.as_fd(), place.as_fd(), c"").map_err(failed)
     }
+}
 
-    fn links(&self) -> Result<(), RootfsError> {
-        for (path, target) in LINKS {
-            self.link(path, target, false)?;
-        }
-        // Where the kernel has no /proc/kcore the link would lead nowhere.
-        if fs::stat_followed(c"/proc/kcore").is_ok() {
-            self.link("/dev/core", "/proc/kcore", false)?;
-        }
-        self.link("/dev/ptmx", "pts/ptmx", true)
+fn links(dev: BorrowedFd<'_>) -> Result<(), RootfsError> {
+    for (name, target) in LINKS {
+        link(dev, name, target, false)?;
     }
+    // Where the kernel has no /proc/kcore the link would lead nowhere.
+    if fs::stat_followed(c"/proc/kcore").is_ok() {
+        link(dev, c"core", c"/proc/kcore", false)?;
+    }
+    link(dev, c"ptmx", c"pts/ptmx", true)
+}
 
-    fn link(&self, path: &str, target: &str, replace: bool) -> Result<(), RootfsError> {
-        let failed = |source| RootfsError::Link { path: path.into(), source };
-        let target = CString::new(target).map_err(|_| failed(Errno::EINVAL))?;
-        let (dir, name) = place::parent(self.root(), Path::new(path)).map_err(failed)?;
-        match fs::symlink(&target, dir.as_fd(), &name) {
-            Err(Errno::EEXIST) if replace => {
-                fs::unlink(dir.as_fd(), &name).map_err(failed)?;
-                fs::symlink(&target, dir.as_fd(), &name).map_err(failed)
-            }
-            Err(Errno::EEXIST) => Ok(()),
-            other => other.map_err(failed),
-        }
-    }
+fn link(dev: BorrowedFd<'_>, name: &CStr, target: &CStr, replace: bool) -> Result<(), RootfsError> {
+    let made = match fs::symlink(target, dev, name) {
+        Err(Errno::EEXIST) if replace => fs::unlink(dev, name).and_then(|()| fs::symlink(target, dev, name)),
+        Err(Errno::EEXIST) => Ok(()),
+        other => other,
+    };
+    made.map_err(|source| RootfsError::Link { path: Path::new("/dev").join(name.to_string_lossy().as_ref()), source })
 }
 
 impl Node {

@@ -134,11 +134,13 @@ impl<'a> Rootfs<'a> {
             return self.move_root();
         }
         let failed = |step| move |source| RootfsError::Enter { step, source };
-        let old = fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0).map_err(failed("open the old root"))?;
+        // Where mounts are shared with the host, their end must not be.
+        let shared = self.propagation.is_shared();
+        let old = shared.then(|| fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0));
+        let old = old.transpose().map_err(failed("open the old root"))?;
         fs::enter(self.root()).map_err(failed("change to the new root"))?;
         mount::pivot_here().map_err(failed("pivot_root(2)"))?;
-        // Where mounts are shared with the host, their end must not be.
-        if self.propagation.is_shared() {
+        if let Some(old) = old {
             mount::change(old.as_fd(), propagation::SLAVE.change(), true).map_err(failed("cut the old root off"))?;
         }
         mount::detach_here().map_err(failed("detach the old root"))?;

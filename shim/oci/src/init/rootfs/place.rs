@@ -73,7 +73,34 @@ pub struct Place {
 pub fn make(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<Place, Errno> {
     match open(root, path) {
         Ok(fd) => Ok(Place { fd, made: false }),
-        Err(Errno::ENOENT) => Walk::start(root, path)?.finish(kind),
+        Err(Errno::ENOENT) => match make_last(root, path, kind) {
+            // More than the last name is missing, or it is a link that leads nowhere yet.
+            Err(Errno::ENOENT | Errno::ELOOP) => Walk::start(root, path)?.finish(kind),
+            other => other,
+        },
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The common case: the directory is there, and what is to be in it is not.
+fn make_last(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<Place, Errno> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::ENOENT) };
+    let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let dir = open(root, dir)?;
+    let made = make_name(dir.as_fd(), &name, kind)?;
+    let fd = fs::open(dir.as_fd(), &name, libc::O_PATH, fs::resolve::BENEATH | fs::resolve::NO_SYMLINKS)?;
+    Ok(Place { fd, made })
+}
+
+/// Makes a directory or a file in a held directory; whether it was not there.
+fn make_name(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<bool, Errno> {
+    let made = match kind {
+        Kind::Dir => fs::mkdir(dir, name, 0o755),
+        Kind::File => fs::mkfile(dir, name, 0o644),
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
         Err(errno) => Err(errno),
     }
 }
@@ -134,15 +161,8 @@ impl Walk {
         let here = self.held.last().ok_or(Errno::ENOENT)?.as_fd();
         let (fd, made) = match look(here, name) {
             Err(Errno::ENOENT) => {
-                let made = match kind {
-                    Kind::Dir => fs::mkdir(here, name, 0o755),
-                    Kind::File => fs::mkfile(here, name, 0o644),
-                };
-                match made {
-                    Ok(()) | Err(Errno::EEXIST) => {}
-                    Err(errno) => return Err(errno),
-                }
-                (look(here, name)?, made.is_ok())
+                let made = make_name(here, name, kind)?;
+                (look(here, name)?, made)
             }
             other => (other?, false),
         };

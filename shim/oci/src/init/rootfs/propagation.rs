@@ -49,8 +49,7 @@ impl Wanted {
     pub fn apply_to_host(self, root: &Path, dir: BorrowedFd<'_>) -> Result<(), RootfsError> {
         match self.of_copies() {
             Some(copies) => {
-                let whole = fs::open(fs::cwd(), c"/", libc::O_PATH, 0).map_err(failed(Path::new("/"), copies))?;
-                mount::change(whole.as_fd(), copies.change(), true).map_err(failed(Path::new("/"), copies))
+                mount::change_at(fs::cwd(), c"/", copies.change(), true).map_err(failed(Path::new("/"), copies))
             }
             None => make_parent_private(dir).map_err(failed(root, PRIVATE)),
         }

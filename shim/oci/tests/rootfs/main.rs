@@ -44,6 +44,9 @@ const CASES: &[(&str, fn())] = cases![
     escapes::a_terminal_comes_from_no_link,
     escapes::a_proc_file_that_is_mounted_over_is_not_written,
     escapes::links_that_change_meanwhile_stay_inside,
+    escapes::a_working_directory_through_a_leaked_descriptor_is_refused,
+    userns::a_root_that_only_the_host_can_reach_is_entered,
+    special::the_working_directory_is_made,
     escapes::the_old_root_is_out_of_reach,
     escapes::a_failed_start_leaves_no_mount,
 ];

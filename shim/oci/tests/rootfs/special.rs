@@ -119,8 +119,16 @@ pub fn parameters_are_set_in_the_containers_namespaces() {
         json!({"net.ipv4.ip_default_ttl": "77", "net/ipv4/conf/lo/forwarding": "1", "kernel.shmmni": "99"});
     let parsed: Spec = serde_json::from_value(spec.clone()).unwrap();
     sysctl::validate(&parsed).unwrap();
-    run(&bundle, &spec, |_| {
+    run_with(
+        &bundle,
+        &spec,
+        |rootfs| sysctl::apply(&parsed, &rootfs.procfs().unwrap()).unwrap(),
+        |_| assert_eq!(fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(), "99\n"),
+    );
+    run(&bundle, &spec, |rootfs| {
         sysctl::apply(&parsed, &procfs::Verified::open().unwrap()).unwrap();
+        // The container's own will not do here any more: /proc/sys is read-only.
+        sysctl::apply(&parsed, &rootfs.procfs().unwrap()).unwrap_err();
         assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap(), "77\n");
         assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/conf/lo/forwarding").unwrap(), "1\n");
         assert_eq!(fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(), "99\n");
@@ -178,4 +186,11 @@ pub fn a_shared_bind_reaches_the_host_and_no_other_mount_does() {
         after.dedup();
         assert_eq!(after, [source.join("point").to_str().unwrap()]);
     });
+}
+
+pub fn the_working_directory_is_made() {
+    let bundle = Bundle::new();
+    let mut spec = ordinary();
+    spec["process"]["cwd"] = "/srv/deep/er".into();
+    run(&bundle, &spec, |_| assert!(Path::new("/srv/deep/er").is_dir()));
 }

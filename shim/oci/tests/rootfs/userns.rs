@@ -32,6 +32,10 @@ pub fn a_root_of_another_user_is_whole() {
     spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
     spec["linux"]["uidMappings"] = map.clone();
     spec["linux"]["gidMappings"] = map;
+    run_in(&bundle, &spec, USUAL | NEWUSER, Some(MAP), true, |_| {
+        assert_eq!(fs::read_to_string("/etc/name").unwrap(), "inside");
+        assert_eq!(fs::read("/proc/keys").unwrap(), b"");
+    });
     run_in(&bundle, &spec, USUAL | NEWUSER, Some(MAP), false, |rootfs| {
         assert_eq!(fs::read_to_string("/data/file").unwrap(), "found");
         assert_eq!(fs::metadata("/data/file").unwrap().uid(), 65534, "of a user that is not the container's");
@@ -97,5 +101,22 @@ pub fn who_has_no_privileges_gets_what_the_host_allows() {
             let _pair = console::console(rootfs).unwrap();
             fs::write("/dev/console", "x").unwrap();
         });
+    });
+}
+
+pub fn a_root_that_only_the_host_can_reach_is_entered() {
+    let bundle = Bundle::new();
+    for path in ["", "proc", "sys", "dev", "etc", "etc/name", "tmp", "data"] {
+        chown(bundle.root().join(path), Some(100_000), Some(100_000)).unwrap();
+    }
+    fs::set_permissions(&bundle.dir, fs::Permissions::from_mode(0o700)).unwrap();
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    let mut spec = ordinary();
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    run_in(&bundle, &spec, USUAL | NEWUSER, Some(MAP), false, |_| {
+        assert_eq!(fs::read_to_string("/etc/name").unwrap(), "inside");
+        assert!(!std::path::Path::new("/work").exists());
     });
 }

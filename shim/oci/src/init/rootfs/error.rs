@@ -79,10 +79,12 @@ pub enum RootfsError {
         "{0:?} in the container's root is a link or no directory: a {1} file system is mounted on ordinary directories only"
     )]
     NotOrdinary(PathBuf, String),
+    /// Something else at /proc.
+    #[error("{0:?} cannot be mounted because it is not of type proc: /proc tells the truth about processes")]
+    NotProc(PathBuf),
     /// A mount inside /proc.
     #[error(
-        "{0:?} lies in /proc: only a proc file system can be mounted at /proc, and only some files below it can be mounted over, as it tells \
-         the truth about processes"
+        "{0:?} cannot be mounted because it is inside /proc, where only some files that count for the whole machine may be"
     )]
     InsideProc(PathBuf),
     /// The file system cannot be created.
@@ -152,6 +154,14 @@ pub enum RootfsError {
         destination: PathBuf,
         /// What the kernel says.
         source: std::io::Error,
+    },
+    /// The working directory cannot be had.
+    #[error("cannot change to the working directory {path:?} in the container")]
+    WorkingDirectory {
+        /// The path in the container.
+        path: PathBuf,
+        /// What the kernel says.
+        source: Errno,
     },
     /// A device cannot be made.
     #[error("cannot make the device {path:?} in the container")]

@@ -58,7 +58,7 @@ impl Rootfs<'_> {
             if is_dir {
                 let tree = match &dir {
                     Some(first) => mount::clone_mount(first.as_fd(), c""),
-                    None => empty_dir(),
+                    None => empty_dir(self.label()),
                 };
                 let tree = tree.map_err(failed)?;
                 mount::attach(tree.as_fd(), place.as_fd(), c"").map_err(failed)?;
@@ -76,9 +76,11 @@ impl Rootfs<'_> {
 }
 
 /// Holds nothing, and nothing can be made in it.
-fn empty_dir() -> Result<OwnedFd, Errno> {
+fn empty_dir(label: Option<&str>) -> Result<OwnedFd, Errno> {
     let attributes = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
-    let options = [(c"source", c"tmpfs"), (c"nr_inodes", c"1"), (c"nr_blocks", c"1"), (c"mode", c"0755")];
+    let label = label.map(CString::new).transpose().map_err(|_| Errno::EINVAL)?;
+    let mut options = vec![(c"source", c"tmpfs"), (c"nr_inodes", c"1"), (c"nr_blocks", c"1"), (c"mode", c"0755")];
+    options.extend(label.as_ref().map(|label| (c"context", label.as_c_str())));
     mount::new_filesystem(c"tmpfs", &options, attributes)
 }
 

@@ -25,6 +25,8 @@ use apex_sys::{Errno, fs, mount};
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::procfs::Verified;
+
 pub use self::cgroups::{Cgroups, View};
 pub use self::error::RootfsError;
 pub use self::options::{Options, Propagation};
@@ -87,6 +89,8 @@ pub struct Rootfs<'a> {
     propagation: propagation::Wanted,
     /// The host's null device, detached, for masks.
     null: Option<OwnedFd>,
+    /// The proc file system that was made for the container.
+    proc: Option<OwnedFd>,
     /// File systems that become read-only when nothing is made in them any more.
     readonly_later: Vec<(PathBuf, OwnedFd)>,
 }
@@ -106,20 +110,41 @@ impl<'a> Rootfs<'a> {
 
     fn build(context: &'a Context<'a>, outside: &mut Outside) -> Result<Self, RootfsError> {
         let propagation = propagation::Wanted::of(context.spec)?;
-        let root = open_root(context, propagation)?;
+        let root = open_root(context, propagation, outside.root.take())?;
         // While the host's /dev is still there.
         let null = if masks::are_wanted(context.spec) { Some(devices::host_null()?) } else { None };
-        let mut rootfs = Rootfs { context, root, propagation, null, readonly_later: Vec::new() };
+        let mut rootfs = Rootfs { context, root, propagation, null, proc: None, readonly_later: Vec::new() };
         for (index, mount) in context.mounts().iter().enumerate() {
             rootfs.mount(mount, outside.give(index))?;
         }
         rootfs.devices()?;
+        rootfs.make_working_dir()?;
         Ok(rootfs)
+    }
+
+    /// Images need not have the directory that the program starts in.
+    fn make_working_dir(&self) -> Result<(), RootfsError> {
+        let Some(process) = self.context.spec.process() else { return Ok(()) };
+        place::make(self.root(), process.cwd(), place::Kind::Dir)
+            .map(drop)
+            .map_err(|source| RootfsError::WorkingDirectory { path: process.cwd().clone(), source })
     }
 
     /// The root's descriptor: what is opened below it with `RESOLVE_IN_ROOT` is the container's.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// A proc file system that is certainly one: the container's own where it was made here, else another. To be had before [`Rootfs::seal`], which mounts over
+    /// what must not be written.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub fn procfs(&self) -> Result<Verified, RootfsError> {
+        match self.proc.as_ref().map(OwnedFd::try_clone) {
+            Some(Ok(made)) => Ok(Verified::made_here(made)),
+            _ => Verified::open(),
+        }
     }
 
     /// Makes the root the process's, and the old one unreachable.
@@ -188,19 +213,41 @@ impl<'a> Rootfs<'a> {
     }
 }
 
-/// Opens the root's directory, mounted onto itself.
-fn open_root(context: &Context<'_>, wanted: propagation::Wanted) -> Result<OwnedFd, RootfsError> {
+/// Changes to a directory of the container, which the process is in already. Links are followed inside `root`, but none that the kernel makes up: through
+/// /proc/self/fd a directory of the host that was left open would be reached (CVE-2024-21626).
+///
+/// # Errors
+/// It is not there, or may not be entered.
+pub fn change_dir(root: BorrowedFd<'_>, path: &Path) -> Result<(), RootfsError> {
+    let entered = place::open(root, path).and_then(|dir| fs::enter(dir.as_fd()));
+    entered.map_err(|source| RootfsError::WorkingDirectory { path: path.to_owned(), source })
+}
+
+/// Opens the root's directory, mounted onto itself. Where its path cannot be followed from inside, as in a user namespace it may be, the tree that was taken
+/// outside is put over the old root: the place does not matter to the pivot.
+fn open_root(
+    context: &Context<'_>,
+    wanted: propagation::Wanted,
+    outside: Option<OwnedFd>,
+) -> Result<OwnedFd, RootfsError> {
     let path = context.root_dir()?;
     let opened = || {
         let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
         fs::open(fs::cwd(), &name, nix::libc::O_PATH | nix::libc::O_DIRECTORY, 0)
     };
-    let dir = opened().map_err(|source| RootfsError::OpenRoot { path: path.clone(), source })?;
+    let failed = |source| RootfsError::BindRoot { path: path.clone(), source };
+    let dir = match (opened(), outside) {
+        (Err(Errno::EACCES), Some(tree)) => {
+            wanted.apply_to_host(&path, tree.as_fd())?;
+            mount::attach(tree.as_fd(), fs::cwd(), c"/").map_err(failed)?;
+            return Ok(tree);
+        }
+        (dir, _) => dir.map_err(|source| RootfsError::OpenRoot { path: path.clone(), source })?,
+    };
     if !context.mount_namespace {
         return Ok(dir);
     }
     wanted.apply_to_host(&path, dir.as_fd())?;
-    let failed = |source| RootfsError::BindRoot { path: path.clone(), source };
     let tree = mount::clone_tree(dir.as_fd(), c"").map_err(failed)?;
     mount::attach(tree.as_fd(), dir.as_fd(), c"").map_err(failed)?;
     Ok(tree)

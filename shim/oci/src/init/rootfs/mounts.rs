@@ -114,11 +114,17 @@ impl Rootfs<'_> {
         let place = self.ordinary_dir(request)?;
         let tree = match self.create(request, None) {
             Err(RootfsError::Create { source: Errno::EPERM, .. }) if self.context.user_namespace => {
-                self.host_system(request)?
+                let tree = self.host_system(request)?;
+                return self.attach(request, &tree, &place);
             }
             other => other?,
         };
-        self.attach(request, &tree, &place)
+        self.attach(request, &tree, &place)?;
+        // A proc that shows a part only, or cannot be written, is of no use to who sets the container up.
+        if request.kind == "proc" && request.mount.options().as_ref().is_none_or(|options| !limits_proc(options)) {
+            self.proc = Some(tree);
+        }
+        Ok(())
     }
 
     fn ordinary_dir(&self, request: &Request<'_>) -> Result<Place, RootfsError> {
@@ -221,7 +227,7 @@ impl Rootfs<'_> {
     }
 
     /// `linux.mountLabel`, when there is one.
-    fn label(&self) -> Option<&str> {
+    pub(super) fn label(&self) -> Option<&str> {
         let linux = self.context.spec.linux().as_ref()?;
         linux.mount_label().as_deref().filter(|label| !label.is_empty())
     }
@@ -287,7 +293,8 @@ impl Rootfs<'_> {
                 Some(tree) => fs::stat(tree, c"").map_err(request.place_error())?.inode == PROC_ROOT_INODE,
                 None => true,
             };
-            return if is_proc && is_root { Ok(()) } else { refused() };
+            let not_proc = || Err(RootfsError::NotProc(request.destination().to_owned()));
+            return if is_proc && is_root { Ok(()) } else { not_proc() };
         }
         let is_below = path.starts_with("/proc");
         if !is_below && !is_proc(place).map_err(request.place_error())? {
@@ -308,6 +315,10 @@ impl Rootfs<'_> {
 /// Whether a descriptor lies in a proc file system.
 pub(super) fn is_proc(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(fstatfs(fd)?.filesystem_type() == PROC_SUPER_MAGIC)
+}
+
+fn limits_proc(options: &[String]) -> bool {
+    options.iter().any(|word| matches!(word.as_str(), "ro" | "rro") || word.starts_with("subset="))
 }
 
 /// File systems that only the kernel fills have no read-only state of their own worth setting: others may use the same.

@@ -2,12 +2,14 @@
 //!
 //! The descriptors are inherited by the process inside, which attaches them.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use apex_sys::Errno;
 use apex_sys::holder::Holder;
 use apex_sys::mount::{self, Change};
+use apex_sys::{Errno, fs};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
 use super::options::Idmap;
@@ -17,6 +19,8 @@ use super::{Options, RootfsError, binds, has_namespace, propagation};
 #[derive(Debug, Default)]
 pub struct Outside {
     trees: Vec<Option<OwnedFd>>,
+    /// The root, for when its path cannot be followed from inside.
+    pub(super) root: Option<OwnedFd>,
 }
 
 impl Outside {
@@ -55,7 +59,7 @@ pub fn outside(spec: &Spec, bundle: &Path) -> Result<Outside, RootfsError> {
             }
             other => other?,
         };
-        set_propagation(&tree, spec, mount)?;
+        set_propagation(&tree, spec, mount.destination())?;
         if let Some(idmap) = idmap {
             let userns = mappings.namespace(mount, spec)?;
             let change = Change { userns: Some(userns.as_fd()), ..Change::default() };
@@ -65,7 +69,19 @@ pub fn outside(spec: &Spec, bundle: &Path) -> Result<Outside, RootfsError> {
         binds::set_attributes(tree.as_fd(), mount, &options)?;
         trees.push(Some(tree));
     }
-    Ok(Outside { trees })
+    Ok(Outside { trees, root: if is_user { root(spec, bundle)? } else { None } })
+}
+
+/// Who has no privileges out here has none to lose inside.
+fn root(spec: &Spec, bundle: &Path) -> Result<Option<OwnedFd>, RootfsError> {
+    let path = bundle.join(spec.root().as_ref().ok_or(RootfsError::NoRoot)?.path());
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| RootfsError::Nul(path.clone()))?;
+    let tree = match mount::clone_tree(fs::cwd(), &name) {
+        Err(Errno::EPERM) => return Ok(None),
+        other => other.map_err(|source| RootfsError::OpenRoot { path: path.clone(), source })?,
+    };
+    set_propagation(&tree, spec, &path)?;
+    Ok(Some(tree))
 }
 
 fn wants_idmap(mount: &Mount, options: &Options) -> Option<Idmap> {
@@ -75,10 +91,10 @@ fn wants_idmap(mount: &Mount, options: &Options) -> Option<Idmap> {
 }
 
 /// A copy of a shared mount is its peer: what is mounted on it would reach the host.
-fn set_propagation(tree: &OwnedFd, spec: &Spec, mount: &Mount) -> Result<(), RootfsError> {
+fn set_propagation(tree: &OwnedFd, spec: &Spec, path: &Path) -> Result<(), RootfsError> {
     let Some(copies) = propagation::Wanted::of(spec)?.of_copies() else { return Ok(()) };
     mount::change(tree.as_fd(), copies.change(), true).map_err(|source| RootfsError::Propagation {
-        path: mount.destination().clone(),
+        path: path.to_owned(),
         propagation: "a slave".to_owned(),
         source,
     })

@@ -24,6 +24,7 @@ use crate::cgroup::{Cgroup, Wanted};
 use crate::hooks::{self, Phase};
 use crate::init::namespaces::Namespaces;
 use crate::init::{self, Inheritance, Inside, Sealing, identity, rootfs, sysctl};
+use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Root, START, Status, now, started, state};
 use crate::wire::{Message, Wire, WireError};
@@ -57,7 +58,11 @@ pub type Console = OwnedFd;
 /// # Errors
 /// A step that failed; then nothing of it is left.
 pub fn create(root: &Root, options: &Options, console: Option<Console>) -> Result<Entry> {
-    let bundle = Bundle::load(&options.bundle)?;
+    let mut bundle = Bundle::load(&options.bundle)?;
+    let narrowing = policy::resolve(&bundle.spec, &bundle.path)?;
+    if let Some(narrowing) = &narrowing {
+        narrowing.narrow(&mut bundle.spec);
+    }
     check_terminal(&bundle, options, console.is_some())?;
     let console = match (&options.console_socket, console) {
         (Some(path), _) => Some(connect_console(path)?),
@@ -65,7 +70,7 @@ pub fn create(root: &Root, options: &Options, console: Option<Console>) -> Resul
     };
     let entry = root.take(&options.id)?;
     let mut undo = Undo { entry: Some(entry), cgroup: None, init: None };
-    match build(&bundle, options, console, &mut undo) {
+    match build(&bundle, narrowing.as_ref(), options, console, &mut undo) {
         Ok(()) => Ok(undo.keep()),
         Err(error) => {
             undo.undo();
@@ -123,7 +128,13 @@ impl Undo {
     }
 }
 
-fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mut Undo) -> Result<()> {
+fn build(
+    bundle: &Bundle,
+    narrowing: Option<&Narrowing>,
+    options: &Options,
+    console: Option<Console>,
+    undo: &mut Undo,
+) -> Result<()> {
     let (spec, linux) = (&bundle.spec, bundle.linux());
     let namespaces = Namespaces::of(linux)?;
     let seccomp = compile(bundle)?;
@@ -153,6 +164,7 @@ fn build(bundle: &Bundle, options: &Options, console: Option<Console>, undo: &mu
             process: bundle.process(),
             spec,
             seccomp: seccomp.as_ref(),
+            narrowing,
             seccomp_socket: seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?,
             inheritance: &options.inheritance,
         },

@@ -13,6 +13,7 @@ use crate::cgroup::{Cgroup, Doors};
 use crate::create::{connect_console, write_pid};
 use crate::init::identity::{self, Labels};
 use crate::init::{Inheritance, Sealing, console, take_terminal};
+use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
 use crate::wire::{Message, Wire, WireError};
@@ -61,13 +62,19 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
         }
         (None, false, _) => (None, None),
     };
+    let narrowing = policy::resolve(&spec, &record.bundle)?;
+    let mut narrowed = process.clone();
+    if let Some(narrowing) = &narrowing {
+        narrowing.narrow_process(&mut narrowed);
+    }
+    let process = &narrowed;
     let seccomp = match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
         Some(wanted) => Some(seccomp::compile(wanted, seccomp::CacheDir::find().as_ref())?),
         None => None,
     };
     let (wire, inner) = Wire::pair().context("cannot make the socket to the new process")?;
     let seccomp_socket = seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?;
-    let joining = Joining { spec: &spec, process, record: &record, target: &target, seccomp: seccomp.as_ref(), seccomp_socket, console, options };
+    let joining = Joining { spec: &spec, process, record: &record, target: &target, seccomp: seccomp.as_ref(), narrowing: narrowing.as_ref(), seccomp_socket, console, options };
     let (pid, pidfd) = enter(joining, inner, &wire)?;
     if let Some(path) = &options.pid_file {
         write_pid(path, pid)?;
@@ -93,6 +100,7 @@ struct Joining<'a> {
     record: &'a Record,
     target: &'a OwnedFd,
     seccomp: Option<&'a Compiled>,
+    narrowing: Option<&'a Narrowing>,
     seccomp_socket: Option<OwnedFd>,
     console: Option<OwnedFd>,
     options: &'a Options,
@@ -205,7 +213,7 @@ fn inside(joining: Joining<'_>, wire: &Wire) -> i32 {
 
 /// Returns only what failed.
 fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
-    let Joining { spec, process, seccomp, seccomp_socket, console: joining_console, options, record, .. } = joining;
+    let Joining { spec, process, seccomp, narrowing, seccomp_socket, console: joining_console, options, record, .. } = joining;
     let pid = wire.admitted()?;
     process::new_session().context("cannot start a session")?;
     if is_in_user_namespace(spec) {
@@ -216,6 +224,7 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
         process,
         spec,
         seccomp,
+        narrowing,
         seccomp_socket,
         inheritance: &options.inheritance,
     };
@@ -224,10 +233,10 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
         let root = fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0).context("cannot open the container's root")?;
         take_terminal(process, &console::terminal(root.as_fd())?, &socket)?;
     }
-    let program = sealing.become_user(&Labels::default())?;
+    let (program, rules) = sealing.become_user(&Labels::default())?;
     wire.say(&Message::Ready)?;
     wire.expect(&Message::Recorded)?;
     let told = seccomp.is_some_and(|filter| filter.listener().is_some());
     let told = told.then(|| state(&Record { pid, ..record.clone() }, Status::Running));
-    Ok(sealing.finish(&program, told, || Ok(())))
+    Ok(sealing.finish(&program, rules.as_ref(), told, || Ok(())))
 }

@@ -21,9 +21,9 @@ use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 use serde_json::Value;
 
-use crate::bundle::lexical;
 use crate::cgroup::Doors;
 use crate::hooks::{self, Phase};
+use crate::policy::{Narrowing, Prepared};
 use crate::seccomp::Compiled;
 use crate::state::{self, Record, Status};
 use crate::wire::{Message, Wire};
@@ -51,6 +51,8 @@ pub struct Sealing<'a> {
     pub spec: &'a Spec,
     /// Its filter of system calls.
     pub seccomp: Option<&'a Compiled>,
+    /// What a policy takes away beside.
+    pub narrowing: Option<&'a Narrowing>,
     /// The socket for the filter's listener, connected outside.
     pub seccomp_socket: Option<OwnedFd>,
     /// What else the program gets.
@@ -131,21 +133,20 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     let mut root = Rootfs::prepare(&context, trees).map_err(|error| early(error.into()))?;
     run_hooks(sealing.spec, &wire, &state(Status::Creating).to_string()).map_err(early)?;
     root.enter(no_pivot).map_err(|error| early(error.into()))?;
-    make_directory(sealing.process.cwd());
     if let Some(socket) = console {
         let console = console::console(&root).map_err(|error| early(error.into()))?;
         take_terminal(sealing.process, &console, &socket).map_err(early)?;
     }
-    set_parameters(sealing.spec).map_err(early)?;
+    set_parameters(sealing.spec, &root).map_err(early)?;
     root.seal().map_err(|error| early(error.into()))?;
     drop(root);
-    let program = sealing.become_user(&labels).map_err(early)?;
+    let (program, rules) = sealing.become_user(&labels).map_err(early)?;
     wire.say(&Message::Ready).map_err(|error| early(error.into()))?;
     wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
     drop(wire);
     let starter = await_start(start).map_err(early)?;
     let told = sealing.seccomp.is_some_and(|filter| filter.listener().is_some()).then(|| state(Status::Created));
-    let error = sealing.finish(&program, told, || {
+    let error = sealing.finish(&program, rules.as_ref(), told, || {
         hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_string()).map_err(Into::into)
     });
     Err((error, Some(starter)))
@@ -231,15 +232,10 @@ fn run_hooks(spec: &Spec, wire: &Wire, state: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes the working directory where it is missing. What stands in the way is told by the change to it.
-fn make_directory(cwd: &Path) {
-    let _ = std::fs::create_dir_all(lexical(cwd));
-}
-
-fn set_parameters(spec: &Spec) -> Result<()> {
+fn set_parameters(spec: &Spec, root: &Rootfs<'_>) -> Result<()> {
     let is_wanted = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()).is_some_and(|all| !all.is_empty());
     if is_wanted {
-        sysctl::apply(spec, &procfs::Verified::open()?)?;
+        sysctl::apply(spec, &root.procfs()?)?;
     }
     Ok(())
 }
@@ -275,11 +271,12 @@ fn await_start(socket: OwnedFd) -> Result<Wire> {
 }
 
 impl Sealing<'_> {
-    /// Gives up everything that the program shall not have, but what the last steps need. Returns the program, found as the user.
+    /// Gives up everything that the program shall not have, but what the last steps need. Returns the program, found as the user, and the rules of
+    /// the policy for it.
     ///
     /// # Errors
     /// A step that failed.
-    pub fn become_user(&self, labels: &Labels) -> Result<Program> {
+    pub fn become_user(&self, labels: &Labels) -> Result<(Program, Option<Prepared<'_>>)> {
         let process = self.process;
         identity::schedule(process, self.spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()))?;
         own_streams(process);
@@ -288,6 +285,7 @@ impl Sealing<'_> {
         }
         labels.write()?;
         let entered = program::enter_directory(process.cwd());
+        let rules = self.narrowing.map(|narrowing| self.prepare(narrowing)).transpose()?;
         identity::become_user(process, Sets::of(process), self.needs_admin())?;
         if entered.is_err() {
             // A directory that only the user may enter.
@@ -295,7 +293,14 @@ impl Sealing<'_> {
         }
         let mask = process.user().umask().unwrap_or(0o022);
         umask(Mode::from_bits_truncate(mask));
-        Ok(Program::find(process, &self.inheritance.variables)?)
+        Ok((Program::find(process, &self.inheritance.variables)?, rules))
+    }
+
+    /// Makes the rules of the policy while every file can be looked at.
+    fn prepare<'n>(&self, narrowing: &'n Narrowing) -> Result<Prepared<'n>> {
+        let program = Program::find(self.process, &self.inheritance.variables)?;
+        let path = std::path::absolute(program.path()).context("cannot tell the program's absolute path")?;
+        Ok(narrowing.prepare(&path)?)
     }
 
     /// A filter without no_new_privs needs CAP_SYS_ADMIN.
@@ -304,16 +309,25 @@ impl Sealing<'_> {
     }
 
     /// The last steps, then the program. Returns only on failure.
-    pub fn finish(&self, program: &Program, state: Option<Value>, before: impl FnOnce() -> Result<()>) -> anyhow::Error {
-        match before().and_then(|()| self.seal(state)) {
+    pub fn finish(
+        &self,
+        program: &Program,
+        rules: Option<&Prepared<'_>>,
+        state: Option<Value>,
+        before: impl FnOnce() -> Result<()>,
+    ) -> anyhow::Error {
+        match before().and_then(|()| self.seal(rules, state)) {
             Ok(()) => program.exec().into(),
             Err(error) => error,
         }
     }
 
     /// Descriptors and the filter. `state` is what a listener is told of the container.
-    fn seal(&self, state: Option<Value>) -> Result<()> {
+    fn seal(&self, rules: Option<&Prepared<'_>>, state: Option<Value>) -> Result<()> {
         process::close_from(3 + self.inheritance.preserved, u32::MAX, true).context("cannot close the runtime's descriptors")?;
+        if let Some(rules) = rules {
+            rules.enforce().context("cannot put the policy in force")?;
+        }
         let Some(filter) = self.seccomp else { return Ok(()) };
         if self.needs_admin() {
             identity::raise_admin(Sets::of(self.process)).context(

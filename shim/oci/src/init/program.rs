@@ -10,6 +10,8 @@ use apex_sys::process::{self, CStrings};
 use apex_sys::{Errno, fs};
 use oci_spec::runtime::Process;
 
+use super::rootfs::{self, RootfsError};
+
 /// Why there is nothing to execute.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
@@ -20,8 +22,11 @@ pub enum ProgramError {
     #[error("exec: {0:?}: permission denied; it is not an executable file for this user")]
     NotExecutable(String),
     /// The working directory.
-    #[error("chdir to cwd ({0:?}) set in config.json failed")]
-    Directory(PathBuf, #[source] std::io::Error),
+    #[error("chdir to cwd set in config.json failed: {0}")]
+    Directory(#[from] RootfsError),
+    /// The root, in which the working directory is looked for.
+    #[error("cannot open the container's root")]
+    Root(#[source] Errno),
     /// A working directory of the host.
     #[error("the working directory {0:?} lies outside of the container's root, so it is refused")]
     Outside(PathBuf),
@@ -48,9 +53,9 @@ fn c_string(text: &str) -> CString {
 /// # Errors
 /// It is not there, may not be entered, or lies outside of the container.
 pub fn enter_directory(cwd: &Path) -> Result<(), ProgramError> {
-    std::env::set_current_dir(cwd).map_err(|error| ProgramError::Directory(cwd.to_path_buf(), error))?;
-    // A descriptor of the host that leaked in would let /proc/self/fd/N lead out (CVE-2024-21626): the kernel then names no path, or one that
-    // it calls unreachable.
+    let root = fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0).map_err(ProgramError::Root)?;
+    rootfs::change_dir(root.as_fd(), cwd)?;
+    // Whatever led there: of a directory outside of the root the kernel names no path, or one that it calls unreachable (CVE-2024-21626).
     match std::env::current_dir() {
         Ok(dir) if dir.is_absolute() => Ok(()),
         _ => Err(ProgramError::Outside(cwd.to_path_buf())),
@@ -72,6 +77,11 @@ impl Program {
             arguments: CStrings::new(args.iter().map(|text| c_string(text)).collect()),
             environment: CStrings::new(environment.iter().map(|text| c_string(text)).collect()),
         })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Replaces this process by it. Returns only on failure.

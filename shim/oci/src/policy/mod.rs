@@ -256,6 +256,10 @@ fn in_container(mut policy: Policy) -> Policy {
     policy.config.clear();
     for grants in [&mut policy.filesystem.read, &mut policy.filesystem.write, &mut policy.filesystem.exec] {
         grants.retain(|grant| !grant.path.starts_with(NO_WORKDIR));
+        // A container need not have every directory of a host; what a file of its own names must be there.
+        for grant in grants.iter_mut().filter(|grant| ["modes/", "profiles/"].iter().any(|built_in| grant.origin.source.starts_with(built_in))) {
+            grant.optional = true;
+        }
     }
     let private = policy.filesystem.tmpfs.iter().map(|tmpfs| (tmpfs.dest.clone(), tmpfs.origin.clone()));
     let devices = ["/dev/shm", "/dev/mqueue", "/dev/pts", "/dev/console"];

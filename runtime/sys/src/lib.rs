@@ -2,6 +2,7 @@
 //!
 //! One file per kernel facility, one system call per wrapper. This crate knows no type of Apex and decides nothing.
 
+pub mod bpf;
 pub mod clock;
 pub mod entry;
 pub mod fs;

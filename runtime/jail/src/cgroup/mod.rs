@@ -37,6 +37,7 @@ mod effective;
 mod error;
 mod look;
 mod systemd;
+pub mod unit;
 mod usage;
 mod v1;
 mod v2;

@@ -158,7 +158,8 @@ pub fn check_process(process: &Process, key: &str) -> Result<(), BundleError> {
             return Err(property(format!("{key}.rlimits"), format!("{} stands there twice", limit.typ())));
         }
         if limit.soft() > limit.hard() {
-            let problem = format!("{}: the soft limit {} is above the hard {}", limit.typ(), limit.soft(), limit.hard());
+            let problem =
+                format!("{}: the soft limit {} is above the hard {}", limit.typ(), limit.soft(), limit.hard());
             return Err(property(format!("{key}.rlimits"), problem));
         }
     }
@@ -190,16 +191,24 @@ fn check_needs(spec: &Spec, linux: &Linux) -> Result<(), BundleError> {
         (is_listed(linux.readonly_paths()), "linux.readonlyPaths", LinuxNamespaceType::Mount),
         (spec.hostname().as_ref().is_some_and(|name| !name.is_empty()), "hostname", LinuxNamespaceType::Uts),
         (spec.domainname().as_ref().is_some_and(|name| !name.is_empty()), "domainname", LinuxNamespaceType::Uts),
-        (linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty()), "linux.timeOffsets", LinuxNamespaceType::Time),
+        (
+            linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty()),
+            "linux.timeOffsets",
+            LinuxNamespaceType::Time,
+        ),
     ];
     for (is_there, key, kind) in needs {
         if is_there && !has(kind) {
-            return Err(property(key, format!("would change the host: it needs a namespace of type {kind:?}").to_lowercase()));
+            return Err(property(
+                key,
+                format!("would change the host: it needs a namespace of type {kind:?}").to_lowercase(),
+            ));
         }
     }
     let is_mapped = |maps: &Option<Vec<_>>| maps.as_ref().is_some_and(|maps| !maps.is_empty());
     let (uids, gids) = (is_mapped(linux.uid_mappings()), is_mapped(linux.gid_mappings()));
-    let is_new = linux.namespaces().iter().flatten().any(|one| one.typ() == LinuxNamespaceType::User && one.path().is_none());
+    let is_new =
+        linux.namespaces().iter().flatten().any(|one| one.typ() == LinuxNamespaceType::User && one.path().is_none());
     match (is_new, uids && gids, uids || gids) {
         (true, false, _) => Err(property(
             "linux.uidMappings and linux.gidMappings",

@@ -51,7 +51,9 @@ fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32>
         Command::Start(id) => start::start(&root.find(&id)?).map(|()| 0),
         Command::Exec(wanted) => exec_command(&root, &wanted),
         Command::State(id) => print_state(&root.find(&id)?),
-        Command::Kill { id, signal, to_all } => kill::kill(&root.find(&id)?, kill::signal(&signal)?, to_all).map(|()| 0),
+        Command::Kill { id, signal, to_all } => {
+            kill::kill(&root.find(&id)?, kill::signal(&signal)?, to_all).map(|()| 0)
+        }
         Command::Delete { id, is_forced } => delete_command(&root, &id, is_forced, journal),
         Command::List { shape, is_quiet } => list(&root, shape, is_quiet),
         Command::Ps { id, shape, options } => ps(&root.find(&id)?, shape, &options),
@@ -186,7 +188,8 @@ fn exec_command(root: &Root, wanted: &Exec) -> Result<i32> {
 fn process(entry: &Entry, wanted: &Exec) -> Result<Process> {
     if let Some(path) = &wanted.process {
         let text = std::fs::read(path).with_context(|| format!("cannot read the process {}", path.display()))?;
-        return serde_json::from_slice(&text).with_context(|| format!("{} is not a process of runtime-spec 1.x", path.display()));
+        return serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a process of runtime-spec 1.x", path.display()));
     }
     let spec = entry.config()?;
     let mut process = spec.process().clone().context("the container's configuration has no process")?;
@@ -221,9 +224,12 @@ fn process(entry: &Entry, wanted: &Exec) -> Result<Process> {
 
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     for name in names {
-        let capability: Capability = serde_json::from_value(json!(name)).with_context(|| format!("{name:?} is no capability"))?;
+        let capability: Capability =
+            serde_json::from_value(json!(name)).with_context(|| format!("{name:?} is no capability"))?;
         let mut sets = process.capabilities().clone().unwrap_or_default();
-        let with = |set: &Option<oci_spec::runtime::Capabilities>| Some(set.iter().flatten().copied().chain([capability]).collect());
+        let with = |set: &Option<oci_spec::runtime::Capabilities>| {
+            Some(set.iter().flatten().copied().chain([capability]).collect())
+        };
         let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
         sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
         process.set_capabilities(Some(sets));
@@ -287,7 +293,9 @@ fn table(rows: Vec<Vec<String>>) -> String {
 
 fn ps(entry: &Entry, shape: Shape, options: &[String]) -> Result<i32> {
     let record = entry.record()?;
-    let Some(cgroup) = &record.cgroup else { bail!("container {:?} has no cgroup that would tell its processes", entry.id()) };
+    let Some(cgroup) = &record.cgroup else {
+        bail!("container {:?} has no cgroup that would tell its processes", entry.id())
+    };
     let pids = cgroup.pids()?;
     if shape == Shape::Json {
         return print(&format!("{}\n", json!(pids)));
@@ -301,8 +309,11 @@ fn ps(entry: &Entry, shape: Shape, options: &[String]) -> Result<i32> {
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines = text.lines();
     let head = lines.next().unwrap_or_default();
-    let column = head.split_whitespace().position(|name| name == "PID").context("the output of ps(1) has no column PID")?;
-    let is_ours = |line: &&str| line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid| pids.contains(&pid));
+    let column =
+        head.split_whitespace().position(|name| name == "PID").context("the output of ps(1) has no column PID")?;
+    let is_ours = |line: &&str| {
+        line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid| pids.contains(&pid))
+    };
     let ours = lines.filter(is_ours).map(|line| format!("{line}\n"));
     print(&std::iter::once(format!("{head}\n")).chain(ours).collect::<String>())
 }
@@ -311,7 +322,9 @@ fn pause(entry: &Entry) -> Result<i32> {
     let record = entry.record()?;
     match (entry.status(&record), &record.cgroup) {
         (Status::Running | Status::Created, Some(cgroup)) => cgroup.freeze()?,
-        (Status::Running | Status::Created, None) => bail!("container {:?} has no cgroup that could be frozen", entry.id()),
+        (Status::Running | Status::Created, None) => {
+            bail!("container {:?} has no cgroup that could be frozen", entry.id())
+        }
         (status, _) => bail!("cannot pause container {:?}: it is {}", entry.id(), status.name()),
     }
     Ok(0)
@@ -336,10 +349,15 @@ fn update_command(entry: &Entry, limits: &[(String, String)], resources: Option<
         None => None,
         Some(path) if path == Path::new("-") => {
             let mut text = Vec::new();
-            std::io::stdin().take(1 << 20).read_to_end(&mut text).context("cannot read the resources from standard input")?;
+            std::io::stdin()
+                .take(1 << 20)
+                .read_to_end(&mut text)
+                .context("cannot read the resources from standard input")?;
             Some(text)
         }
-        Some(path) => Some(std::fs::read(path).with_context(|| format!("cannot read the resources {}", path.display()))?),
+        Some(path) => {
+            Some(std::fs::read(path).with_context(|| format!("cannot read the resources {}", path.display()))?)
+        }
     };
     cgroup.limit(&update::resources(limits, text.as_deref())?)?;
     Ok(0)

@@ -20,7 +20,7 @@ use apex_sys::{Errno, fs, net, signal};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Wanted};
+use crate::cgroup::{Cgroup, Doors, Wanted};
 use crate::hooks::{self, Phase};
 use crate::init::namespaces::Namespaces;
 use crate::init::{self, Inheritance, Inside, Sealing, identity, rootfs, sysctl};
@@ -83,8 +83,12 @@ fn check_terminal(bundle: &Bundle, options: &Options, has_console: bool) -> Resu
     let is_terminal = bundle.process().terminal().unwrap_or(false);
     let has_console = has_console || options.console_socket.is_some();
     match (is_terminal, has_console) {
-        (true, false) => bail!("cannot allocate tty if the container is detached and no --console-socket says where it goes"),
-        (false, true) => bail!("cannot use --console-socket: process.terminal is false, so there is no terminal to send"),
+        (true, false) => {
+            bail!("cannot allocate tty if the container is detached and no --console-socket says where it goes")
+        }
+        (false, true) => {
+            bail!("cannot use --console-socket: process.terminal is false, so there is no terminal to send")
+        }
         _ => Ok(()),
     }
 }
@@ -94,7 +98,8 @@ fn check_terminal(bundle: &Bundle, options: &Options, has_console: bool) -> Resu
 /// # Errors
 /// Nobody listens there.
 pub fn connect_console(path: &Path) -> Result<Console> {
-    let socket = UnixStream::connect(path).with_context(|| format!("cannot connect to the console socket {}", path.display()))?;
+    let socket = UnixStream::connect(path)
+        .with_context(|| format!("cannot connect to the console socket {}", path.display()))?;
     Ok(socket.into())
 }
 
@@ -121,7 +126,8 @@ impl Undo {
             let _ = process::pidfd_signal(pidfd.as_raw_fd(), nix::libc::SIGKILL);
             let _ = process::wait(*pid, 0);
         }
-        let removed = self.cgroup.as_ref().is_none_or(|cgroup| cgroup.kill(nix::libc::SIGKILL).and_then(|()| cgroup.remove()).is_ok());
+        let removed =
+            self.cgroup.as_ref().is_none_or(|cgroup| cgroup.kill_all().and_then(|()| cgroup.remove()).is_ok());
         if let (true, Some(entry)) = (removed, self.entry) {
             let _ = entry.remove();
         }
@@ -148,13 +154,13 @@ fn build(
         annotations: spec.annotations().as_ref(),
     };
     let mut record = record(bundle, options, &namespaces);
-    let cgroup = Cgroup::make(&wanted)?;
+    let mut cgroup = Cgroup::make(&wanted)?;
     record.cgroup = Some(cgroup.clone());
     undo.cgroup = Some(cgroup.clone());
     let entry = undo.entry();
     entry.keep_config(&bundle.text)?;
     entry.write(&record)?;
-    let cgroups = cgroup.views();
+    let cgroups = rootfs::Cgroups::from(cgroup.views());
     sysctl::validate(spec)?;
     let trees = rootfs::outside(spec, &bundle.path)?;
     let (wire, inner) = Wire::pair().context("cannot make the socket to the init")?;
@@ -165,7 +171,11 @@ fn build(
             spec,
             seccomp: seccomp.as_ref(),
             narrowing,
-            seccomp_socket: seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?,
+            seccomp_socket: seccomp
+                .as_ref()
+                .and_then(Compiled::listener)
+                .map(|listener| listener.connect())
+                .transpose()?,
             inheritance: &options.inheritance,
         },
         is_limited_outside,
@@ -193,7 +203,9 @@ fn build(
     record.pid = pid;
     record.pid_started = started(pid).unwrap_or(0);
     if awaits_admission {
-        admit(bundle, &namespaces, &cgroup, pid)?;
+        admit(bundle, &namespaces, &mut cgroup, pid)?;
+        record.cgroup = Some(cgroup.clone());
+        undo.cgroup = Some(cgroup);
         wire.say(&Message::Admitted(pid))?;
     }
     settle(bundle, &wire, &record)?;
@@ -235,21 +247,25 @@ fn record(bundle: &Bundle, options: &Options, namespaces: &Namespaces) -> Record
 
 /// The socket on which the init waits for its start.
 fn listen(entry: &Entry) -> Result<OwnedFd> {
-    net::listen_for_messages(&entry.short_name(START)).context("cannot make the socket on which the container's start is awaited")
+    net::listen_for_messages(&entry.short_name(START))
+        .context("cannot make the socket on which the container's start is awaited")
 }
 
 /// Starts the init, by a stage where its namespaces need one. Returns its pid, as seen from here, and a descriptor of it.
 fn bear(inside: Inside<'_>, wire: &Wire) -> Result<(i32, OwnedFd)> {
     let flags = inside.namespaces.at_birth();
     if !inside.is_staged {
-        let birth = inside.doors.as_ref().and_then(|doors| doors.birth().and_then(|dir| dir.try_clone_to_owned().ok()));
+        let birth = birth(inside.doors.as_ref())?;
         let side = process::clone_into(flags, birth.as_ref().map(AsFd::as_fd));
-        return match side.context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")? {
+        return match side
+            .context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")?
+        {
             Side::Child => process::exit_now(init::run(inside)),
             Side::Parent { pid, pidfd } => Ok((pid, pidfd)),
         };
     }
-    match process::clone_into(0, None).context("cannot start the stage of the namespaces")? {
+    let birth = birth(inside.doors.as_ref())?;
+    match process::clone_into(0, birth.as_ref().map(AsFd::as_fd)).context("cannot start the stage of the namespaces")? {
         Side::Child => process::exit_now(stage(inside, flags)),
         Side::Parent { pid: stage, .. } => {
             drop(inside);
@@ -265,14 +281,21 @@ fn bear(inside: Inside<'_>, wire: &Wire) -> Result<(i32, OwnedFd)> {
     }
 }
 
+/// The directory of cgroup v2 that a process is born into; a copy, as the way in goes to the child.
+fn birth(doors: Option<&Doors>) -> Result<Option<OwnedFd>> {
+    let dir = doors.and_then(Doors::birth).map(|dir| dir.try_clone_to_owned());
+    dir.transpose().context("cannot hold the container's cgroup")
+}
+
 /// Joins namespaces and makes the init in them, as a child of the runtime.
 fn stage(inside: Inside<'_>, flags: u64) -> i32 {
     let tell = |wire: &Wire, message: &Message| if wire.say(message).is_ok() { 0 } else { 1 };
     // The cgroup first: a joined user namespace may not be allowed to enter it.
-    let entered = inside.doors.as_ref().map_or(Ok(()), crate::cgroup::Doors::walk_in);
+    let entered = inside.doors.as_ref().map_or(Ok(()), Doors::walk_in);
     let staged = entered.context("cannot enter the container's cgroup").and_then(|()| Ok(inside.namespaces.stage()?));
     let born = staged.and_then(|()| {
-        process::clone_sibling(flags).context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")
+        process::clone_sibling(flags)
+            .context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")
     });
     match born {
         Ok(Side::Child) => process::exit_now(init::run(Inside { doors: None, ..inside })),
@@ -282,7 +305,7 @@ fn stage(inside: Inside<'_>, flags: u64) -> i32 {
 }
 
 /// What only the outside can do for an init that waits: its ids, its cgroup, its limits.
-fn admit(bundle: &Bundle, namespaces: &Namespaces, cgroup: &Cgroup, pid: i32) -> Result<()> {
+fn admit(bundle: &Bundle, namespaces: &Namespaces, cgroup: &mut Cgroup, pid: i32) -> Result<()> {
     if namespaces.makes(Kind::User) {
         ids::map(bundle.linux(), pid)?;
     }

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::hooks::{self, Phase};
 use crate::kill::kill_all;
-use crate::state::{Entry, Record, Status, StateError, state};
+use crate::state::{Entry, Record, StateError, Status, state};
 
 /// Removes a container; returns what its poststop hooks have failed with, which stops nothing.
 ///
@@ -53,8 +53,10 @@ fn stop_create(entry: &Entry) -> Result<()> {
 /// Something of it cannot be removed.
 pub fn remove(entry: &Entry, record: &Record) -> Result<Vec<String>> {
     if let Some(cgroup) = &record.cgroup {
-        // Without a pid namespace of its own others may have outlived it; with one, the kernel has ended them.
-        cgroup.kill(nix::libc::SIGKILL)?;
+        // The end of the first process of a pid namespace was that of all.
+        if !record.has_own_pid_namespace {
+            cgroup.kill_all()?;
+        }
         cgroup.remove()?;
     }
     let failed = hooks::run_all(record.hooks.as_ref(), Phase::Poststop, &state(record, Status::Stopped).to_string());

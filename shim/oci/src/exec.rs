@@ -9,15 +9,15 @@ use apex_sys::{fs, prctl};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 
 use crate::bundle;
-use crate::cgroup::{Cgroup, Doors};
+use crate::cgroup::{Cgroup, Doors, SubPath};
 use crate::create::{connect_console, write_pid};
+use crate::foreground;
 use crate::init::identity::{self, Labels};
 use crate::init::{Inheritance, Sealing, console, take_terminal};
 use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
 use crate::wire::{Message, Wire, WireError};
-use crate::foreground;
 
 /// What the caller wants.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +29,7 @@ pub struct Options {
     /// The socket that gets the terminal.
     pub console_socket: Option<PathBuf>,
     /// A cgroup below the container's.
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Option<String>,
     /// Whether a paused container is entered.
     pub ignores_paused: bool,
     /// What else the program gets.
@@ -46,7 +46,9 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
     match entry.status(&record) {
         Status::Running | Status::Created => {}
         Status::Paused if options.ignores_paused => {}
-        Status::Paused => bail!("cannot exec in container {:?}: it is paused; resume it, or use --ignore-paused", entry.id()),
+        Status::Paused => {
+            bail!("cannot exec in container {:?}: it is paused; resume it, or use --ignore-paused", entry.id())
+        }
         _ => bail!("cannot exec in container {:?}: it is not running", entry.id()),
     }
     let spec = entry.config()?;
@@ -55,7 +57,9 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
     let (console, own_end) = match (&options.console_socket, is_terminal, options.is_detached) {
         (Some(path), true, _) => (Some(connect_console(path)?), None),
         (Some(_), false, _) => bail!("cannot use --console-socket: the process has no terminal to send"),
-        (None, true, true) => bail!("cannot allocate tty if the process is detached and no --console-socket says where it goes"),
+        (None, true, true) => {
+            bail!("cannot allocate tty if the process is detached and no --console-socket says where it goes")
+        }
         (None, true, false) => {
             let (own, other) = foreground::terminal_socket()?;
             (Some(other), Some(own))
@@ -73,8 +77,19 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
         None => None,
     };
     let (wire, inner) = Wire::pair().context("cannot make the socket to the new process")?;
-    let seccomp_socket = seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?;
-    let joining = Joining { spec: &spec, process, record: &record, target: &target, seccomp: seccomp.as_ref(), narrowing: narrowing.as_ref(), seccomp_socket, console, options };
+    let seccomp_socket =
+        seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?;
+    let joining = Joining {
+        spec: &spec,
+        process,
+        record: &record,
+        target: &target,
+        seccomp: seccomp.as_ref(),
+        narrowing: narrowing.as_ref(),
+        seccomp_socket,
+        console,
+        options,
+    };
     let (pid, pidfd) = enter(joining, inner, &wire)?;
     if let Some(path) = &options.pid_file {
         write_pid(path, pid)?;
@@ -109,11 +124,18 @@ struct Joining<'a> {
 /// Starts the process by a stage, which joins the container: a pid namespace takes only children in.
 fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd)> {
     let cgroup = joining.record.cgroup.as_ref();
-    let doors = cgroup.map(|cgroup| doors(cgroup, joining.options)).transpose()?;
+    let doors = cgroup.map(|cgroup| doors(cgroup, joining.record.pid, joining.options)).transpose()?;
     let kinds = kinds(&joining)?;
-    let root = fs::open(fs::cwd(), &crate::create::c_path(format!("/proc/{}/root", joining.record.pid).as_ref())?, nix::libc::O_PATH, 0)
-        .context("cannot open the container's root")?;
-    match process::clone_into(0, None).context("cannot start the stage of the new process")? {
+    let root = fs::open(
+        fs::cwd(),
+        &crate::create::c_path(format!("/proc/{}/root", joining.record.pid).as_ref())?,
+        nix::libc::O_PATH,
+        0,
+    )
+    .context("cannot open the container's root")?;
+    match process::clone_into(0, doors.as_ref().and_then(Doors::birth))
+        .context("cannot start the stage of the new process")?
+    {
         Side::Child => process::exit_now(stage(joining, &inner, doors.as_ref(), kinds, &root)),
         Side::Parent { pid: stage, .. } => {
             drop(inner);
@@ -137,10 +159,10 @@ fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd
     }
 }
 
-fn doors(cgroup: &Cgroup, options: &Options) -> Result<Doors> {
+fn doors(cgroup: &Cgroup, pid: i32, options: &Options) -> Result<Doors> {
     Ok(match &options.cgroup {
-        Some(below) => cgroup.doors_below(below)?,
-        None => cgroup.doors()?,
+        Some(below) => cgroup.doors_below(Some(&SubPath::parse(below)?))?,
+        None => cgroup.doors_beside(pid)?,
     })
 }
 
@@ -157,14 +179,21 @@ fn is_in_user_namespace(spec: &Spec) -> bool {
 /// `CLONE_NEW*` of the container's namespaces that are not this process's.
 fn kinds(joining: &Joining<'_>) -> Result<i32> {
     const ALL: [(&str, Kind); 8] = [
-        ("user", Kind::User), ("mnt", Kind::Mount), ("pid", Kind::Pid), ("net", Kind::Network), ("ipc", Kind::Ipc), ("uts", Kind::Uts),
-        ("cgroup", Kind::Cgroup), ("time", Kind::Time),
+        ("user", Kind::User),
+        ("mnt", Kind::Mount),
+        ("pid", Kind::Pid),
+        ("net", Kind::Network),
+        ("ipc", Kind::Ipc),
+        ("uts", Kind::Uts),
+        ("cgroup", Kind::Cgroup),
+        ("time", Kind::Time),
     ];
     let mut kinds = 0;
     for (name, kind) in ALL {
         let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{name}"));
         let own = of("self").with_context(|| format!("cannot read the own {name} namespace"))?;
-        let theirs = of(&joining.record.pid.to_string()).with_context(|| format!("cannot read the container's {name} namespace"))?;
+        let theirs = of(&joining.record.pid.to_string())
+            .with_context(|| format!("cannot read the container's {name} namespace"))?;
         if own != theirs {
             kinds |= kind as i32;
         }
@@ -185,10 +214,13 @@ fn stage(joining: Joining<'_>, wire: &Wire, doors: Option<&Doors>, kinds: i32, r
         // A program of the container must not look into this process before it is sealed.
         prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")?;
         if kinds != 0 {
-            process::enter_namespaces(joining.target.as_fd(), kinds).context("cannot join the container's namespaces")?;
+            process::enter_namespaces(joining.target.as_fd(), kinds)
+                .context("cannot join the container's namespaces")?;
         }
         if !joining.record.has_own_mount_namespace {
-            fs::enter(root.as_fd()).and_then(|()| nix::unistd::chroot(".")).context("cannot enter the container's root")?;
+            fs::enter(root.as_fd())
+                .and_then(|()| nix::unistd::chroot("."))
+                .context("cannot enter the container's root")?;
         }
         process::clone_sibling(0).context("cannot start a process in the container")
     };
@@ -213,21 +245,18 @@ fn inside(joining: Joining<'_>, wire: &Wire) -> i32 {
 
 /// Returns only what failed.
 fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
-    let Joining { spec, process, seccomp, narrowing, seccomp_socket, console: joining_console, options, record, .. } = joining;
+    let Joining {
+        spec, process, seccomp, narrowing, seccomp_socket, console: joining_console, options, record, ..
+    } = joining;
     let pid = wire.admitted()?;
     process::new_session().context("cannot start a session")?;
     if is_in_user_namespace(spec) {
-        process::set_gid(0).and_then(|()| process::set_uid(0)).context("cannot become root of the container's user namespace")?;
+        process::set_gid(0)
+            .and_then(|()| process::set_uid(0))
+            .context("cannot become root of the container's user namespace")?;
         prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")?;
     }
-    let sealing = Sealing {
-        process,
-        spec,
-        seccomp,
-        narrowing,
-        seccomp_socket,
-        inheritance: &options.inheritance,
-    };
+    let sealing = Sealing { process, spec, seccomp, narrowing, seccomp_socket, inheritance: &options.inheritance };
     if process.terminal().unwrap_or(false) {
         let socket = joining_console.context("there is no socket for the terminal")?;
         let root = fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0).context("cannot open the container's root")?;

@@ -11,8 +11,16 @@ use nix::libc;
 
 /// Signals that are passed on. Those of job control stop the caller alone, and the ones of faults are the caller's own.
 const PASSED: [i32; 10] = [
-    libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGWINCH,
-    libc::SIGCONT, libc::SIGPIPE,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGWINCH,
+    libc::SIGCONT,
+    libc::SIGPIPE,
 ];
 
 /// Both ends of the socket by which a terminal comes to this process.

@@ -57,7 +57,8 @@ pub fn kill(entry: &Entry, signal: i32, to_all: bool) -> Result<()> {
         };
     }
     let Some(pidfd) = entry.process(&record) else { bail!("container {:?} is not running", entry.id()) };
-    process::pidfd_signal(pidfd.as_raw_fd(), signal).with_context(|| format!("cannot signal container {:?}", entry.id()))?;
+    process::pidfd_signal(pidfd.as_raw_fd(), signal)
+        .with_context(|| format!("cannot signal container {:?}", entry.id()))?;
     if signal == libc::SIGKILL {
         // A frozen process of cgroup v1 dies when it is thawed.
         if let Some(cgroup) = record.cgroup.as_ref().filter(|_| entry.status(&record) == Status::Paused) {
@@ -89,7 +90,7 @@ pub fn kill_all(entry: &Entry, record: &Record) -> Result<()> {
             cgroup.thaw()?;
         }
         if !record.has_own_pid_namespace {
-            cgroup.kill(libc::SIGKILL)?;
+            cgroup.kill_all()?;
         }
     }
     for _ in 0..END_TRIES_MAX {

@@ -103,7 +103,7 @@ pub struct Exec {
     /// `--preserve-fds`.
     pub preserved: u32,
     /// `--cgroup`.
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Option<String>,
     /// `--ignore-paused`.
     pub ignores_paused: bool,
 }
@@ -229,7 +229,9 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Global, Comma
     while let Some(argument) = parser.next()? {
         match argument {
             Long("root") => global.root = Some(parser.value()?.into()),
-            Long("log") => global.log = Some(parser.value()?.into()).filter(|path: &PathBuf| !path.as_os_str().is_empty()),
+            Long("log") => {
+                global.log = Some(parser.value()?.into()).filter(|path: &PathBuf| !path.as_os_str().is_empty())
+            }
             Long("log-format") => global.log_format = log_format(&parser.value()?)?,
             Long("debug") => global.is_verbose = true,
             Long("systemd-cgroup") => global.systemd_cgroup = switch(&mut parser, "--systemd-cgroup")?,
@@ -291,7 +293,10 @@ fn command(word: &str, parser: &mut Parser) -> Result<Command, UsageError> {
         },
         "help" => Command::Help,
         "checkpoint" | "restore" => {
-            return Err(UsageError::Command(word.to_owned(), " in this runtime: it saves and restores no process images".to_owned()));
+            return Err(UsageError::Command(
+                word.to_owned(),
+                " in this runtime: it saves and restores no process images".to_owned(),
+            ));
         }
         other => return Err(UsageError::Command(other.to_owned(), nearest(other))),
     })
@@ -382,7 +387,7 @@ fn exec(parser: &mut Parser) -> Result<Exec, UsageError> {
             Long("no-new-privs") => exec.no_new_privs = switch(parser, "--no-new-privs")?,
             Long("cap") | Short('c') => exec.capabilities.push(text(parser.value()?, "--cap")?),
             Long("preserve-fds") => exec.preserved = number(&parser.value()?, "--preserve-fds")?,
-            Long("cgroup") => exec.cgroup = path(parser)?,
+            Long("cgroup") => exec.cgroup = Some(text(parser.value()?, "--cgroup")?),
             Long("ignore-paused") => exec.ignores_paused = switch(parser, "--ignore-paused")?,
             Long("no-subreaper") => drop(switch(parser, "--no-subreaper")?),
             Value(value) if found.is_none() => {
@@ -475,8 +480,23 @@ fn ps(parser: &mut Parser) -> Result<Command, UsageError> {
 
 fn update(parser: &mut Parser) -> Result<Command, UsageError> {
     const LIMITS: [&str; 18] = [
-        "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-shares", "cpu-rt-period", "cpu-rt-runtime", "cpuset-cpus",
-        "cpuset-mems", "kernel-memory", "kernel-memory-tcp", "memory", "memory-reservation", "memory-swap", "pids-limit", "cpu-idle",
+        "blkio-weight",
+        "cpu-period",
+        "cpu-quota",
+        "cpu-burst",
+        "cpu-share",
+        "cpu-shares",
+        "cpu-rt-period",
+        "cpu-rt-runtime",
+        "cpuset-cpus",
+        "cpuset-mems",
+        "kernel-memory",
+        "kernel-memory-tcp",
+        "memory",
+        "memory-reservation",
+        "memory-swap",
+        "pids-limit",
+        "cpu-idle",
         "l3-cache-schema",
     ];
     let (mut found, mut limits, mut resources) = (None, Vec::new(), None);
@@ -546,7 +566,10 @@ mod tests {
 
     #[test]
     fn the_words_of_callers_are_understood() {
-        check("--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p c1", "Create(Make { id: \"c1\"");
+        check(
+            "--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p c1",
+            "Create(Make { id: \"c1\"",
+        );
         check("run -d -b /b --preserve-fds 2 --keep x", "preserved: 2, is_detached: true, is_kept: true");
         check("exec --process /p.json -d --pid-file /pid c1", "is_detached: true");
         check("exec -t -u 5:6 -e A=b -g 7 c1 ls -la", r#"command: ["ls", "-la"]"#);

@@ -16,7 +16,9 @@ use apex_sys::{Errno, fs};
 #[derive(Debug, thiserror::Error)]
 pub enum OwnImageError {
     /// The binary cannot be opened.
-    #[error("cannot open the runtime's own binary by /proc/self/exe, to start it out of the container's reach; is /proc mounted?")]
+    #[error(
+        "cannot open the runtime's own binary by /proc/self/exe, to start it out of the container's reach; is /proc mounted?"
+    )]
     Open(#[source] Errno),
     /// No read-only copy of it.
     #[error("cannot make a read-only copy of the runtime's own binary, without which a container could overwrite it")]
@@ -36,7 +38,8 @@ pub fn protect() -> Result<(), OwnImageError> {
         return Ok(());
     }
     let image = read_only_mount(&own).or_else(|_| sealed_copy()).map_err(OwnImageError::Protect)?;
-    let words = |words: Vec<OsString>| words.into_iter().filter_map(|word| CString::new(word.into_vec()).ok()).collect();
+    let words =
+        |words: Vec<OsString>| words.into_iter().filter_map(|word| CString::new(word.into_vec()).ok()).collect();
     let arguments = CStrings::new(words(std::env::args_os().collect()));
     let environment = std::env::vars_os().map(|(mut name, value)| {
         name.push("=");

@@ -38,7 +38,9 @@ const LOCK_TRIES_MAX: u32 = 1000;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// An id that cannot be a name.
-    #[error("{0:?} cannot be a container's id: 1 to 255 letters, digits, `_`, `+`, `-` and `.` can, but not `.` or `..`")]
+    #[error(
+        "{0:?} cannot be a container's id: 1 to 255 letters, digits, `_`, `+`, `-` and `.` can, but not `.` or `..`"
+    )]
     Id(String),
     /// The directory of all containers.
     #[error("cannot make or open the directory of containers {0}; --root names another")]
@@ -309,9 +311,9 @@ impl Entry {
     pub fn read(&self) -> Result<Option<Record>, StateError> {
         match self.read_file(RECORD) {
             Err(StateError::Directory(_, _, error)) if error.kind() == ErrorKind::NotFound => Ok(None),
-            other => serde_json::from_slice(&other?)
-                .map(Some)
-                .map_err(|error| StateError::Damaged(self.id.clone(), error)),
+            other => {
+                serde_json::from_slice(&other?).map(Some).map_err(|error| StateError::Damaged(self.id.clone(), error))
+            }
         }
     }
 

@@ -33,7 +33,9 @@ pub fn run(table: &str, count: Option<usize>) -> Result<()> {
     let tables: &[&str] = match table {
         "all" => &["start", "steady", "density", "monitor", "daemon", "oci"],
         "start" | "steady" | "density" | "monitor" | "daemon" | "reaction" | "oci" => &[table],
-        other => bail!("no such table: {other}; there are start, steady, density, monitor, daemon, reaction, oci and all"),
+        other => {
+            bail!("no such table: {other}; there are start, steady, density, monitor, daemon, reaction, oci and all")
+        }
     };
     setup::ensure(setup::Need::Bench)?;
     let bench = Bench { apex_run: build::apex_run()?, work: Workdir::new()? };

@@ -54,12 +54,15 @@ pub fn elsewhere(count: Option<usize>) -> Result<bool> {
 pub fn run(bench: &Bench, count: usize) -> Result<Value> {
     let bundle = bundle(bench)?;
     let mut rows = Vec::new();
-    for (name, program) in [(APEX, Some(build::apex_oci()?)), ("crun", shell::on_path("crun")), ("runc", shell::on_path("runc"))] {
+    for (name, program) in
+        [(APEX, Some(build::apex_oci()?)), ("crun", shell::on_path("crun")), ("runc", shell::on_path("runc"))]
+    {
         let Some(program) = program else {
             println!("{name} is not installed");
             continue;
         };
-        let row = Row { name, program, create_ms: Vec::new(), whole_ms: Vec::new(), busy: Stretch::default(), peak_kb: 0 };
+        let row =
+            Row { name, program, create_ms: Vec::new(), whole_ms: Vec::new(), busy: Stretch::default(), peak_kb: 0 };
         rows.push(row);
     }
     let source = Source::find();
@@ -71,14 +74,19 @@ pub fn run(bench: &Bench, count: usize) -> Result<Value> {
         idle.add(meter::idle(source)?);
         for row in &mut rows {
             let batch = BATCH.min(count - row.whole_ms.len());
-            let stretch = meter::metered(source, || (0..batch).try_for_each(|_| {
-                serial += 1;
-                one(bench, row, &bundle, serial)
-            }))?;
+            let stretch = meter::metered(source, || {
+                (0..batch).try_for_each(|_| {
+                    serial += 1;
+                    one(bench, row, &bundle, serial)
+                })
+            })?;
             row.busy.add(stretch);
         }
     }
-    println!("{count} containers each, in turns of {BATCH}; processor time of the machine from {source:?}, idle share {:.1}%\n", idle.share() * 100.0);
+    println!(
+        "{count} containers each, in turns of {BATCH}; processor time of the machine from {source:?}, idle share {:.1}%\n",
+        idle.share() * 100.0
+    );
     Ok(report(&rows, idle))
 }
 
@@ -127,7 +135,12 @@ fn peak(bench: &Bench, row: &Row, bundle: &Path) -> Result<u64> {
     for words in [&["create", "--bundle", &bundle, id][..], &["start", id], &["delete", "--force", id]] {
         let measured = command(bench, row, words);
         let mut around = Command::new(bench.work.program("peak"));
-        around.arg(&file).arg(measured.get_program()).args(measured.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
+        around
+            .arg(&file)
+            .arg(measured.get_program())
+            .args(measured.get_args())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let status = around.status().context("cannot run the payload `peak`")?;
         ensure!(status.success(), "{} {} does not run here: {status}", row.name, words[0]);
         let text = fs::read_to_string(&file).context("cannot read what `peak` measured")?;
@@ -137,13 +150,22 @@ fn peak(bench: &Bench, row: &Row, bundle: &Path) -> Result<u64> {
 }
 
 fn report(rows: &[Row], idle: Stretch) -> Value {
-    println!("{:<10} {:>9} {:>9} {:>9} {:>11} {:>8} {:>8}", "wall ms", "p10", "p50", "p90", "create p10", "cpu ms", "peak kB");
+    println!(
+        "{:<10} {:>9} {:>9} {:>9} {:>11} {:>8} {:>8}",
+        "wall ms", "p10", "p50", "p90", "create p10", "cpu ms", "peak kB"
+    );
     let cpu = |row: &Row| row.busy.above_ms(idle) / row.whole_ms.len().max(1) as f64;
     let mut out = BTreeMap::new();
     for row in rows {
-        let (p10, p50, p90) = (percentile(&row.whole_ms, 10), percentile(&row.whole_ms, 50), percentile(&row.whole_ms, 90));
+        let (p10, p50, p90) =
+            (percentile(&row.whole_ms, 10), percentile(&row.whole_ms, 50), percentile(&row.whole_ms, 90));
         let create = percentile(&row.create_ms, 10);
-        println!("{:<10} {p10:>9.2} {p50:>9.2} {p90:>9.2} {create:>11.2} {:>8.2} {:>8}", row.name, cpu(row), row.peak_kb);
+        println!(
+            "{:<10} {p10:>9.2} {p50:>9.2} {p90:>9.2} {create:>11.2} {:>8.2} {:>8}",
+            row.name,
+            cpu(row),
+            row.peak_kb
+        );
         out.insert(row.name, json!({
             "wall_ms": { "p10": p10, "p50": p50, "p90": p90 }, "create_p10_ms": create, "cpu_ms": cpu(row), "peak_kb": row.peak_kb,
             "containers": row.whole_ms.len(),
@@ -156,7 +178,11 @@ fn report(rows: &[Row], idle: Stretch) -> Value {
     let targets = targets(&[
         Target { what: "processor time of a container, to crun's", value: of("crun", &cpu), at_most: 0.5 },
         Target { what: "processor time of a container, to runc's", value: of("runc", &cpu), at_most: 0.2 },
-        Target { what: "wall time p10, to crun's", value: of("crun", &|row| percentile(&row.whole_ms, 10)), at_most: 0.5 },
+        Target {
+            what: "wall time p10, to crun's",
+            value: of("crun", &|row| percentile(&row.whole_ms, 10)),
+            at_most: 0.5,
+        },
         Target { what: "peak memory, to crun's", value: of("crun", &|row| row.peak_kb as f64), at_most: 1.0 },
     ]);
     json!({ "runtimes": out, "idle_share": idle.share(), "targets": targets })

@@ -112,7 +112,10 @@ pub(super) fn set(dir: &Dir, rules: &[Rule]) -> Result<(), CgroupError> {
         bpf::load_device_program(&program, &mut log).map_err(|errno| {
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
             let log = String::from_utf8_lossy(&log[..end]).trim().to_owned();
-            CgroupError::DeviceProgram { log: if log.is_empty() { "nothing".to_owned() } else { log }, source: errno.into() }
+            CgroupError::DeviceProgram {
+                log: if log.is_empty() { "nothing".to_owned() } else { log },
+                source: errno.into(),
+            }
         })
     })?;
     bpf::attach_device_program(dir.fd(), loaded.as_fd())

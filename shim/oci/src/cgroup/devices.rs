@@ -226,7 +226,11 @@ pub(super) mod tests {
             &["b 8:* w"],
         );
         // What came before everything is forgotten; what is taken back is taken back.
-        check(r#"[{"allow":true,"type":"c","major":1,"access":"r"},{"allow":false,"access":"rwm"}]"#, "devices.deny", &[]);
+        check(
+            r#"[{"allow":true,"type":"c","major":1,"access":"r"},{"allow":false,"access":"rwm"}]"#,
+            "devices.deny",
+            &[],
+        );
         check(
             r#"[{"allow":true,"type":"c","major":1,"minor":2,"access":"rwm"},{"allow":false,"type":"c","major":1,"access":"w"}]"#,
             "devices.deny",

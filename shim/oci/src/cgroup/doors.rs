@@ -63,9 +63,8 @@ impl SubPath {
 impl Place {
     /// The directory that is meant by `sub`, or the container's own.
     fn below(&self, sub: Option<&SubPath>) -> PathBuf {
-        let is_meant = |sub: &&SubPath| {
-            sub.controllers.is_empty() || self.names.iter().any(|name| sub.controllers.contains(name))
-        };
+        let is_meant =
+            |sub: &&SubPath| sub.controllers.is_empty() || self.names.iter().any(|name| sub.controllers.contains(name));
         match sub.filter(is_meant) {
             Some(sub) => self.dir.join(&sub.below),
             None => self.dir.clone(),
@@ -151,9 +150,11 @@ impl Cgroup {
 /// Puts `pid` into one directory.
 pub(super) fn attach_to(dir: &Path, pid: i32) -> Result<(), CgroupError> {
     let file = open(&dir.join("cgroup.procs"), O_WRONLY)?;
-    write(file.as_fd(), pid.to_string().as_bytes())
-        .map(drop)
-        .map_err(|errno| CgroupError::Attach { pid, dir: dir.to_owned(), source: errno.into() })
+    write(file.as_fd(), pid.to_string().as_bytes()).map(drop).map_err(|errno| CgroupError::Attach {
+        pid,
+        dir: dir.to_owned(),
+        source: errno.into(),
+    })
 }
 
 #[cfg(test)]

@@ -212,7 +212,8 @@ impl Cgroup {
         }
         let was_frozen = self.is_frozen()?;
         // Who cannot be frozen can still be signalled: it is the race with forks that is lost then.
-        let is_held = !pids.is_empty() && !was_frozen && self.freezer().is_some_and(|freezer| freezer.turn(true).is_ok());
+        let is_held =
+            !pids.is_empty() && !was_frozen && self.freezer().is_some_and(|freezer| freezer.turn(true).is_ok());
         let sent = self.pids().and_then(|pids| signal_all(&pids, signal));
         if is_held || (was_frozen && signal == SIGKILL) {
             self.freezer().map_or(Ok(()), |freezer| freezer.write(false))?;

@@ -44,9 +44,7 @@ use step::Step;
 pub use doors::{Doors, SubPath};
 pub use error::CgroupError;
 pub use oom::Ooms;
-pub use stats::{
-    Blkio, BlkioEntry, Cpu, CpuSet, CpuUsage, Hugetlb, Memory, MemoryEntry, Pids, Stats, Throttling,
-};
+pub use stats::{Blkio, BlkioEntry, Cpu, CpuSet, CpuUsage, Hugetlb, Memory, MemoryEntry, Pids, Stats, Throttling};
 
 /// What the bundle and the command line want.
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +162,13 @@ impl Cgroup {
     pub fn make(wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
         let resources = wanted.resources.cloned().unwrap_or_default();
         if wanted.is_rootless && wanted.path.is_none() && !wanted.systemd && !limits::is_limited(&resources) {
-            return Ok(Cgroup { version: Version::None, places: Vec::new(), scope: None, pending: None, notes: Vec::new() });
+            return Ok(Cgroup {
+                version: Version::None,
+                places: Vec::new(),
+                scope: None,
+                pending: None,
+                notes: Vec::new(),
+            });
         }
         let hierarchies = host::look()?;
         let version = if host::is_unified(&hierarchies) { Version::V2 } else { Version::V1 };
@@ -315,6 +319,11 @@ impl Cgroup {
         }
     }
 
+    /// Whether [`Cgroup::admit`] has something to do, for which the first process must wait.
+    pub fn needs_admission(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// What only the outside can do for a first process that waits: the scope of systemd, and then its limits. Nothing otherwise.
     pub fn admit(&mut self, pid: i32) -> Result<(), CgroupError> {
         let Some(pending) = self.pending.take() else {
@@ -351,7 +360,8 @@ impl Cgroup {
 fn view(place: &Place) -> View {
     let name = place.point.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let short = place.names.iter().map(|it| it.strip_prefix("name=").unwrap_or(it));
-    let links = if place.names.len() > 1 { short.filter(|it| *it != name).map(str::to_owned).collect() } else { Vec::new() };
+    let links =
+        if place.names.len() > 1 { short.filter(|it| *it != name).map(str::to_owned).collect() } else { Vec::new() };
     let joined = place.names.join(",");
     let options = if joined.starts_with("name=") { format!("none,{joined}") } else { joined };
     View { is_v2: place.is_v2(), name, links, host_mount: place.point.clone(), dir: place.dir.clone(), options }

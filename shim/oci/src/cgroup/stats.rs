@@ -267,12 +267,8 @@ fn v1(stats: &mut Stats, controller: &str, dir: &Dir) -> Result<(), CgroupError>
 fn v2(stats: &mut Stats, dir: &Dir) -> Result<(), CgroupError> {
     let stat = keyed(dir, "cpu.stat")?;
     let ns = |key: &str| value(&stat, key).saturating_mul(1000);
-    stats.cpu.usage = CpuUsage {
-        total: ns("usage_usec"),
-        kernel: ns("system_usec"),
-        user: ns("user_usec"),
-        ..CpuUsage::default()
-    };
+    stats.cpu.usage =
+        CpuUsage { total: ns("usage_usec"), kernel: ns("system_usec"), user: ns("user_usec"), ..CpuUsage::default() };
     stats.cpu.throttling = Throttling {
         periods: value(&stat, "nr_periods"),
         throttled_periods: value(&stat, "nr_throttled"),
@@ -370,7 +366,8 @@ pub(super) fn range_list(text: &str) -> Option<Vec<u16>> {
 fn memory_v1(dir: &Dir) -> Result<Memory, CgroupError> {
     let raw = keyed(dir, "memory.stat")?;
     let entry = |part: &str| -> Result<MemoryEntry, CgroupError> {
-        let read = |file: &str| -> Result<u64, CgroupError> { Ok(number(dir, &format!("memory.{part}{file}"))?.unwrap_or(0)) };
+        let read =
+            |file: &str| -> Result<u64, CgroupError> { Ok(number(dir, &format!("memory.{part}{file}"))?.unwrap_or(0)) };
         Ok(MemoryEntry {
             limit: read("limit_in_bytes")?,
             usage: read("usage_in_bytes")?,
@@ -391,7 +388,8 @@ fn memory_v1(dir: &Dir) -> Result<Memory, CgroupError> {
 fn memory_v2(dir: &Dir) -> Result<Memory, CgroupError> {
     let raw = keyed(dir, "memory.stat")?;
     let entry = |part: &str| -> Result<MemoryEntry, CgroupError> {
-        let read = |file: &str| -> Result<u64, CgroupError> { Ok(number(dir, &format!("memory.{part}{file}"))?.unwrap_or(0)) };
+        let read =
+            |file: &str| -> Result<u64, CgroupError> { Ok(number(dir, &format!("memory.{part}{file}"))?.unwrap_or(0)) };
         Ok(MemoryEntry { limit: read("max")?, usage: read("current")?, max: read("peak")?, failcnt: 0 })
     };
     let mut usage = entry("")?;
@@ -483,8 +481,7 @@ fn io_stat(text: &str) -> Blkio {
                 _ => continue,
             };
             let entry = BlkioEntry { major, minor, op: op.to_owned(), value: number.parse().unwrap_or(0) };
-            let table =
-                if is_bytes { &mut blkio.io_service_bytes_recursive } else { &mut blkio.io_serviced_recursive };
+            let table = if is_bytes { &mut blkio.io_service_bytes_recursive } else { &mut blkio.io_serviced_recursive };
             table.push(entry);
         }
     }

@@ -110,7 +110,9 @@ impl Step {
     /// The first file and what is written to it, for errors.
     pub(super) fn words(&self) -> (String, String) {
         match self {
-            Step::Write(write) | Step::Pair(write, _) | Step::Else(write, _) => (write.files[0].clone(), write.value.clone()),
+            Step::Write(write) | Step::Pair(write, _) | Step::Else(write, _) => {
+                (write.files[0].clone(), write.value.clone())
+            }
             Step::Usage { file, limit, .. } => ((*file).to_owned(), limit.to_string()),
         }
     }
@@ -141,10 +143,7 @@ impl Step {
             },
             Step::Usage { file, limit, .. } => {
                 let text = dir.read(file)?;
-                let usage = text
-                    .trim()
-                    .parse()
-                    .map_err(|_| CgroupError::malformed(dir.path().join(file), &text))?;
+                let usage = text.trim().parse().map_err(|_| CgroupError::malformed(dir.path().join(file), &text))?;
                 match u64::try_from(*limit) {
                     Ok(most) if usage > most => Err(CgroupError::BelowUsage { limit: *limit, usage }),
                     Ok(_) | Err(_) => Ok(()),

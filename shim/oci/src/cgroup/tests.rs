@@ -36,7 +36,14 @@ fn fresh() -> PathBuf {
 }
 
 fn wanted<'a>(path: &'a Path, resources: &'a LinuxResources) -> Wanted<'a> {
-    Wanted { id: "test", path: Some(path), systemd: false, resources: Some(resources), is_rootless: false, annotations: None }
+    Wanted {
+        id: "test",
+        path: Some(path),
+        systemd: false,
+        resources: Some(resources),
+        is_rootless: false,
+        annotations: None,
+    }
 }
 
 impl Guard {
@@ -156,7 +163,8 @@ fn limits_stand_in_the_files_of_v1() {
     let devices = guard.read("devices", "devices.list");
     assert!(devices.contains("c 10:229 rw") && devices.contains("c 1:3 rwm") && !devices.contains("a *"), "{devices}");
 
-    let update = r#"{"memory":{"limit":134217728,"swap":134217728},"cpu":{"quota":1500,"period":2000},"pids":{"limit":-1}}"#;
+    let update =
+        r#"{"memory":{"limit":134217728,"swap":134217728},"cpu":{"quota":1500,"period":2000},"pids":{"limit":-1}}"#;
     guard.cgroup.limit(&resources(update)).unwrap();
     check("memory", "memory.limit_in_bytes", "134217728");
     check("memory", "memory.memsw.limit_in_bytes", "134217728");

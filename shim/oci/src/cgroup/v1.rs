@@ -192,10 +192,7 @@ mod tests {
                 ("memory.swappiness", "0"),
             ],
         );
-        check(
-            r#"{"memory":{"limit":-1}}"#,
-            &[("memory.limit_in_bytes", "-1"), ("memory.memsw.limit_in_bytes", "-1")],
-        );
+        check(r#"{"memory":{"limit":-1}}"#, &[("memory.limit_in_bytes", "-1"), ("memory.memsw.limit_in_bytes", "-1")]);
         check(r#"{"memory":{"limit":0,"swap":0,"disableOOMKiller":false,"useHierarchy":true}}"#, &[]);
     }
 

@@ -84,7 +84,9 @@ fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>, CgroupError> {
         Some(-1) => Ok(Some(-1)),
         Some(sum) if sum < 0 => Err(invalid("it is -1 for no limit, or a number of bytes")),
         Some(_) if limit <= 0 => Err(invalid("it counts memory and swap together, so memory.limit must be given too")),
-        Some(sum) if sum < limit => Err(invalid("it counts memory and swap together, so it cannot be below memory.limit")),
+        Some(sum) if sum < limit => {
+            Err(invalid("it counts memory and swap together, so it cannot be below memory.limit"))
+        }
         Some(sum) => Ok(Some(sum - limit)),
     }
 }
@@ -243,7 +245,12 @@ mod tests {
         check(
             r#"{"blockIO":{"weight":10,"weightDevice":[{"major":8,"minor":0,"weight":30}],
                 "throttleReadBpsDevice":[{"major":8,"minor":1,"rate":5}],"throttleWriteIOPSDevice":[{"major":8,"minor":2,"rate":0}]}}"#,
-            &[("io.bfq.weight", "10"), ("io.bfq.weight", "8:0 30"), ("io.max", "8:1 rbps=5"), ("io.max", "8:2 wiops=max")],
+            &[
+                ("io.bfq.weight", "10"),
+                ("io.bfq.weight", "8:0 30"),
+                ("io.max", "8:1 rbps=5"),
+                ("io.max", "8:2 wiops=max"),
+            ],
         );
         check(
             r#"{"hugepageLimits":[{"pageSize":"2MB","limit":5}],"unified":{"memory.high":"7","io.max":"8:0 rbps=1\n8:1 rbps=2"}}"#,

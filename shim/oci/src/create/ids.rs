@@ -18,7 +18,9 @@ pub enum IdsError {
         source: std::io::Error,
     },
     /// The privileged programs of shadow are missing or failed.
-    #[error("cannot map more than the own id of an unprivileged user by {program}: {problem}; /etc/subuid and /etc/subgid say which ids may be mapped")]
+    #[error(
+        "cannot map more than the own id of an unprivileged user by {program}: {problem}; /etc/subuid and /etc/subgid say which ids may be mapped"
+    )]
     Helper {
         /// `newuidmap` or `newgidmap`.
         program: &'static str,
@@ -45,7 +47,11 @@ pub fn map(linux: &Linux, pid: i32) -> Result<(), IdsError> {
         // The kernel's condition for an unprivileged mapping of groups.
         write(pid, "setgroups", "gidMappings", "deny")?;
     }
-    if is_root || is_own(gids, gid) { write(pid, "gid_map", "gidMappings", &text(gids)) } else { by_helper("newgidmap", pid, gids) }
+    if is_root || is_own(gids, gid) {
+        write(pid, "gid_map", "gidMappings", &text(gids))
+    } else {
+        by_helper("newgidmap", pid, gids)
+    }
 }
 
 /// Whether it is the one mapping that an unprivileged user may make.

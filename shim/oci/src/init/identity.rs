@@ -68,8 +68,12 @@ fn step(what: &'static str) -> impl FnOnce(Errno) -> IdentityError {
 pub fn limit(pid: i32, wanted: Option<&Vec<PosixRlimit>>) -> Result<(), IdentityError> {
     for one in wanted.into_iter().flatten() {
         let (soft, hard) = (one.soft(), one.hard());
-        limits::set_of(pid, resource(one.typ()), soft, hard)
-            .map_err(|source| IdentityError::Limit { name: one.typ().to_string(), soft, hard, source })?;
+        limits::set_of(pid, resource(one.typ()), soft, hard).map_err(|source| IdentityError::Limit {
+            name: one.typ().to_string(),
+            soft,
+            hard,
+            source,
+        })?;
     }
     Ok(())
 }
@@ -125,11 +129,16 @@ impl Labels {
             let mut files = paths.iter().map(|path| fs::open(fs::cwd(), path, nix::libc::O_WRONLY, 0));
             let file = files.find(Result::is_ok).unwrap_or(Err(Errno::ENOENT));
             let source = |errno: Errno| std::io::Error::from_raw_os_error(errno as i32);
-            file.map(|file| (label.clone(), file)).map_err(|errno| IdentityError::Label { module, label, source: source(errno) })
+            file.map(|file| (label.clone(), file)).map_err(|errno| IdentityError::Label {
+                module,
+                label,
+                source: source(errno),
+            })
         };
         let apparmor = label(process.apparmor_profile()).filter(|label| label != "unconfined" || has_apparmor());
         let apparmor = apparmor.map(|label| open("AppArmor", label, &[c"/proc/thread-self/attr/apparmor/exec"]));
-        let selinux = label(process.selinux_label()).map(|label| open("SELinux", label, &[c"/proc/thread-self/attr/exec"]));
+        let selinux =
+            label(process.selinux_label()).map(|label| open("SELinux", label, &[c"/proc/thread-self/attr/exec"]));
         Ok(Labels { apparmor: apparmor.transpose()?, selinux: selinux.transpose()? })
     }
 
@@ -263,14 +272,46 @@ impl Sets {
 /// The kernel's number of a capability (capability.h).
 fn number(name: Capability) -> u32 {
     const ORDER: [Capability; 41] = [
-        Capability::Chown, Capability::DacOverride, Capability::DacReadSearch, Capability::Fowner, Capability::Fsetid,
-        Capability::Kill, Capability::Setgid, Capability::Setuid, Capability::Setpcap, Capability::LinuxImmutable,
-        Capability::NetBindService, Capability::NetBroadcast, Capability::NetAdmin, Capability::NetRaw, Capability::IpcLock,
-        Capability::IpcOwner, Capability::SysModule, Capability::SysRawio, Capability::SysChroot, Capability::SysPtrace,
-        Capability::SysPacct, Capability::SysAdmin, Capability::SysBoot, Capability::SysNice, Capability::SysResource,
-        Capability::SysTime, Capability::SysTtyConfig, Capability::Mknod, Capability::Lease, Capability::AuditWrite,
-        Capability::AuditControl, Capability::Setfcap, Capability::MacOverride, Capability::MacAdmin, Capability::Syslog,
-        Capability::WakeAlarm, Capability::BlockSuspend, Capability::AuditRead, Capability::Perfmon, Capability::Bpf,
+        Capability::Chown,
+        Capability::DacOverride,
+        Capability::DacReadSearch,
+        Capability::Fowner,
+        Capability::Fsetid,
+        Capability::Kill,
+        Capability::Setgid,
+        Capability::Setuid,
+        Capability::Setpcap,
+        Capability::LinuxImmutable,
+        Capability::NetBindService,
+        Capability::NetBroadcast,
+        Capability::NetAdmin,
+        Capability::NetRaw,
+        Capability::IpcLock,
+        Capability::IpcOwner,
+        Capability::SysModule,
+        Capability::SysRawio,
+        Capability::SysChroot,
+        Capability::SysPtrace,
+        Capability::SysPacct,
+        Capability::SysAdmin,
+        Capability::SysBoot,
+        Capability::SysNice,
+        Capability::SysResource,
+        Capability::SysTime,
+        Capability::SysTtyConfig,
+        Capability::Mknod,
+        Capability::Lease,
+        Capability::AuditWrite,
+        Capability::AuditControl,
+        Capability::Setfcap,
+        Capability::MacOverride,
+        Capability::MacAdmin,
+        Capability::Syslog,
+        Capability::WakeAlarm,
+        Capability::BlockSuspend,
+        Capability::AuditRead,
+        Capability::Perfmon,
+        Capability::Bpf,
         Capability::CheckpointRestore,
     ];
     let at = ORDER.iter().position(|known| *known == name).expect("every name of the specification is in the table");
@@ -304,8 +345,7 @@ pub fn become_user(process: &Process, wanted: Sets, keeps_admin: bool) -> Result
     prctl::set_capability_sets(sets).map_err(step("set the capabilities of process.capabilities"))?;
     prctl::clear_ambient().map_err(step("empty the ambient capabilities"))?;
     for number in (0..64).filter(|number| wanted.ambient & own & 1 << number != 0) {
-        prctl::raise_ambient(number)
-            .map_err(|errno| IdentityError::Ambient(format!("capability {number}"), errno))?;
+        prctl::raise_ambient(number).map_err(|errno| IdentityError::Ambient(format!("capability {number}"), errno))?;
     }
     Ok(())
 }

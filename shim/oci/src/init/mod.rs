@@ -147,7 +147,8 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     let starter = await_start(start).map_err(early)?;
     let told = sealing.seccomp.is_some_and(|filter| filter.listener().is_some()).then(|| state(Status::Created));
     let error = sealing.finish(&program, rules.as_ref(), told, || {
-        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_string()).map_err(Into::into)
+        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_string())
+            .map_err(Into::into)
     });
     Err((error, Some(starter)))
 }
@@ -183,7 +184,8 @@ fn enter_container(inside: &Inside<'_>) -> Result<i32> {
 
 /// In a new user namespace the process has capabilities but nobody's id; what it makes shall belong to the container's root.
 fn become_root_inside() -> Result<()> {
-    let why = "cannot become root of the user namespace; do linux.uidMappings and linux.gidMappings map container id 0?";
+    let why =
+        "cannot become root of the user namespace; do linux.uidMappings and linux.gidMappings map container id 0?";
     match process::set_groups(&[]) {
         // Switched off where an unprivileged user mapped.
         Ok(()) | Err(Errno::EPERM) => {}
@@ -207,7 +209,9 @@ fn name_host(spec: &Spec) -> Result<()> {
 
 /// Whether hooks of the init will be told its pid.
 pub fn wants_pid(spec: &Spec) -> bool {
-    [Phase::CreateContainer, Phase::StartContainer].iter().any(|phase| !hooks::of(spec.hooks().as_ref(), *phase).is_empty())
+    [Phase::CreateContainer, Phase::StartContainer]
+        .iter()
+        .any(|phase| !hooks::of(spec.hooks().as_ref(), *phase).is_empty())
 }
 
 /// Keys of whoever called the runtime are not the container's.
@@ -324,7 +328,8 @@ impl Sealing<'_> {
 
     /// Descriptors and the filter. `state` is what a listener is told of the container.
     fn seal(&self, rules: Option<&Prepared<'_>>, state: Option<Value>) -> Result<()> {
-        process::close_from(3 + self.inheritance.preserved, u32::MAX, true).context("cannot close the runtime's descriptors")?;
+        process::close_from(3 + self.inheritance.preserved, u32::MAX, true)
+            .context("cannot close the runtime's descriptors")?;
         if let Some(rules) = rules {
             rules.enforce().context("cannot put the policy in force")?;
         }

@@ -160,13 +160,17 @@ impl Namespaces {
 }
 
 fn enter(join: &Join) -> Result<(), NamespaceError> {
-    process::enter_namespaces(join.file.as_fd(), join.kind as i32)
-        .map_err(|source| NamespaceError::Join { kind: join.kind, path: join.path.clone(), source })
+    process::enter_namespaces(join.file.as_fd(), join.kind as i32).map_err(|source| NamespaceError::Join {
+        kind: join.kind,
+        path: join.path.clone(),
+        source,
+    })
 }
 
 fn is_own_user_namespace(file: &OwnedFd) -> bool {
     let own = fs::stat_followed(c"/proc/self/ns/user");
-    let same = |own: fs::Stat| fs::stat(file.as_fd(), c"").map(|other| (own.device, own.inode) == (other.device, other.inode));
+    let same =
+        |own: fs::Stat| fs::stat(file.as_fd(), c"").map(|other| (own.device, own.inode) == (other.device, other.inode));
     own.and_then(same).unwrap_or(false)
 }
 

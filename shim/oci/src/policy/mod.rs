@@ -257,7 +257,10 @@ fn in_container(mut policy: Policy) -> Policy {
     for grants in [&mut policy.filesystem.read, &mut policy.filesystem.write, &mut policy.filesystem.exec] {
         grants.retain(|grant| !grant.path.starts_with(NO_WORKDIR));
         // A container need not have every directory of a host; what a file of its own names must be there.
-        for grant in grants.iter_mut().filter(|grant| ["modes/", "profiles/"].iter().any(|built_in| grant.origin.source.starts_with(built_in))) {
+        for grant in grants
+            .iter_mut()
+            .filter(|grant| ["modes/", "profiles/"].iter().any(|built_in| grant.origin.source.starts_with(built_in)))
+        {
             grant.optional = true;
         }
     }

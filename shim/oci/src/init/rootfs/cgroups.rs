@@ -36,6 +36,20 @@ pub struct View {
     pub links: Vec<String>,
 }
 
+impl From<Vec<crate::cgroup::View>> for Cgroups {
+    fn from(views: Vec<crate::cgroup::View>) -> Cgroups {
+        let unified = views.iter().any(|view| view.is_v2);
+        let view = |view: crate::cgroup::View| View {
+            name: view.name,
+            controllers: view.options,
+            host_mount: view.host_mount,
+            host_dir: view.dir,
+            links: view.links,
+        };
+        Cgroups { unified, views: views.into_iter().map(view).collect() }
+    }
+}
+
 impl Rootfs<'_> {
     pub(super) fn mount_cgroup(&mut self, request: &Request<'_>) -> Result<(), RootfsError> {
         let cgroups = self.context.cgroups;

@@ -344,7 +344,9 @@ pub fn become_user(process: &Process, wanted: Sets, keeps_admin: bool) -> Result
     };
     prctl::set_capability_sets(sets).map_err(step("set the capabilities of process.capabilities"))?;
     prctl::clear_ambient().map_err(step("empty the ambient capabilities"))?;
-    for number in (0..64).filter(|number| wanted.ambient & own & 1 << number != 0) {
+    // The kernel holds none that is not permitted and inheritable too; configurations name such, and other runtimes pass them over.
+    let ambient = wanted.ambient & sets.permitted & sets.inheritable;
+    for number in (0..64).filter(|number| ambient & 1 << number != 0) {
         prctl::raise_ambient(number).map_err(|errno| IdentityError::Ambient(format!("capability {number}"), errno))?;
     }
     Ok(())

@@ -20,6 +20,7 @@ pub mod kill;
 pub mod options;
 pub mod own_image;
 pub mod policy;
+pub mod receipt;
 pub mod seccomp;
 pub mod spec;
 pub mod start;

@@ -289,6 +289,11 @@ impl Narrowing {
         self.policy.mode
     }
 
+    /// Whether it has a system call filter.
+    pub fn filters(&self) -> bool {
+        self.program.is_some()
+    }
+
     /// What the mode has by default and nothing here holds.
     pub fn given_up(&self) -> &[String] {
         &self.given_up

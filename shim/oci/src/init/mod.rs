@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::cgroup::Doors;
 use crate::hooks::{self, Phase};
 use crate::policy::{Narrowing, Prepared};
-use crate::seccomp::Compiled;
+use crate::seccomp::{Compiled, hand_over};
 use crate::state::{self, Record, Status};
 use crate::wire::{Message, Wire};
 
@@ -346,7 +346,7 @@ impl Sealing<'_> {
         let listener = filter.load().context("cannot load the filter of system calls")?;
         match (listener, &self.seccomp_socket, message) {
             (None, _, _) => Ok(()),
-            (Some(listener), Some(socket), Some(message)) => net::send(socket.as_fd(), &message, &[listener.as_fd()])
+            (Some(listener), Some(socket), Some(message)) => hand_over(socket, &message, listener.as_fd())
                 .context("cannot hand the filter's listener over to linux.seccomp.listenerPath"),
             (Some(_), _, _) => bail!("the filter has a listener and linux.seccomp.listenerPath names no socket for it"),
         }

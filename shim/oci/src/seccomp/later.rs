@@ -80,11 +80,9 @@ impl Later {
         }
         if rule.args.is_empty() {
             for (arch, nr) in numbers {
-                // Of two rules for a call the stricter counts, as nobody can say which was meant.
-                match self.named.iter_mut().find(|known| (known.0, known.1) == (arch, nr)) {
-                    Some(known) if words::leniency(rule.action) < words::leniency(known.2) => known.2 = rule.action,
-                    Some(_) => {}
-                    None => self.named.push((arch, nr, rule.action)),
+                // Of two rules for a call the first counts, as in libseccomp.
+                if !self.named.iter().any(|known| (known.0, known.1) == (arch, nr)) {
+                    self.named.push((arch, nr, rule.action));
                 }
             }
             return Ok(true);

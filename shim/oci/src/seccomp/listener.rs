@@ -1,6 +1,7 @@
 //! Hands the listener to the agent that the bundle names (runtime-spec, "The Seccomp agent").
 
-use std::os::fd::OwnedFd;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use crate::state::OCI_VERSION;
 
 /// How long an agent may let a full socket wait. The container stands still meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What an empty socket takes at once, together with a descriptor.
+const FIRST_BYTES_MAX: usize = 64 << 10;
 
 /// Why the agent has no listener.
 #[derive(Debug, thiserror::Error)]
@@ -51,4 +55,18 @@ impl Listener {
         }
         message.to_string().into_bytes()
     }
+}
+
+/// Sends the listener and the message through a connection of [`Listener::connect`]. Some calls of the message's rest may be judged by the filter already.
+///
+/// # Errors
+/// The agent is gone, or does not take it within ten seconds.
+pub fn hand_over(socket: &OwnedFd, message: &[u8], listener: BorrowedFd<'_>) -> std::io::Result<()> {
+    // What fits into an empty socket goes with the descriptor whole; annotations can make the rest longer than that.
+    let (first, rest) = message.split_at(message.len().min(FIRST_BYTES_MAX));
+    apex_sys::net::send(socket.as_fd(), first, &[listener])?;
+    if rest.is_empty() {
+        return Ok(());
+    }
+    UnixStream::from(socket.try_clone()?).write_all(rest)
 }

@@ -21,7 +21,7 @@ use apex_sys::seccomp::{FLAG_NEW_LISTENER, FLAG_WAIT_KILLABLE_RECV, Filter};
 use oci_spec::runtime::LinuxSeccomp;
 
 pub use cache::CacheDir;
-pub use listener::ListenerError;
+pub use listener::{ListenerError, hand_over};
 pub use words::{SeccompError, knows};
 
 /// A program for the container's process, with how it is loaded.

@@ -1,5 +1,6 @@
 //! Filters are loaded into children, and each answer is the kernel's.
 
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -8,7 +9,7 @@ use apex_core::seccomp::{Abi, ENOSYS};
 use apex_sys::probe::{self, Call, Entry};
 use apex_sys::process::{self, Ended};
 use apex_sys::{net, signal};
-use oci_spec::runtime::{ContainerProcessState, LinuxSeccompAction};
+use oci_spec::runtime::LinuxSeccompAction;
 
 use super::*;
 
@@ -166,6 +167,13 @@ fn several_rules_for_one_call_hold_each() {
     // The same rule twice is one, as profiles are put together from parts.
     let twice = lenient(&format!("{0}, {0}", rule(70, &arg("EQ", 4))));
     assert_eq!(answers(&twice, &[call("getpgid", &[4])]), [-70]);
+    let plain = |errno: u32| format!(r#"{{"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": {errno}}}"#);
+    let twice = lenient(&format!("{0}, {0}", plain(72)));
+    assert_eq!(answers(&twice, &[call("getpgid", &[4])]), [-72]);
+    // Of two for all arguments the first counts, as in libseccomp, also where libseccomp does not know the call.
+    assert_eq!(answers(&lenient(&format!("{}, {}", plain(72), plain(73))), &[call("getpgid", &[4])]), [-72]);
+    let later = |errno: u32| plain(errno).replace("getpgid", "mseal");
+    assert_eq!(answers(&lenient(&format!("{}, {}", later(72), later(73))), &[call("mseal", &[4])]), [-72]);
 }
 
 #[test]
@@ -339,15 +347,31 @@ fn the_agent_gets_the_listener_and_answers_through_it() {
     .unwrap();
     let (_, mut fds) = net::receive(ours.as_fd(), &mut [0; 8]).unwrap();
     let fd = fds.pop().unwrap();
-    let socket = program.listener().unwrap().connect().unwrap();
-    let message = program.listener().unwrap().message(pid, serde_json::json!({ "id": "c1" }));
-    net::send(socket.as_fd(), &message, &[fd.as_fd()]).unwrap();
+    // Longer than a socket takes at once, so that the agent has to read while it is sent.
+    let long = "x".repeat(1 << 20);
+    let state = serde_json::json!({ "id": "c1", "annotations": { "long": long } });
+    let agent_of = program.listener().unwrap();
+    let (socket, message) = (agent_of.connect().unwrap(), agent_of.message(pid, state));
+    let (json, mut fds) = std::thread::scope(|scope| {
+        let sender = scope.spawn({
+            let (message, fd) = (&message, fd.as_fd());
+            move || {
+                let sent = hand_over(&socket, message, fd);
+                drop(socket);
+                sent
+            }
+        });
+        let (mut connection, _) = agent.accept().unwrap();
+        let mut json = vec![0; 4096];
+        let (size, fds) = net::receive(connection.as_fd(), &mut json).unwrap();
+        json.truncate(size);
+        connection.read_to_end(&mut json).unwrap();
+        sender.join().unwrap().unwrap();
+        (json, fds)
+    });
     drop(fd);
-    let (connection, _) = agent.accept().unwrap();
-    let mut json = vec![0; 4096];
-    let (size, mut fds) = net::receive(connection.as_fd(), &mut json).unwrap();
-    json.truncate(size);
     let told: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(told["state"]["annotations"]["long"], long);
     assert_eq!(told["fds"], serde_json::json!(["seccompFd"]));
     assert_eq!((&told["metadata"], &told["pid"]), (&serde_json::json!("who"), &serde_json::json!(pid)));
     let listener = fds.pop().unwrap();

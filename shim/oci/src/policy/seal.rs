@@ -10,7 +10,9 @@ use apex_core::planner::{LANDLOCK_ALONE, LANDLOCK_SCOPES, tree_rules};
 use apex_core::policy::Network;
 use apex_jail::host::LiveHost;
 use apex_jail::seccomp::Program;
-use apex_sys::{Errno, prctl};
+use apex_jail::streams::StreamFile;
+use apex_sys::{Errno, fs, prctl};
+use nix::libc::{S_IFCHR, S_IFIFO, S_IFREG};
 
 use super::{Narrowing, PolicyError, network};
 
@@ -22,8 +24,8 @@ pub struct Prepared<'a> {
 }
 
 impl Narrowing {
-    /// Makes the rules, in the container's own tree: after the change of root and the last mount, while the init may still look everywhere. `program` is the
-    /// absolute path of the file that will be executed.
+    /// Makes the rules, in the container's own tree: after the change of root and the last mount, while the init may still look everywhere, and with the container's
+    /// standard streams in their places. `program` is the absolute path of the file that will be executed.
     ///
     /// # Errors
     /// A rule that the tree or Landlock has nothing for, and a network where the policy has none.
@@ -53,11 +55,24 @@ impl Narrowing {
         }
         let rules = tree_rules(&self.policy, program, &host)?;
         let plan = LandlockPlan { abi, rules, tcp_refused: false, scoped: self.scoped && abi >= LANDLOCK_SCOPES };
-        apex_jail::landlock::ruleset(&plan, &[], true).map_err(|failure| {
+        apex_jail::landlock::ruleset(&plan, &streams(), true).map_err(|failure| {
             let rule = plan.rules.get(failure.index).map_or_else(|| "/".into(), |rule| rule.path.clone());
             PolicyError::Rule { rule, source: failure.errno }
         })
     }
+}
+
+/// The standard streams that are files, devices or FIFOs with a name: programs open them anew by their names in /dev and /proc, as they were opened. Pipes are in
+/// no tree, and nothing is asked of Landlock about them.
+fn streams() -> Vec<StreamFile> {
+    let file = |number: i32| {
+        let stat = fs::stat_number(number).ok()?;
+        let is_named = || std::fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|name| name.is_absolute());
+        let is_file = stat.is(S_IFREG) || stat.is(S_IFCHR) || (stat.is(S_IFIFO) && is_named());
+        let mode = fs::status_flags(number).ok()?;
+        is_file.then_some(StreamFile { number, file: (stat.device, stat.inode), mode })
+    };
+    (0..=2).filter_map(file).collect()
 }
 
 fn has_proc() -> bool {

@@ -1,6 +1,8 @@
 //! Bundles are narrowed as data; what the init puts on itself is tried in a child that stands in a tree of its own.
 
 use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use apex_sys::process::{self, Ended};
@@ -265,6 +267,35 @@ fn development_reads_the_container_and_writes_what_is_its_work() {
     let code = narrowed_child(&bundle, &|| {}, &|_| {
         first_wrong(&[fs::write("/data/new", "x").is_ok(), fs::write("/other/new", "x").is_err()])
     });
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn a_stream_that_is_a_file_elsewhere_can_be_opened_anew() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bundle = Bundle::new("stream", &[(MODE, "isolation")]);
+    let (log, pipe) = (bundle.dir.join("log"), bundle.dir.join("pipe"));
+    fs::write(&log, "").unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Standard output is a file of the host, standard input a FIFO there, and standard error a pipe.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let log = fs::OpenOptions::new().append(true).open(&log).unwrap();
+    let fifo = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let place = || {
+        let placed = [(fifo.as_fd(), 0), (log.as_fd(), 1), (writer.as_fd(), 2)];
+        assert!(placed.into_iter().all(|(fd, number)| apex_sys::fs::place(fd, number).is_ok()));
+    };
+    let code = narrowed_child(&bundle, &place, &|_| {
+        let write = |number: u32| {
+            let path = format!("/proc/self/fd/{number}");
+            fs::OpenOptions::new().append(true).open(path).and_then(|mut file| file.write_all(b"x")).is_ok()
+        };
+        let fifo = fs::OpenOptions::new().read(true).write(true).open("/proc/self/fd/0").is_ok();
+        first_wrong(&[write(1), write(2), fifo])
+    });
+    drop(reader);
     assert_eq!(code, 0);
 }
 

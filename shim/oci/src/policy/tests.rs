@@ -98,6 +98,16 @@ fn annotations_that_cannot_be_honoured_stop_the_create() {
 }
 
 #[test]
+fn the_example_of_the_guide_resolves() {
+    let guide = include_str!("../../../../docs/guides/container-policies.md");
+    let example = guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let mut bundle = Bundle::with_policy("guide", example);
+    bundle.spec["annotations"][MODE] = "hybrid".into();
+    bundle.spec["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}]);
+    assert_eq!(bundle.resolve().unwrap().unwrap().mode(), Mode::Hybrid);
+}
+
+#[test]
 fn policies_of_strangers_are_not_read() {
     Bundle::new("shadow", &[(POLICY, "/etc/shadow")]).check_refused("below /etc/apex or in the bundle");
     let bundle = Bundle::with_policy("writable", "mode = \"isolation\"\n");

@@ -384,4 +384,74 @@ mod tests {
         let (whole, later, _) = compile::join(&rules).unwrap();
         assert!(fold(&whole, &later).unwrap().len() > 500);
     }
+
+    /// A repeatable source of choices (the multiplier is Knuth's).
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(self.0 >> 33).unwrap() % bound
+        }
+
+        fn pick<'a>(&mut self, words: &[&'a str]) -> &'a str {
+            words[self.below(words.len())]
+        }
+    }
+
+    fn random_profile(dice: &mut Dice) -> serde_json::Value {
+        const ACTIONS: [&str; 7] = [
+            "SCMP_ACT_KILL",
+            "SCMP_ACT_KILL_PROCESS",
+            "SCMP_ACT_TRAP",
+            "SCMP_ACT_ERRNO",
+            "SCMP_ACT_TRACE",
+            "SCMP_ACT_LOG",
+            "SCMP_ACT_ALLOW",
+        ];
+        const OPS: [&str; 7] = ["EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ"];
+        const VALUES: [u64; 6] = [0, 1, 0x7fff_ffff, 0x1_0000_0000, 0x8000_0000_0000_0000, u64::MAX];
+        let mut syscalls = Vec::new();
+        let mut seen = HashSet::new();
+        for _ in 0..dice.below(20) {
+            let count = 1 + dice.below(12);
+            let names: Vec<_> = (0..count)
+                .filter_map(|_| apex_core::seccomp::Abi::I386.call_name(u32::try_from(dice.below(460)).unwrap()))
+                // Two rules for a call whose actions differ may contradict each other, which libseccomp refuses.
+                .filter(|name| seen.insert(*name))
+                .collect();
+            let args: Vec<_> = (0..dice.below(4))
+                .map(|_| {
+                    let op = format!("SCMP_CMP_{}", dice.pick(&OPS));
+                    let (value, second) = (VALUES[dice.below(6)], VALUES[dice.below(6)]);
+                    serde_json::json!({"index": dice.below(6), "op": op, "value": value, "valueTwo": second})
+                })
+                .collect();
+            syscalls.push(serde_json::json!({"names": names, "action": dice.pick(&ACTIONS), "args": args}));
+        }
+        let archs = &["SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"][..dice.below(5)];
+        serde_json::json!({"defaultAction": dice.pick(&ACTIONS), "architectures": archs, "syscalls": syscalls})
+    }
+
+    /// The proof is part of each, and the kernel takes what comes of it.
+    #[test]
+    fn whatever_a_profile_says_is_folded_or_refused_with_words() {
+        let mut dice = Dice(1);
+        let mut folded = 0;
+        for round in 0..150 {
+            let profile = random_profile(&mut dice);
+            let seccomp = serde_json::from_value(profile.clone()).unwrap();
+            match words::rules(&seccomp).and_then(|rules| compile::compile(&rules)) {
+                Ok((program, _)) => {
+                    folded += usize::from(program.len() > 3);
+                    let filter: Vec<_> = program.iter().map(crate::seccomp::instruction).collect();
+                    // Fails when the kernel does not take it.
+                    apex_sys::probe::try_calls(&filter, &[]).unwrap();
+                }
+                Err(SeccompError::LaterWithArguments(_) | SeccompError::Rule { .. }) => {}
+                Err(error) => panic!("round {round}: {error}: {profile}"),
+            }
+        }
+        assert!(folded > 100, "{folded}");
+    }
 }

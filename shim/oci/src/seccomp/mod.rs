@@ -87,8 +87,12 @@ fn finish(
     };
     // Without a listener there is no notification to wait for, and the kernel refuses the flag.
     let flags = if listener.is_some() { flags | FLAG_NEW_LISTENER } else { flags & !FLAG_WAIT_KILLABLE_RECV };
-    let filter = program.iter().map(|insn| Filter { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k }).collect();
+    let filter = program.iter().map(instruction).collect();
     Ok(Compiled { filter, flags, listener, origin, skipped })
+}
+
+fn instruction(insn: &Insn) -> Filter {
+    Filter { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k }
 }
 
 impl Compiled {

@@ -21,6 +21,7 @@ pub mod options;
 pub mod own_image;
 pub mod policy;
 pub mod receipt;
+pub mod ps;
 pub mod seccomp;
 pub mod spec;
 pub mod start;

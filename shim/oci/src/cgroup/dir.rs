@@ -3,11 +3,11 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use apex_sys::fs::{self, resolve};
 use apex_sys::{Errno, fs::cwd};
-use nix::libc::{O_DIRECTORY, O_PATH, O_RDONLY, O_WRONLY};
+use nix::libc::{O_DIRECTORY, O_RDONLY, O_WRONLY};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::CgroupError;
@@ -21,9 +21,7 @@ const DEPTH_MAX: usize = 64;
 /// Cgroups below a container's that are looked at.
 const CHILDREN_MAX: usize = 100_000;
 
-/// Tries to remove a directory, the waits doubling from 1 ms to [`REMOVE_WAIT_MAX`]: about two seconds in all.
-const REMOVE_ATTEMPTS_MAX: u32 = 24;
-
+/// The longest wait between two tries to remove a directory; the waits double from 1 ms.
 const REMOVE_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// A cgroup's directory.
@@ -59,10 +57,6 @@ impl Dir {
     /// Opens a control file. A name with a slash is none: `unified` comes from the bundle.
     pub(super) fn file(&self, name: &str, flags: i32) -> Result<OwnedFd, Errno> {
         fs::open(self.fd(), &c_path(name)?, flags, resolve::BENEATH | resolve::NO_SYMLINKS)
-    }
-
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.file(name, O_PATH).is_ok()
     }
 
     /// Writes a control file in one write.
@@ -139,14 +133,14 @@ pub(super) fn remove_empty(path: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Removes a cgroup and those below it. Waits, bounded, for processes that are just dying; kills nobody.
-pub(super) fn remove_tree(path: &Path) -> Result<(), CgroupError> {
+/// Removes a cgroup and those below it. Waits until `deadline` for processes that are just dying; kills nobody.
+pub(super) fn remove_tree(path: &Path, deadline: Instant) -> Result<(), CgroupError> {
     let failed = |errno: Errno| CgroupError::Remove { dir: path.to_owned(), source: errno.into() };
     let mut wait = Duration::from_millis(1);
-    for attempt in 1.. {
+    loop {
         match rmdir(path) {
-            Ok(()) | Err(Errno::ENOENT) => break,
-            Err(Errno::EBUSY) if attempt < REMOVE_ATTEMPTS_MAX => {}
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::EBUSY) => {}
             Err(errno) => return Err(failed(errno)),
         }
         // Deepest first; one that is busy makes the next round busy too, and that one counts.
@@ -154,12 +148,15 @@ pub(super) fn remove_tree(path: &Path) -> Result<(), CgroupError> {
         below.reverse();
         let has_children = !below.is_empty();
         let gone = below.iter().filter(|child| rmdir(child).is_ok()).count();
-        if !(has_children && gone == below.len()) {
-            std::thread::sleep(wait);
-            wait = (wait * 2).min(REMOVE_WAIT_MAX);
+        if has_children && gone == below.len() {
+            continue;
         }
+        if Instant::now() >= deadline {
+            return Err(failed(Errno::EBUSY));
+        }
+        std::thread::sleep(wait);
+        wait = (wait * 2).min(REMOVE_WAIT_MAX);
     }
-    Ok(())
 }
 
 /// The cgroups below `path`, parents before their children. One that disappears meanwhile is no longer there to be told.
@@ -217,8 +214,8 @@ mod tests {
         assert_eq!(made, [place.clone(), place.join("a"), place.join("a/b")]);
         assert_eq!(make(&place.join("a/b"), &mut made), Ok(false));
         assert_eq!(made.len(), 3);
-        remove_tree(&place.join("a/b")).unwrap();
-        remove_tree(&place.join("a/b")).unwrap();
+        remove_tree(&place.join("a/b"), Instant::now()).unwrap();
+        remove_tree(&place.join("a/b"), Instant::now()).unwrap();
         std::fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use apex_sys::{Errno, process};
 use nix::libc::SIGKILL;
+use oci_spec::runtime::LinuxResources;
 
 use super::dir::{self, Dir};
 use super::error::CgroupError;
@@ -78,6 +79,31 @@ pub(super) fn hand_down(point: &Path, dir: &Path) {
             let _ = dir.write("cgroup.subtree_control", &name);
         }
     }
+}
+
+/// v2 has one file for what the specification has two fields for: an update of one takes the other from the file.
+pub(super) fn complete(cgroup: &Cgroup, resources: &LinuxResources) -> Result<LinuxResources, CgroupError> {
+    let mut resources = resources.clone();
+    let (Version::V2, Some(place)) = (cgroup.version, cgroup.v2()) else {
+        return Ok(resources);
+    };
+    let first_number = |file: &str| -> Result<Option<i64>, CgroupError> {
+        let text = place.open()?.read_if_there(file)?.unwrap_or_default();
+        Ok(text.split_whitespace().next().and_then(|word| word.parse().ok()))
+    };
+    if let Some(memory) = resources.memory_mut()
+        && memory.swap().is_some_and(|swap| swap > 0)
+        && memory.limit().unwrap_or(0) == 0
+    {
+        memory.set_limit(first_number("memory.max")?);
+    }
+    if let Some(cpu) = resources.cpu_mut()
+        && cpu.period().is_some_and(|period| period > 0)
+        && cpu.quota().unwrap_or(0) == 0
+    {
+        cpu.set_quota(first_number("cpu.max")?);
+    }
+    Ok(resources)
 }
 
 /// v1's freezer, or that of v2.
@@ -240,8 +266,10 @@ impl Cgroup {
     /// Removes the directories, and those that the container made below. Kills nobody, waits a bounded while for the dying; the rest is removed when one refuses.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let mut first_error = None;
+        // One wait for all: who keeps one hierarchy busy is in the others too.
+        let deadline = Instant::now() + WAIT_MAX;
         for place in &self.places {
-            if let Err(error) = dir::remove_tree(&place.dir) {
+            if let Err(error) = dir::remove_tree(&place.dir, deadline) {
                 first_error.get_or_insert(error);
             }
         }

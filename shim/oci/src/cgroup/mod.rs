@@ -43,8 +43,10 @@ use step::Step;
 
 pub use doors::{Doors, SubPath};
 pub use error::CgroupError;
-pub use oom::Ooms;
-pub use stats::{Blkio, BlkioEntry, Cpu, CpuSet, CpuUsage, Hugetlb, Memory, MemoryEntry, Pids, Stats, Throttling};
+pub use oom::{OomWord, Ooms};
+pub use stats::{
+    Blkio, BlkioEntry, Cpu, CpuSet, CpuUsage, Hugetlb, Memory, MemoryEntry, Pids, Stats, Throttling,
+};
 
 /// What the bundle and the command line want.
 #[derive(Clone, Copy, Debug)]
@@ -334,6 +336,7 @@ impl Cgroup {
 
     /// Changes limits: `update`. Device rules stay as they are.
     pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let resources = &live::complete(self, resources)?;
         let steps = self.steps(resources, &mut Vec::new())?;
         if let Some(scope) = &self.scope {
             // The manager writes its own idea of the limits when it reloads: it is told first.

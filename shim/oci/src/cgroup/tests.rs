@@ -179,7 +179,7 @@ fn the_first_process_enters_every_hierarchy() {
         return;
     }
     let guard = Guard::make("{}");
-    let child = guard.start("sleep 60");
+    let child = guard.start("exec sleep 60");
     let told = std::fs::read_to_string(format!("/proc/{}/cgroup", child.pid)).unwrap();
     for line in told.lines() {
         assert!(line.ends_with(guard.top.join("c").to_str().unwrap()), "{line}");
@@ -198,12 +198,12 @@ fn a_later_command_works_from_the_state_file() {
         return;
     }
     let guard = Guard::make(r#"{"pids":{"limit":30}}"#);
-    let child = guard.start("sleep 60");
+    let child = guard.start("exec sleep 60");
     let state = serde_json::to_string(&guard.cgroup).unwrap();
     let cgroup: Cgroup = serde_json::from_str(&state).unwrap();
     assert_eq!(cgroup.pids().unwrap(), [child.pid]);
     assert_eq!(cgroup.paths(), guard.cgroup.paths());
-    let second = enter(&cgroup.doors().unwrap(), "sleep 60");
+    let second = enter(&cgroup.doors().unwrap(), "exec sleep 60");
     assert_eq!(cgroup.pids().unwrap().len(), 2);
     cgroup.kill(SIGTERM).unwrap();
     assert_eq!((child.wait(), second.wait()), (Ended::Signal(SIGTERM), Ended::Signal(SIGTERM)));
@@ -301,7 +301,7 @@ fn what_the_container_made_below_goes_too() {
         std::fs::create_dir_all(dir.join("a/b")).unwrap();
         std::fs::create_dir_all(dir.join("c")).unwrap();
     }
-    let child = guard.start("sleep 60");
+    let child = guard.start("exec sleep 60");
     let below = guard.cgroup.attach(child.pid, Some(&SubPath::parse("a/b").unwrap()));
     // A cpuset without processors takes nobody.
     let expected_error = guard.cgroup.paths().contains_key("cpuset");
@@ -321,7 +321,7 @@ fn a_cgroup_in_use_is_not_removed() {
         return;
     }
     let guard = Guard::make("{}");
-    let child = guard.start("sleep 60");
+    let child = guard.start("exec sleep 60");
     let error = guard.cgroup.remove().unwrap_err().to_string();
     assert!(error.contains("processes are still in it"), "{error}");
     drop(child);
@@ -361,7 +361,7 @@ fn a_frozen_cgroup_is_refused_and_one_in_use_is_noted() {
     let guard = Guard::make("{}");
     let nothing = resources("{}");
     let path = guard.top.join("c");
-    let child = guard.start("sleep 60");
+    let child = guard.start("exec sleep 60");
     let again = Cgroup::make(&wanted(&path, &nothing)).unwrap();
     assert!(again.notes()[0].contains("container's cgroup is not empty: 1 process(es) found"), "{:?}", again.notes());
     guard.cgroup.freeze().unwrap();
@@ -429,6 +429,39 @@ fn views_tell_mounts_and_links() {
     check(place(&["memory"], "/s/memory"), "memory", &[], "memory");
     check(place(&["name=systemd"], "/s/systemd"), "systemd", &[], "none,name=systemd");
     check(place(&[], "/s"), "s", &[], "");
+}
+
+#[test]
+fn events_tell_use_and_ooms_until_the_end() {
+    if !is_v1() {
+        return;
+    }
+    let guard = Guard::make(r#"{"memory":{"limit":8388608,"swap":8388608}}"#);
+    let child = guard.start("tail /dev/zero; sleep 0.3; exit 0");
+    let mut out = Vec::new();
+    std::thread::scope(|scope| {
+        // An ended process is reaped, or it stays in the list of its cgroup.
+        scope.spawn(move || child.wait());
+        crate::events::follow("c1", &guard.cgroup, Duration::from_millis(20), &mut out).unwrap();
+    });
+    let lines = String::from_utf8(out).unwrap();
+    let events: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(events.iter().any(|event| event["type"] == "oom" && event["id"] == "c1"), "{lines}");
+    let stats = events.iter().find(|event| event["type"] == "stats").unwrap();
+    assert_eq!(stats["data"]["memory"]["usage"]["limit"], 8_388_608);
+    assert!(stats["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn ps_shows_the_container_alone() {
+    if !is_root() {
+        return;
+    }
+    let guard = Guard::make("{}");
+    let child = guard.start("exec sleep 60");
+    let table = crate::ps::table(&guard.cgroup.pids().unwrap(), &[]).unwrap();
+    assert!(table.lines().count() == 2 && table.contains("sleep 60"), "{table}");
+    drop(child);
 }
 
 /// Not counted among the tests of behaviour: what a start costs, printed with `--nocapture`.

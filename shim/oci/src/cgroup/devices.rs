@@ -175,6 +175,14 @@ impl List {
     }
 }
 
+/// What is allowed, as devices and letters; `None` when everything is that is not denied.
+pub(super) fn allowed(rules: &[Rule]) -> Result<Option<Vec<(Devices, String)>>, CgroupError> {
+    let list = List::of(rules)?;
+    let allowed = list.exceptions.iter().filter(|(_, access)| access.0 != 0);
+    let allowed = allowed.map(|(devices, access)| (*devices, access.words())).collect();
+    Ok((!list.allow).then_some(allowed))
+}
+
 /// Sets the rules on v1.
 pub(super) fn set_v1(dir: &Dir, rules: &[Rule]) -> Result<(), CgroupError> {
     let (clear, except, lines) = List::of(rules)?.lines();

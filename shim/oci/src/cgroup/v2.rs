@@ -75,7 +75,7 @@ fn push_memory(steps: &mut Vec<Step>, memory: &LinuxMemory, notes: &mut Vec<Stri
 }
 
 /// The specification counts memory and swap together, v2 swap alone.
-fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>, CgroupError> {
+pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>, CgroupError> {
     let limit = memory.limit().unwrap_or(0);
     let invalid = |reason| CgroupError::invalid("memory.swap", memory.swap().unwrap_or(0), reason);
     match memory.swap().filter(|swap| *swap != 0) {

@@ -21,7 +21,9 @@ pub enum PsError {
         words: String,
     },
     /// A table that cannot be narrowed.
-    #[error("the table of ps {arguments} has no column PID, by which the container's processes are found; add it, such as -o pid,args")]
+    #[error(
+        "the table of ps {arguments} has no column PID, by which the container's processes are found; add it, such as -o pid,args"
+    )]
     NoPid {
         /// Its arguments.
         arguments: String,

@@ -110,8 +110,8 @@ pub fn resources(options: &Options, input: &mut dyn Read) -> Result<LinuxResourc
     match &options.resources {
         Some(file) if file == Path::new("-") => parse(Path::new("the standard input"), input),
         Some(file) => {
-            let mut open = std::fs::File::open(file)
-                .map_err(|source| UpdateError::Read { file: file.clone(), source })?;
+            let mut open =
+                std::fs::File::open(file).map_err(|source| UpdateError::Read { file: file.clone(), source })?;
             parse(file, &mut open)
         }
         None => from_flags(options),
@@ -187,7 +187,8 @@ fn whole<T: std::str::FromStr>(flag: &'static str, value: &str) -> Result<T, Upd
 
 /// A number of bytes: -1 for no limit; with k, m, g, t or p (and b or ib behind) as powers of 1024.
 fn bytes(flag: &'static str, value: &str) -> Result<i64, UpdateError> {
-    let fail = || UpdateError::Value { flag, value: value.to_owned(), kind: "number of bytes, such as 268435456, 256m or -1" };
+    let fail =
+        || UpdateError::Value { flag, value: value.to_owned(), kind: "number of bytes, such as 268435456, 256m or -1" };
     if value == "-1" {
         return Ok(-1);
     }
@@ -264,10 +265,19 @@ mod tests {
             let error = resources(&options, &mut "{".as_bytes()).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         };
-        check(Options { cpu_period: Some("-1".to_owned()), ..Options::default() }, "--cpu-period \"-1\" is no whole number");
+        check(
+            Options { cpu_period: Some("-1".to_owned()), ..Options::default() },
+            "--cpu-period \"-1\" is no whole number",
+        );
         check(Options { blkio_weight: Some("70000".to_owned()), ..Options::default() }, "--blkio-weight");
-        check(Options { mem_bw_schema: Some("x".to_owned()), ..Options::default() }, "--mem-bw-schema is not supported");
+        check(
+            Options { mem_bw_schema: Some("x".to_owned()), ..Options::default() },
+            "--mem-bw-schema is not supported",
+        );
         check(Options { resources: Some(PathBuf::from("-")), ..Options::default() }, "the standard input are not");
-        check(Options { resources: Some(PathBuf::from("/none")), ..Options::default() }, "cannot read the resources in /none");
+        check(
+            Options { resources: Some(PathBuf::from("/none")), ..Options::default() },
+            "cannot read the resources in /none",
+        );
     }
 }

@@ -30,7 +30,9 @@ pub enum UnitError {
         source: Box<zbus::Error>,
     },
     /// No session.
-    #[error("no address of the user's bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set; log in, or `loginctl enable-linger`")]
+    #[error(
+        "no address of the user's bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set; log in, or `loginctl enable-linger`"
+    )]
     NoUserBus,
     /// The manager refused.
     #[error("systemd refuses {call} for {unit}")]
@@ -43,7 +45,9 @@ pub enum UnitError {
         source: Box<zbus::Error>,
     },
     /// The manager did not do what it said.
-    #[error("systemd did not put process {pid} into {unit} within {seconds} s; it is in {found}; see `journalctl -u {unit}`")]
+    #[error(
+        "systemd did not put process {pid} into {unit} within {seconds} s; it is in {found}; see `journalctl -u {unit}`"
+    )]
     NotPlaced {
         /// The unit.
         unit: String,

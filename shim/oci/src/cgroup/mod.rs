@@ -44,9 +44,7 @@ use step::Step;
 pub use doors::{Doors, SubPath};
 pub use error::CgroupError;
 pub use oom::{OomWord, Ooms};
-pub use stats::{
-    Blkio, BlkioEntry, Cpu, CpuSet, CpuUsage, Hugetlb, Memory, MemoryEntry, Pids, Stats, Throttling,
-};
+pub use stats::{Blkio, BlkioEntry, Cpu, CpuSet, CpuUsage, Hugetlb, Memory, MemoryEntry, Pids, Stats, Throttling};
 
 /// What the bundle and the command line want.
 #[derive(Clone, Copy, Debug)]

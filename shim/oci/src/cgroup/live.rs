@@ -30,31 +30,35 @@ pub(super) fn refuse_frozen(place: &Place, made: &[std::path::PathBuf]) -> Resul
 }
 
 /// A cpuset of v1 takes nobody before it has CPUs and memory nodes; a fresh one has none and gets those of the one above, as runc does it.
-pub(super) fn inherit_cpuset(path: &Path, point: &Path) -> Result<(), CgroupError> {
-    let dir = Dir::open(path).map_err(|errno| CgroupError::read(path.to_owned(), errno))?;
+pub(super) fn inherit_cpuset(path: &Path, point: &Path, is_fresh: bool) -> Result<(), CgroupError> {
+    let open = |path: &Path| Dir::open(path).map_err(|errno| CgroupError::read(path.to_owned(), errno));
+    if path == point || !path.starts_with(point) {
+        return Ok(());
+    }
+    let dir = open(path)?;
+    let mut missing = Vec::new();
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        inherit(&dir, point, file)?;
+        if is_fresh || dir.read(file)?.trim().is_empty() {
+            missing.push(file);
+        }
+    }
+    let Some(parent) = path.parent().filter(|_| !missing.is_empty()) else {
+        return Ok(());
+    };
+    // The one above may be fresh too.
+    inherit_cpuset(parent, point, false)?;
+    let parent = open(parent)?;
+    for file in missing {
+        let value = parent.read(file)?;
+        dir.write(file, value.trim()).map_err(|errno| CgroupError::Set {
+            controller: "cpuset".to_owned(),
+            file: dir.path().join(file),
+            value: value.trim().to_owned(),
+            hint: "",
+            source: errno.into(),
+        })?;
     }
     Ok(())
-}
-
-/// The value of `file`, copied down from the first above that has one.
-fn inherit(dir: &Dir, point: &Path, file: &str) -> Result<String, CgroupError> {
-    let own = dir.read(file)?;
-    if !own.trim().is_empty() || dir.path() == point {
-        return Ok(own);
-    }
-    let parent = dir.path().parent().unwrap_or(point);
-    let parent = Dir::open(parent).map_err(|errno| CgroupError::read(parent.to_owned(), errno))?;
-    let value = inherit(&parent, point, file)?;
-    dir.write(file, value.trim()).map_err(|errno| CgroupError::Set {
-        controller: "cpuset".to_owned(),
-        file: dir.path().join(file),
-        value: value.trim().to_owned(),
-        hint: "",
-        source: errno.into(),
-    })?;
-    Ok(value)
 }
 
 /// v2: switches on, in each cgroup above `dir`, the controllers that it has itself. What cannot be switched on shows when a limit needs it.

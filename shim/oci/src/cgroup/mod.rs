@@ -216,7 +216,7 @@ impl Cgroup {
                 live::refuse_frozen(&place, made)?;
             }
             if place.has("cpuset") {
-                live::inherit_cpuset(&place.dir, &place.point)?;
+                live::inherit_cpuset(&place.dir, &place.point, made.last() == Some(&place.dir))?;
             }
             if place.is_v2() && self.version == Version::V2 {
                 live::hand_down(&place.point, &place.dir);

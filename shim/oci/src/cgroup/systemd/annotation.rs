@@ -12,7 +12,9 @@ const PREFIX: &str = "org.systemd.property.";
 const OURS: [&str; 6] = ["PIDs", "Slice", "Delegate", "Description", "DeviceAllow", "DevicePolicy"];
 
 /// The properties among the annotations, by name.
-pub(super) fn properties(annotations: Option<&HashMap<String, String>>) -> Result<Vec<(String, Property)>, CgroupError> {
+pub(super) fn properties(
+    annotations: Option<&HashMap<String, String>>,
+) -> Result<Vec<(String, Property)>, CgroupError> {
     let mut found = Vec::new();
     for (key, value) in annotations.into_iter().flatten() {
         let Some(name) = key.strip_prefix(PREFIX) else {
@@ -145,7 +147,9 @@ mod tests {
         check("1.5", Some(Property::Double(1.5)));
         check("['a', 'b']", Some(Property::Texts(vec!["a".to_owned(), "b".to_owned()])));
         check("[]", Some(Property::Texts(vec![])));
-        for value in ["", "a", "'a", "'a' b", "['a',]", "['a' 'b']", "[1]", "uint64 -5", "uint32 4294967296", "nan", "inf"] {
+        for value in
+            ["", "a", "'a", "'a' b", "['a',]", "['a' 'b']", "[1]", "uint64 -5", "uint32 4294967296", "nan", "inf"]
+        {
             check(value, None);
         }
     }

@@ -122,8 +122,7 @@ fn place(
         }
     } else {
         for place in &cgroup.places {
-            dir::make(&place.dir, made)
-                .map_err(|(dir, errno)| CgroupError::Make { dir, source: errno.into() })?;
+            dir::make(&place.dir, made).map_err(|(dir, errno)| CgroupError::Make { dir, source: errno.into() })?;
             if place.has("cpuset") {
                 live::inherit_cpuset(&place.dir, &place.point)?;
             }

@@ -124,7 +124,7 @@ fn place(
         for place in &cgroup.places {
             dir::make(&place.dir, made).map_err(|(dir, errno)| CgroupError::Make { dir, source: errno.into() })?;
             if place.has("cpuset") {
-                live::inherit_cpuset(&place.dir, &place.point)?;
+                live::inherit_cpuset(&place.dir, &place.point, false)?;
             }
         }
     }

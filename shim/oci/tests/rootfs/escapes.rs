@@ -219,6 +219,15 @@ pub fn a_proc_file_that_is_mounted_over_is_not_written() {
     });
 }
 
+/// Tells the other thread to end.
+struct Stop<'p>(&'p Path);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        fs::write(self.0, "").unwrap();
+    }
+}
+
 /// CVE-2021-30465: a link takes the place of a directory between the look and the mount.
 pub fn links_that_change_meanwhile_stay_inside() {
     let bundle = Bundle::new();
@@ -248,7 +257,8 @@ pub fn links_that_change_meanwhile_stay_inside() {
             }
             count
         });
-        let mut finished = 0;
+        // The other thread ends also when an assertion fails.
+        let stop = Stop(&stop);
         for _ in 0..30 {
             inside(USUAL, None, || {
                 let cgroups = Cgroups::default();
@@ -262,10 +272,8 @@ pub fn links_that_change_meanwhile_stay_inside() {
                     assert!(!Path::new(&line.0).starts_with(&victim), "{line:?}");
                 }
             });
-            finished += 1;
         }
-        fs::write(&stop, "").unwrap();
-        assert_eq!(finished, 30);
+        drop(stop);
         racer.join().unwrap()
     });
     assert!(racer > 100, "the links changed {racer} times only");
@@ -322,5 +330,30 @@ pub fn a_working_directory_through_a_leaked_descriptor_is_refused() {
         }
         apex_oci::init::rootfs::change_dir(rootfs.root(), Path::new("/etc")).unwrap();
         assert_eq!(std::env::current_dir().unwrap(), Path::new("/etc"));
+    });
+}
+
+/// Without a pivot the old root stays in the namespace, below the new one; a proc or sysfs of the host that stayed with it would let whoever may mount have
+/// one that nothing is masked in.
+pub fn without_a_pivot_no_other_proc_is_left() {
+    use std::io::Read;
+    let bundle = Bundle::new();
+    let spec: Spec = serde_json::from_value(ordinary()).unwrap();
+    inside(USUAL, None, || {
+        let cgroups = Cgroups::default();
+        let context = Context::new(&spec, &bundle.dir, &cgroups);
+        let mut rootfs = Rootfs::prepare(&context, Default::default()).unwrap();
+        // What is read shows all that the root of the one who opened it leads to.
+        let mut table = fs::File::open("/proc/self/mountinfo").unwrap();
+        rootfs.enter(true).unwrap();
+        let mut text = String::new();
+        table.read_to_string(&mut text).unwrap();
+        let systems: Vec<_> =
+            text.lines().filter(|line| line.contains(" - proc ") || line.contains(" - sysfs ")).collect();
+        assert_eq!(systems.len(), 2, "{text}");
+        assert!(
+            systems.iter().all(|line| line.split(' ').any(|word| word == "/proc" || word == "/sys")),
+            "{systems:?}"
+        );
     });
 }

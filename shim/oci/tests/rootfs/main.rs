@@ -47,6 +47,7 @@ const CASES: &[(&str, fn())] = cases![
     escapes::a_working_directory_through_a_leaked_descriptor_is_refused,
     userns::a_root_that_only_the_host_can_reach_is_entered,
     special::the_working_directory_is_made,
+    escapes::without_a_pivot_no_other_proc_is_left,
     escapes::the_old_root_is_out_of_reach,
     escapes::a_failed_start_leaves_no_mount,
 ];

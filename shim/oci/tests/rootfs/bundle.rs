@@ -91,6 +91,8 @@ pub fn inside(namespaces: u64, maps: Option<&str>, body: impl FnOnce()) {
                 if maps.is_some() {
                     process::set_gid(0).unwrap();
                     process::set_uid(0).unwrap();
+                    // A change of the user makes the files of /proc/self the host root's (proc(5)).
+                    apex_sys::prctl::set_dumpable(true).unwrap();
                 }
                 body();
             }));

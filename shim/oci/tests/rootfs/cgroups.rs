@@ -89,3 +89,39 @@ pub fn each_hierarchy_is_the_containers_own() {
         });
     }
 }
+
+pub fn the_one_hierarchy_of_version_2_is_the_containers_own() {
+    let found = table().into_iter().find(|it| it.3 == "cgroup2");
+    let Some((mounted, ..)) = found else {
+        println!("skipped: no hierarchy of version 2 here");
+        return;
+    };
+    let group = Group(Path::new(&mounted).join(format!("apex-oci-rootfs-2-{}", std::process::id())));
+    fs::create_dir(&group.0).unwrap();
+    let view = View { host_mount: mounted.into(), host_dir: group.0.clone(), ..View::default() };
+    let cgroups = Cgroups { unified: true, views: vec![view] };
+    for own_namespace in [false, true] {
+        let bundle = Bundle::new();
+        let more =
+            json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro"]});
+        let mut spec = with_mounts(ordinary(), &[more]);
+        if own_namespace {
+            spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "cgroup"}));
+        }
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        inside(NEWNS, None, || {
+            fs::write(group.0.join("cgroup.procs"), "0").unwrap();
+            inside(USUAL | if own_namespace { NEWCGROUP } else { 0 }, None, || {
+                let context = Context::new(&spec, &bundle.dir, &cgroups);
+                let mut rootfs =
+                    Rootfs::prepare(&context, Default::default()).unwrap_or_else(|error| panic!("{}", words(&error)));
+                rootfs.enter(false).unwrap();
+                rootfs.seal().unwrap();
+                let members = fs::read_to_string("/sys/fs/cgroup/cgroup.procs").unwrap();
+                assert!(members.lines().any(|pid| pid == "1"), "{members}");
+                let refused = fs::create_dir("/sys/fs/cgroup/below").unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(nix::libc::EROFS));
+            });
+        });
+    }
+}

@@ -48,6 +48,10 @@ const CASES: &[(&str, fn())] = cases![
     userns::a_root_that_only_the_host_can_reach_is_entered,
     special::the_working_directory_is_made,
     escapes::without_a_pivot_no_other_proc_is_left,
+    userns::without_namespaces_of_its_own_it_sees_the_hosts_proc_and_sysfs,
+    special::a_mount_at_the_root_is_the_root,
+    special::malformed_mounts_are_refused_by_name,
+    cgroups::the_one_hierarchy_of_version_2_is_the_containers_own,
     escapes::the_old_root_is_out_of_reach,
     escapes::a_failed_start_leaves_no_mount,
 ];

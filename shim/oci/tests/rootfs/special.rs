@@ -194,3 +194,50 @@ pub fn the_working_directory_is_made() {
     spec["process"]["cwd"] = "/srv/deep/er".into();
     run(&bundle, &spec, |_| assert!(Path::new("/srv/deep/er").is_dir()));
 }
+
+pub fn a_mount_at_the_root_is_the_root() {
+    let bundle = Bundle::new();
+    let other = bundle.dir.join("other");
+    for name in ["proc", "sys", "dev", "etc"] {
+        fs::create_dir_all(other.join(name)).unwrap();
+    }
+    fs::write(other.join("etc/name"), "other").unwrap();
+    for destination in ["/", "", "/etc/.."] {
+        let mut spec = ordinary();
+        let over = json!({"destination": destination, "type": "bind", "source": "other", "options": ["rbind"]});
+        spec["mounts"].as_array_mut().unwrap().insert(0, over);
+        spec["root"]["readonly"] = true.into();
+        run(&bundle, &spec, |_| {
+            assert_eq!(fs::read_to_string("/etc/name").unwrap(), "other");
+            assert_eq!(fs::read("/proc/version").unwrap(), b"");
+            assert_eq!(fs::write("/x", "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+        });
+    }
+}
+
+/// Words that no bundle should have end in an error that names the mount.
+pub fn malformed_mounts_are_refused_by_name() {
+    let bundle = Bundle::new();
+    let long = "x".repeat(5000);
+    for mount in [
+        json!({"destination": "/data/nul\u{0}x", "type": "tmpfs"}),
+        json!({"destination": format!("/data/{long}"), "type": "tmpfs"}),
+        json!({"destination": "/data", "type": "tmpfs", "options": ["mode=nonsense"]}),
+        json!({"destination": "/data", "type": "tmpfs", "options": ["no-such-option"]}),
+        json!({"destination": "/data", "type": "tmpfs", "options": ["si\u{0}ze=1"]}),
+        json!({"destination": "/data", "type": "bind", "source": "/no/such/source"}),
+        json!({"destination": "/data", "type": "bind"}),
+        json!({"destination": "/data"}),
+        json!({"destination": "/etc/name/below", "type": "tmpfs"}),
+        json!({"destination": "/etc/name", "type": "tmpfs"}),
+        json!({"destination": "/data", "type": "bind", "source": "config.json", "options": ["bind"]}),
+        json!({"destination": "/data", "type": "\u{0}", "source": "x"}),
+    ] {
+        fs::write(bundle.dir.join("config.json"), "{}").unwrap();
+        let destination = mount["destination"].as_str().unwrap().to_owned();
+        refused(&bundle, &with_mounts(ordinary(), &[mount]), |error| {
+            let start = format!("{destination:.12?}");
+            assert!(words(&error).contains(start.trim_end_matches(['"', '\\', '0', 'x'])), "{}", words(&error));
+        });
+    }
+}

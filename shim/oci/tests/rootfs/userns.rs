@@ -120,3 +120,25 @@ pub fn a_root_that_only_the_host_can_reach_is_entered() {
         assert!(!std::path::Path::new("/work").exists());
     });
 }
+
+/// Whoever shares the host's network and processes sees the host's sysfs and proc, which a user namespace may not mount anew.
+pub fn without_namespaces_of_its_own_it_sees_the_hosts_proc_and_sysfs() {
+    let bundle = Bundle::new();
+    for path in ["", "proc", "sys", "dev", "etc", "etc/name", "tmp", "data"] {
+        chown(bundle.root().join(path), Some(100_000), Some(100_000)).unwrap();
+    }
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    let mut spec = ordinary();
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "user"}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    let own = std::process::id();
+    run_in(&bundle, &spec, NEWNS | NEWIPC | NEWUSER, Some(MAP), false, |rootfs| {
+        assert!(fs::exists(format!("/proc/{own}/comm")).unwrap());
+        assert!(fs::exists("/sys/kernel").unwrap());
+        assert!(options_of("/sys").split(',').any(|it| it == "ro"), "{}", options_of("/sys"));
+        assert_eq!(fs::read("/proc/version").unwrap(), b"");
+        rootfs.procfs().unwrap().write_own("comm", "own").unwrap();
+        assert_eq!(fs::read_to_string("/proc/self/comm").unwrap(), "own\n");
+    });
+}

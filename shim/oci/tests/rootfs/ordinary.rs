@@ -43,6 +43,10 @@ pub fn masks_and_readonly_paths_hold() {
     run(&bundle, &spec, |_| {
         assert!(fs::metadata("/proc/version").unwrap().file_type().is_char_device());
         assert_eq!(fs::read("/proc/keys").unwrap(), b"");
+        fs::write("/proc/keys", "x").unwrap();
+        // The device's mode is the host's.
+        let mode = fs::metadata("/proc/keys").unwrap().permissions();
+        assert_eq!(fs::set_permissions("/proc/keys", mode).unwrap_err().raw_os_error(), Some(nix::libc::EROFS));
         assert!(Path::new("/sys/firmware").read_dir().unwrap().next().is_none());
         let denied = fs::write("/proc/sys/kernel/hostname", "x").unwrap_err();
         assert_eq!(denied.raw_os_error(), Some(nix::libc::EROFS));

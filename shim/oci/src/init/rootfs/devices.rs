@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use apex_sys::mount;
+use apex_sys::mount::{self, attr};
 use apex_sys::{Errno, fs};
 use nix::fcntl::AtFlags;
 use nix::libc;
@@ -217,7 +217,14 @@ fn host_device(path: &Path, kind: SFlag, number: u64) -> Result<OwnedFd, RootfsE
     mount::clone_mount(held.as_fd(), c"").map_err(failed)
 }
 
-/// The host's null device: for masks, which must never be a file that somebody put in its place.
+/// The host's null device: for masks, which must never be a file that somebody put in its place. Read-only, which a device is written through all the same,
+/// but its mode and owner are not: they are the host's.
 pub(super) fn host_null() -> Result<OwnedFd, RootfsError> {
-    host_device(Path::new("/dev/null"), SFlag::S_IFCHR, libc::makedev(1, 3))
+    let path = Path::new("/dev/null");
+    let null = host_device(path, SFlag::S_IFCHR, libc::makedev(1, 3))?;
+    let set = attr::RDONLY | attr::NOSUID | attr::NOEXEC;
+    let change = mount::Change { set, propagation: libc::MS_PRIVATE, ..mount::Change::default() };
+    mount::change(null.as_fd(), change, false)
+        .map_err(|source| RootfsError::Device { path: path.to_owned(), source })?;
+    Ok(null)
 }

@@ -164,7 +164,8 @@ impl<'a> Rootfs<'a> {
         let old = shared.then(|| fs::open(fs::cwd(), c"/", nix::libc::O_PATH, 0));
         let old = old.transpose().map_err(failed("open the old root"))?;
         fs::enter(self.root()).map_err(failed("change to the new root"))?;
-        mount::pivot_here().map_err(failed("pivot_root(2)"))?;
+        mount::pivot_here()
+            .map_err(failed("pivot_root(2) (where the host runs from its initial ramfs, use --no-pivot)"))?;
         if let Some(old) = old {
             mount::change(old.as_fd(), propagation::SLAVE.change(), true).map_err(failed("cut the old root off"))?;
         }

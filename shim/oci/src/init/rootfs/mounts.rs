@@ -209,9 +209,11 @@ impl Rootfs<'_> {
     /// The options of the file system, as key and value.
     fn words(&self, request: &Request<'_>, place: Option<&Place>) -> Result<Vec<(String, String)>, RootfsError> {
         let options = &request.options;
-        let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
-        let mut words: Vec<_> = options.flags.iter().map(|(key, _)| pair((key, ""))).collect();
-        words.extend(options.data.iter().map(|word| pair(word.split_once('=').unwrap_or((word, "")))));
+        let mut words: Vec<_> = options.flags.iter().map(|(key, _)| ((*key).to_owned(), String::new())).collect();
+        for word in options.data.iter().flat_map(|word| split_data(word)) {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            words.push((key.to_owned(), value.trim_matches('"').to_owned()));
+        }
         if request.kind == "tmpfs"
             && options.value("mode").is_none()
             && let Some(place) = place.filter(|place| !place.made)
@@ -317,6 +319,26 @@ pub(super) fn is_proc(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(fstatfs(fd)?.filesystem_type() == PROC_SUPER_MAGIC)
 }
 
+/// Several options may stand in one word, as mount(2) takes them all in one; a comma in quotation marks or behind a backslash belongs to its value.
+fn split_data(word: &str) -> Vec<&str> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    let (mut quoted, mut escaped) = (false, false);
+    for (index, byte) in word.bytes().enumerate() {
+        match byte {
+            b',' if !quoted && !escaped => {
+                parts.push(&word[start..index]);
+                start = index + 1;
+            }
+            b'"' if !escaped => quoted = !quoted,
+            _ => {}
+        }
+        escaped = byte == b'\\' && !escaped;
+    }
+    parts.push(&word[start..]);
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
 fn limits_proc(options: &[String]) -> bool {
     options.iter().any(|word| matches!(word.as_str(), "ro" | "rro") || word.starts_with("subset="))
 }
@@ -358,7 +380,12 @@ fn mount_by_name(
 }
 
 fn word((key, value): &(String, String)) -> String {
-    if value.is_empty() { key.clone() } else { format!("{key}={value}") }
+    match value.as_str() {
+        "" => key.clone(),
+        // For mount(2), which takes them all in one.
+        value if key == "context" => format!("{key}=\"{value}\""),
+        value => format!("{key}={value}"),
+    }
 }
 
 fn create_error(request: &Request<'_>, words: &[(String, String)], source: Errno) -> RootfsError {
@@ -367,5 +394,23 @@ fn create_error(request: &Request<'_>, words: &[(String, String)], source: Errno
         destination: request.destination().to_owned(),
         options: words.iter().map(word).collect::<Vec<_>>().join(","),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_part_options_unless_they_belong_to_a_value() {
+        for (word, parts) in [
+            ("size=64k", &["size=64k"][..]),
+            ("size=64k,mode=755", &["size=64k", "mode=755"]),
+            ("context=\"a:s0:c1,c2\",uid=1", &["context=\"a:s0:c1,c2\"", "uid=1"]),
+            ("lowerdir=a\\,b:c,index=off", &["lowerdir=a\\,b:c", "index=off"]),
+            (",,x,", &["x"]),
+        ] {
+            assert_eq!(split_data(word), parts, "{word}");
+        }
     }
 }

@@ -77,7 +77,7 @@ pub fn binds_have_the_options_they_were_given() {
         &[
             json!({"destination": "/new/dir", "type": "bind", "source": "outside", "options": ["rbind", "ro", "nosuid", "nodev", "noexec"]}),
             json!({"destination": "/new/file", "source": outside.join("file"), "options": ["bind", "noatime"]}),
-            json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "nosymfollow", "ro"]}),
+            json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k,mode=0711", "nosymfollow", "ro"]}),
             json!({"destination": "/shared", "type": "bind", "source": "outside", "options": ["rbind", "rshared", "rro"]}),
             json!({"destination": "/new/sticky", "type": "tmpfs", "source": "none", "options": ["private", "mode=0700,size=8k", "noexec"]}),
         ],
@@ -95,6 +95,7 @@ pub fn binds_have_the_options_they_were_given() {
         let shared = all.iter().rfind(|it| it.0 == "/shared").unwrap();
         assert!(shared.1.contains("ro") && shared.2.contains("shared:"), "{shared:?}");
         assert!(all.iter().any(|it| it.0 == "/data" && it.4.contains("size=64k")), "{all:?}");
+        assert_eq!(fs::metadata("/data").unwrap().mode() & 0o7777, 0o711, "not that of the directory below");
         assert_eq!(fs::metadata("/new/sticky").unwrap().mode() & 0o7777, 0o700);
         assert!(all.iter().any(|it| it.0 == "/new/sticky" && it.4.contains("size=8k")), "{all:?}");
     });

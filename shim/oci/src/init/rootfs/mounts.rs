@@ -215,7 +215,7 @@ impl Rootfs<'_> {
             words.push((key.to_owned(), value.trim_matches('"').to_owned()));
         }
         if request.kind == "tmpfs"
-            && options.value("mode").is_none()
+            && words.iter().all(|(key, _)| key != "mode")
             && let Some(place) = place.filter(|place| !place.made)
         {
             // The directory looks as it did.

@@ -173,11 +173,6 @@ impl Options {
     pub fn is_readonly(&self) -> bool {
         self.own.set & attr::RDONLY != 0
     }
-
-    /// The value of an option of the file system.
-    pub fn value(&self, key: &str) -> Option<&str> {
-        self.data.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-    }
 }
 
 /// Applies one word to attributes. `relatime` is never `elatime` of all mounts: it is found first.
@@ -212,7 +207,6 @@ mod tests {
         let options = Options::parse(&["ro", "nosuid", "rw", "mode=755", "size=64k", "rbind", "bind", "rslave"]);
         assert_eq!(options.own, Attributes { set: attr::NOSUID, clear: attr::RDONLY });
         assert_eq!(options.data, ["mode=755", "size=64k"]);
-        assert_eq!(options.value("mode"), Some("755"));
         assert_eq!(options.bind, Some(Bind::Tree));
         assert_eq!(options.propagation, [Propagation { flag: libc::MS_SLAVE, recursive: true }]);
     }

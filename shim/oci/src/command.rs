@@ -1,8 +1,9 @@
 //! The commands, wired to what does the work.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use oci_spec::runtime::{Capability, Process};
@@ -12,7 +13,7 @@ use crate::init::Inheritance;
 use crate::journal::Journal;
 use crate::options::{self, COMMANDS, Command, Exec, Global, Make, Shape};
 use crate::state::{self, Entry, OCI_VERSION, Root, Status};
-use crate::{create, delete, events, exec, features, foreground, kill, own_image, spec, start, update};
+use crate::{create, delete, events, exec, features, foreground, kill, own_image, ps, spec, start, update};
 
 /// Exit code of a command that failed before there was a program.
 const FAILED: i32 = 1;
@@ -59,7 +60,7 @@ fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32>
         Command::Ps { id, shape, options } => ps(&root.find(&id)?, shape, &options),
         Command::Pause(id) => pause(&root.find(&id)?),
         Command::Resume(id) => resume(&root.find(&id)?),
-        Command::Update { id, limits, resources } => update_command(&root.find(&id)?, &limits, resources.as_deref()),
+        Command::Update { id, limits } => update_command(&root.find(&id)?, &limits),
         Command::Events { id, interval_s, is_once } => events_command(&root.find(&id)?, interval_s, is_once),
         Command::Spec { bundle, is_rootless } => {
             let rootless = is_rootless.then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
@@ -297,25 +298,10 @@ fn ps(entry: &Entry, shape: Shape, options: &[String]) -> Result<i32> {
         bail!("container {:?} has no cgroup that would tell its processes", entry.id())
     };
     let pids = cgroup.pids()?;
-    if shape == Shape::Json {
-        return print(&format!("{}\n", json!(pids)));
+    match shape {
+        Shape::Json => print(&format!("{}\n", ps::json(&pids))),
+        Shape::Table => print(&ps::table(&pids, options)?),
     }
-    let usual = ["-ef".to_owned()];
-    let options = if options.is_empty() { &usual[..] } else { options };
-    let output = std::process::Command::new("ps").args(options).output().context("cannot execute ps(1)")?;
-    if !output.status.success() {
-        bail!("ps(1) failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut lines = text.lines();
-    let head = lines.next().unwrap_or_default();
-    let column =
-        head.split_whitespace().position(|name| name == "PID").context("the output of ps(1) has no column PID")?;
-    let is_ours = |line: &&str| {
-        line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid| pids.contains(&pid))
-    };
-    let ours = lines.filter(is_ours).map(|line| format!("{line}\n"));
-    print(&std::iter::once(format!("{head}\n")).chain(ours).collect::<String>())
 }
 
 fn pause(entry: &Entry) -> Result<i32> {
@@ -339,27 +325,14 @@ fn resume(entry: &Entry) -> Result<i32> {
     Ok(0)
 }
 
-fn update_command(entry: &Entry, limits: &[(String, String)], resources: Option<&Path>) -> Result<i32> {
+fn update_command(entry: &Entry, limits: &update::Options) -> Result<i32> {
     let record = entry.record()?;
     let Some(cgroup) = &record.cgroup else { bail!("container {:?} has no cgroup that could be limited", entry.id()) };
     if entry.status(&record) == Status::Stopped {
         bail!("cannot update container {:?}: it has stopped", entry.id());
     }
-    let text = match resources {
-        None => None,
-        Some(path) if path == Path::new("-") => {
-            let mut text = Vec::new();
-            std::io::stdin()
-                .take(1 << 20)
-                .read_to_end(&mut text)
-                .context("cannot read the resources from standard input")?;
-            Some(text)
-        }
-        Some(path) => {
-            Some(std::fs::read(path).with_context(|| format!("cannot read the resources {}", path.display()))?)
-        }
-    };
-    cgroup.limit(&update::resources(limits, text.as_deref())?)?;
+    let resources = update::resources(limits, &mut std::io::stdin())?;
+    update::update(entry.id(), cgroup, &resources)?;
     Ok(0)
 }
 
@@ -369,6 +342,11 @@ fn events_command(entry: &Entry, interval_s: u64, is_once: bool) -> Result<i32> 
     if entry.status(&record) == Status::Stopped {
         bail!("container {:?} is not running", entry.id());
     }
-    events::follow(entry.id(), cgroup, interval_s, is_once, || entry.process(&record).is_none())?;
+    let mut out = std::io::stdout();
+    if is_once {
+        events::once(entry.id(), cgroup, &mut out)?;
+    } else {
+        events::follow(entry.id(), cgroup, Duration::from_secs(interval_s), &mut out)?;
+    }
     Ok(0)
 }

@@ -8,6 +8,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 use lexopt::{Arg, Parser};
 
 use crate::journal::Format;
+use crate::update;
 
 /// What is wrong with a command line.
 #[derive(Debug, thiserror::Error)]
@@ -171,10 +172,8 @@ pub enum Command {
     Update {
         /// The id.
         id: String,
-        /// Flags and values, each as runc names it, without dashes.
-        limits: Vec<(String, String)>,
-        /// `--resources`.
-        resources: Option<PathBuf>,
+        /// What shall hold.
+        limits: std::boxed::Box<update::Options>,
     },
     /// Use of resources of one.
     Events {
@@ -479,39 +478,40 @@ fn ps(parser: &mut Parser) -> Result<Command, UsageError> {
 }
 
 fn update(parser: &mut Parser) -> Result<Command, UsageError> {
-    const LIMITS: [&str; 18] = [
-        "blkio-weight",
-        "cpu-period",
-        "cpu-quota",
-        "cpu-burst",
-        "cpu-share",
-        "cpu-shares",
-        "cpu-rt-period",
-        "cpu-rt-runtime",
-        "cpuset-cpus",
-        "cpuset-mems",
-        "kernel-memory",
-        "kernel-memory-tcp",
-        "memory",
-        "memory-reservation",
-        "memory-swap",
-        "pids-limit",
-        "cpu-idle",
-        "l3-cache-schema",
-    ];
-    let (mut found, mut limits, mut resources) = (None, Vec::new(), None);
+    let (mut found, mut limits) = (None, update::Options::default());
     while let Some(argument) = parser.next()? {
-        match argument {
-            Long("resources") | Short('r') => resources = path(parser)?,
-            Long(name) if LIMITS.contains(&name) => {
-                let name = name.to_owned();
-                limits.push((name, text(parser.value()?, "update")?));
+        let slot = match argument {
+            Long("resources") | Short('r') => {
+                limits.resources = path(parser)?;
+                continue;
             }
-            Value(value) => one(&mut found, value, "update")?,
+            Long("memory") => &mut limits.memory,
+            Long("memory-swap") => &mut limits.memory_swap,
+            Long("memory-reservation") => &mut limits.memory_reservation,
+            Long("kernel-memory") => &mut limits.kernel_memory,
+            Long("kernel-memory-tcp") => &mut limits.kernel_memory_tcp,
+            Long("cpu-share" | "cpu-shares") => &mut limits.cpu_shares,
+            Long("cpu-quota") => &mut limits.cpu_quota,
+            Long("cpu-period") => &mut limits.cpu_period,
+            Long("cpu-burst") => &mut limits.cpu_burst,
+            Long("cpu-idle") => &mut limits.cpu_idle,
+            Long("cpu-rt-runtime") => &mut limits.cpu_rt_runtime,
+            Long("cpu-rt-period") => &mut limits.cpu_rt_period,
+            Long("cpuset-cpus") => &mut limits.cpuset_cpus,
+            Long("cpuset-mems") => &mut limits.cpuset_mems,
+            Long("pids-limit") => &mut limits.pids_limit,
+            Long("blkio-weight") => &mut limits.blkio_weight,
+            Long("l3-cache-schema") => &mut limits.l3_cache_schema,
+            Long("mem-bw-schema") => &mut limits.mem_bw_schema,
+            Value(value) => {
+                one(&mut found, value, "update")?;
+                continue;
+            }
             other => return Err(other.unexpected().into()),
-        }
+        };
+        *slot = Some(text(parser.value()?, "update")?);
     }
-    Ok(Command::Update { id: id(found, "update")?, limits, resources })
+    Ok(Command::Update { id: id(found, "update")?, limits: std::boxed::Box::new(limits) })
 }
 
 fn events(parser: &mut Parser) -> Result<Command, UsageError> {
@@ -579,7 +579,7 @@ mod tests {
         check("delete --force c1", "is_forced: true");
         check("list -f json -q", "Json");
         check("events --interval 1m c1", "interval_s: 60");
-        check("update --memory 1M --pids-limit=7 c1", r#"("pids-limit", "7")"#);
+        check("update --memory 1M --pids-limit=7 c1", r#"pids_limit: Some("7")"#);
         check("--version", "Version");
     }
 

@@ -22,7 +22,6 @@ pub mod own_image;
 pub mod policy;
 pub mod ps;
 pub mod receipt;
-pub mod receipt;
 pub mod seccomp;
 pub mod spec;
 pub mod start;

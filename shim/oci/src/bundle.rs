@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Capability, Linux, LinuxNamespaceType, Process, Spec};
+
+use serde_json::{Value, json};
 
 use crate::hooks;
 
@@ -58,6 +60,8 @@ pub struct Bundle {
     pub spec: Spec,
     /// The text of the configuration.
     pub text: Vec<u8>,
+    /// What of it is passed over.
+    pub notes: Vec<String>,
 }
 
 impl Bundle {
@@ -69,7 +73,7 @@ impl Bundle {
         let path = std::fs::canonicalize(dir).map_err(|error| BundleError::Directory(dir.to_path_buf(), error))?;
         let file = path.join("config.json");
         let text = read(&file)?;
-        let spec: Spec = serde_json::from_slice(&text).map_err(|error| BundleError::Parse(file, error))?;
+        let (spec, notes): (Spec, _) = parse(&text).map_err(|error| BundleError::Parse(file, error))?;
         check(&spec)?;
         let root = spec.root().as_ref().ok_or(BundleError::Lacks("root"))?;
         let rootfs = path.join(root.path());
@@ -79,7 +83,7 @@ impl Bundle {
             Ok(false) => return Err(property("root.path", format!("{} is not a directory", rootfs.display()))),
             Err(error) => return Err(property("root.path", format!("cannot find {}: {error}", rootfs.display()))),
         }
-        Ok(Bundle { path, rootfs, spec, text })
+        Ok(Bundle { path, rootfs, spec, text, notes })
     }
 
     /// The section `linux`, which [`Bundle::load`] has found.
@@ -91,6 +95,36 @@ impl Bundle {
     pub fn process(&self) -> &Process {
         self.spec.process().as_ref().expect("checked when it was loaded")
     }
+}
+
+/// Parses a configuration, or a process. What the specification lets a runtime pass over with a warning is passed over: capabilities that no
+/// kernel knows. A process without `user` is root's.
+///
+/// # Errors
+/// The text is none.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<String>), serde_json::Error> {
+    let strict = match serde_json::from_slice(text) {
+        Ok(parsed) => return Ok((parsed, Vec::new())),
+        Err(error) => error,
+    };
+    let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(strict) };
+    let mut notes = Vec::new();
+    let process = if value.get("process").is_some() { &mut value["process"] } else { &mut value };
+    if let Some(process) = process.as_object_mut() {
+        process.entry("user").or_insert_with(|| json!({ "uid": 0, "gid": 0 }));
+        for (set, names) in process.get_mut("capabilities").and_then(Value::as_object_mut).into_iter().flatten() {
+            let Some(names) = names.as_array_mut() else { continue };
+            names.retain(|name| {
+                let is_known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+                if !is_known {
+                    notes.push(format!("{name} in process.capabilities.{set} is unknown and passed over"));
+                }
+                is_known
+            });
+        }
+    }
+    // The strict error tells line and column.
+    serde_json::from_value(value).map(|parsed| (parsed, notes)).map_err(|_| strict)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, BundleError> {
@@ -298,6 +332,21 @@ mod tests {
         check_text(r#"{"/hooks":{"poststop":[{"path":"/x","timeout":-1}]}}"#, Some("timeout"));
         let twice = r#"{"/process/rlimits":[{"type":"RLIMIT_CORE","hard":1,"soft":1},{"type":"RLIMIT_CORE","hard":1,"soft":1}]}"#;
         check_text(twice, Some("twice"));
+    }
+
+    #[test]
+    fn what_may_be_passed_over_is_and_the_rest_is_not() {
+        let with = |process: &str| format!(r#"{{"ociVersion":"1.0.2","process":{process}}}"#);
+        let (spec, notes) = parse::<Spec>(
+            with(r#"{"args":["a"],"cwd":"/","capabilities":{"bounding":["CAP_KILL","CAP_NOPE"]}}"#).as_bytes(),
+        )
+        .expect("tolerable");
+        assert_eq!(notes, [r#""CAP_NOPE" in process.capabilities.bounding is unknown and passed over"#]);
+        assert_eq!(spec.process().as_ref().expect("a process").user().uid(), 0);
+        let error = parse::<Spec>(with(r#"{"args":7,"cwd":"/"}"#).as_bytes()).expect_err("no list");
+        assert!(error.to_string().contains("line 1"), "{error}");
+        let (process, _) = parse::<Process>(br#"{"args":["a"],"cwd":"/"}"#).expect("a process alone");
+        assert_eq!(process.args().as_ref().expect("arguments").len(), 1);
     }
 
     #[test]

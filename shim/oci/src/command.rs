@@ -15,8 +15,10 @@ use crate::options::{self, COMMANDS, Command, Exec, Global, Make, Shape};
 use crate::state::{self, Entry, OCI_VERSION, Root, Status};
 use crate::{create, delete, events, exec, features, foreground, kill, own_image, ps, spec, start, update};
 
-/// Exit code of a command that failed before there was a program.
+/// Exit code of a command that failed.
 const FAILED: i32 = 1;
+/// The same of `exec`, where 1 is often the program's own.
+const EXEC_FAILED: i32 = 255;
 
 /// Runs one command; the value is the exit code.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
@@ -35,11 +37,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
             return FAILED;
         }
     };
+    let failed = if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { FAILED };
+    journal.debug(&format!("apex-oci {} was called: {command:?}", env!("CARGO_PKG_VERSION")));
     match dispatch(&global, command, &journal) {
         Ok(code) => code,
         Err(error) => {
             journal.error(&format!("{error:#}"));
-            FAILED
+            failed
         }
     }
 }
@@ -47,7 +51,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
 fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32> {
     let root = Root::new(global.root.as_deref());
     match command {
-        Command::Create(make) => create_command(&root, global, &make).map(|()| 0),
+        Command::Create(make) => create_command(&root, global, &make, journal).map(|()| 0),
         Command::Run(make) => run_command(&root, global, &make, journal),
         Command::Start(id) => start::start(&root.find(&id)?).map(|()| 0),
         Command::Exec(wanted) => exec_command(&root, &wanted),
@@ -61,7 +65,7 @@ fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32>
         Command::Pause(id) => pause(&root.find(&id)?),
         Command::Resume(id) => resume(&root.find(&id)?),
         Command::Update { id, limits } => update_command(&root.find(&id)?, &limits),
-        Command::Events { id, interval_s, is_once } => events_command(&root.find(&id)?, interval_s, is_once),
+        Command::Events { id, interval_ms, is_once } => events_command(&root.find(&id)?, interval_ms, is_once),
         Command::Spec { bundle, is_rootless } => {
             let rootless = is_rootless.then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
             Ok(spec::write(&bundle, rootless).map(|()| 0)?)
@@ -122,11 +126,11 @@ fn inheritance(preserved: u32) -> Inheritance {
     Inheritance { preserved: preserved.saturating_add(listening), variables }
 }
 
-fn create_command(root: &Root, global: &Global, make: &Make) -> Result<()> {
+fn create_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> Result<()> {
     own_image::protect()?;
     let options = create_options(global, make);
     create::forget_caller(options.inheritance.preserved)?;
-    create::create(root, &options, None).map(drop)
+    create::create(root, &options, None, journal).map(drop)
 }
 
 fn run_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> Result<i32> {
@@ -138,7 +142,7 @@ fn run_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> 
         Some((own, other)) => (Some(own), Some(other)),
         None => (None, None),
     };
-    let entry = create::create(root, &options, console)?;
+    let entry = create::create(root, &options, console, journal)?;
     let ended = follow(&entry, make.is_detached, own_end);
     if make.is_detached && ended.is_ok() {
         return Ok(0);
@@ -189,7 +193,9 @@ fn exec_command(root: &Root, wanted: &Exec) -> Result<i32> {
 fn process(entry: &Entry, wanted: &Exec) -> Result<Process> {
     if let Some(path) = &wanted.process {
         let text = std::fs::read(path).with_context(|| format!("cannot read the process {}", path.display()))?;
-        return serde_json::from_slice(&text)
+        let parsed = crate::bundle::parse(&text);
+        return parsed
+            .map(|(process, _)| process)
             .with_context(|| format!("{} is not a process of runtime-spec 1.x", path.display()));
     }
     let spec = entry.config()?;
@@ -263,17 +269,17 @@ fn list(root: &Root, shape: Shape, is_quiet: bool) -> Result<i32> {
         let Ok(record) = entry.record() else { continue };
         all.push(state::state_for_people(&record, entry.status(&record)));
     }
-    let field = |value: &serde_json::Value, name: &str| match &value[name] {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
     let text = match (is_quiet, shape) {
-        (true, _) => all.iter().map(|one| format!("{}\n", field(one, "id"))).collect(),
-        (false, Shape::Json) => format!("{}\n", serde_json::Value::Array(all)),
+        (true, _) => all.iter().map(|one| format!("{}\n", one.id)).collect(),
+        (false, Shape::Json) => format!("{}\n", serde_json::to_string(&all)?),
         (false, Shape::Table) => {
-            let names = ["id", "pid", "status", "bundle", "created", "owner"];
-            let head = names.map(|name| name.to_ascii_uppercase()).to_vec();
-            let rows = all.iter().map(|one| names.map(|name| field(one, name)).to_vec());
+            let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned).to_vec();
+            let rows = all.iter().map(|one| {
+                let text = |value: &Option<String>| value.clone().unwrap_or_default();
+                let bundle = one.bundle.display().to_string();
+                let pid = one.pid.unwrap_or(0).to_string();
+                vec![one.id.clone(), pid, one.status.to_owned(), bundle, text(&one.created), text(&one.owner)]
+            });
             table(std::iter::once(head).chain(rows).collect())
         }
     };
@@ -336,7 +342,7 @@ fn update_command(entry: &Entry, limits: &update::Options) -> Result<i32> {
     Ok(0)
 }
 
-fn events_command(entry: &Entry, interval_s: u64, is_once: bool) -> Result<i32> {
+fn events_command(entry: &Entry, interval_ms: u64, is_once: bool) -> Result<i32> {
     let record = entry.record()?;
     let Some(cgroup) = &record.cgroup else { bail!("container {:?} has no cgroup that would count", entry.id()) };
     if entry.status(&record) == Status::Stopped {
@@ -346,7 +352,7 @@ fn events_command(entry: &Entry, interval_s: u64, is_once: bool) -> Result<i32> 
     if is_once {
         events::once(entry.id(), cgroup, &mut out)?;
     } else {
-        events::follow(entry.id(), cgroup, Duration::from_secs(interval_s), &mut out)?;
+        events::follow(entry.id(), cgroup, Duration::from_millis(interval_ms), &mut out)?;
     }
     Ok(0)
 }

@@ -24,6 +24,7 @@ use crate::cgroup::{Cgroup, Doors, Wanted};
 use crate::hooks::{self, Phase};
 use crate::init::namespaces::Namespaces;
 use crate::init::{self, Inheritance, Inside, Sealing, identity, rootfs, sysctl};
+use crate::journal::Journal;
 use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Root, START, Status, now, started, state};
@@ -57,11 +58,16 @@ pub type Console = OwnedFd;
 ///
 /// # Errors
 /// A step that failed; then nothing of it is left.
-pub fn create(root: &Root, options: &Options, console: Option<Console>) -> Result<Entry> {
+pub fn create(root: &Root, options: &Options, console: Option<Console>, journal: &Journal) -> Result<Entry> {
     let mut bundle = Bundle::load(&options.bundle)?;
+    bundle.notes.iter().for_each(|note| journal.warning(note));
     let narrowing = policy::resolve(&bundle.spec, &bundle.path)?;
     if let Some(narrowing) = &narrowing {
         narrowing.narrow(&mut bundle.spec);
+        narrowing
+            .given_up()
+            .iter()
+            .for_each(|what| journal.warning(&format!("the policy's mode also has {what}, which is not held here")));
     }
     check_terminal(&bundle, options, console.is_some())?;
     let console = match (&options.console_socket, console) {
@@ -70,7 +76,7 @@ pub fn create(root: &Root, options: &Options, console: Option<Console>) -> Resul
     };
     let entry = root.take(&options.id)?;
     let mut undo = Undo { entry: Some(entry), cgroup: None, init: None };
-    match build(&bundle, narrowing.as_ref(), options, console, &mut undo) {
+    match build(&bundle, narrowing.as_ref(), options, console, &mut undo, journal) {
         Ok(()) => Ok(undo.keep()),
         Err(error) => {
             undo.undo();
@@ -126,8 +132,10 @@ impl Undo {
             let _ = process::pidfd_signal(pidfd.as_raw_fd(), nix::libc::SIGKILL);
             let _ = process::wait(*pid, 0);
         }
-        let removed =
-            self.cgroup.as_ref().is_none_or(|cgroup| cgroup.kill_all().and_then(|()| cgroup.remove()).is_ok());
+        let removed = self.cgroup.as_ref().is_none_or(|cgroup| {
+            // Where others were in it before, it is theirs.
+            !cgroup.notes().is_empty() || cgroup.kill_all().and_then(|()| cgroup.remove()).is_ok()
+        });
         if let (true, Some(entry)) = (removed, self.entry) {
             let _ = entry.remove();
         }
@@ -140,6 +148,7 @@ fn build(
     options: &Options,
     console: Option<Console>,
     undo: &mut Undo,
+    journal: &Journal,
 ) -> Result<()> {
     let (spec, linux) = (&bundle.spec, bundle.linux());
     let namespaces = Namespaces::of(linux)?;
@@ -155,6 +164,7 @@ fn build(
     };
     let mut record = record(bundle, options, &namespaces);
     let mut cgroup = Cgroup::make(&wanted)?;
+    cgroup.notes().iter().for_each(|note| journal.warning(note));
     record.cgroup = Some(cgroup.clone());
     undo.cgroup = Some(cgroup.clone());
     let entry = undo.entry();
@@ -322,7 +332,7 @@ fn settle(bundle: &Bundle, wire: &Wire, record: &Record) -> Result<()> {
     let hooks = bundle.spec.hooks().as_ref();
     if [Phase::Prestart, Phase::CreateRuntime].iter().any(|phase| !hooks::of(hooks, *phase).is_empty()) {
         wire.expect(&Message::Mounted)?;
-        let state = state(record, Status::Creating).to_string();
+        let state = state(record, Status::Creating).to_json();
         hooks::run(hooks, Phase::Prestart, &state)?;
         hooks::run(hooks, Phase::CreateRuntime, &state)?;
         wire.say(&Message::Hooked)?;

@@ -59,7 +59,7 @@ pub fn remove(entry: &Entry, record: &Record) -> Result<Vec<String>> {
         }
         cgroup.remove()?;
     }
-    let failed = hooks::run_all(record.hooks.as_ref(), Phase::Poststop, &state(record, Status::Stopped).to_string());
+    let failed = hooks::run_all(record.hooks.as_ref(), Phase::Poststop, &state(record, Status::Stopped).to_json());
     entry.remove()?;
     Ok(failed.iter().map(ToString::to_string).collect())
 }

@@ -40,7 +40,7 @@ impl Journal {
     /// Why the command failed.
     pub fn error(&self, words: &str) {
         // A closed standard error leaves nobody to tell.
-        let _ = writeln!(std::io::stderr(), "apex-oci: {words}");
+        let _ = writeln!(std::io::stderr(), "apex-oci: error: {words}");
         self.line("error", words);
     }
 
@@ -54,9 +54,13 @@ impl Journal {
 
     /// What is only of interest with `--debug`.
     pub fn debug(&self, words: &str) {
-        if self.is_verbose {
-            self.line("debug", words);
+        if !self.is_verbose {
+            return;
         }
+        if self.file.is_none() {
+            let _ = writeln!(std::io::stderr(), "time={:?} level=debug msg={words:?}", crate::state::now());
+        }
+        self.line("debug", words);
     }
 
     fn line(&self, level: &str, words: &str) {

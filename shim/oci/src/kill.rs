@@ -19,10 +19,11 @@ const END_TRIES_MAX: u32 = 10_000;
 /// There is no such signal.
 pub fn signal(word: &str) -> Result<i32> {
     if let Ok(number) = word.parse::<i32>() {
-        if (1..=64).contains(&number) {
+        // 0 only asks whether somebody is there (kill(2)).
+        if (0..=64).contains(&number) {
             return Ok(number);
         }
-        bail!("there is no signal {number}: they go from 1 to 64");
+        bail!("there is no signal {number}: they go from 0 to 64");
     }
     let upper = word.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -52,6 +53,7 @@ pub fn kill(entry: &Entry, signal: i32, to_all: bool) -> Result<()> {
     let record = entry.record()?;
     if to_all {
         return match &record.cgroup {
+            Some(cgroup) if signal == 0 && cgroup.is_empty()? => bail!("container {:?} is not running", entry.id()),
             Some(cgroup) => Ok(cgroup.kill(signal)?),
             None => bail!("container {:?} has no cgroup by which all its processes could be found", entry.id()),
         };
@@ -116,7 +118,7 @@ mod tests {
         check("RTMIN", Some(34));
         check("SIGRTMIN+3", Some(37));
         check("RTMAX-1", Some(63));
-        check("0", None);
+        check("0", Some(0));
         check("65", None);
         check("RTMAX+1", None);
         check("NOPE", None);

@@ -179,8 +179,8 @@ pub enum Command {
     Events {
         /// The id.
         id: String,
-        /// Seconds between two.
-        interval_s: u64,
+        /// Milliseconds between two.
+        interval_ms: u64,
         /// Whether only once.
         is_once: bool,
     },
@@ -515,28 +515,38 @@ fn update(parser: &mut Parser) -> Result<Command, UsageError> {
 }
 
 fn events(parser: &mut Parser) -> Result<Command, UsageError> {
-    let (mut found, mut interval_s, mut is_once) = (None, 5, false);
+    let (mut found, mut interval_ms, mut is_once) = (None, 5000, false);
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("interval") => interval_s = interval(&text(parser.value()?, "--interval")?)?,
+            Long("interval") => interval_ms = interval(&text(parser.value()?, "--interval")?)?,
             Long("stats") => is_once = switch(parser, "--stats")?,
             Value(value) => one(&mut found, value, "events")?,
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(Command::Events { id: id(found, "events")?, interval_s, is_once })
+    Ok(Command::Events { id: id(found, "events")?, interval_ms, is_once })
 }
 
-/// Seconds, as runc's durations in whole seconds or minutes.
+/// A duration as Go writes them: `5s`, `100ms`, `1m30s`. Milliseconds.
 fn interval(word: &str) -> Result<u64, UsageError> {
-    let wrong = || UsageError::Value("--interval", word.to_owned(), "a time of at least a second, such as 5s or 1m");
-    let (digits, factor) = match (word.strip_suffix('s'), word.strip_suffix('m')) {
-        (Some(digits), _) => (digits, 1),
-        (_, Some(digits)) => (digits, 60),
-        _ => (word, 1),
-    };
-    let seconds = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    seconds.filter(|seconds| *seconds > 0).ok_or_else(wrong)
+    let wrong = || UsageError::Value("--interval", word.to_owned(), "a time of more than 0, such as 100ms, 5s or 1m");
+    let (mut rest, mut sum_ms) = (word, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| at + digits);
+        let factor = match &rest[digits..unit] {
+            "ms" => 1.0,
+            "s" => 1e3,
+            "m" => 60e3,
+            "h" => 3600e3,
+            _ => return Err(wrong()),
+        };
+        sum_ms += number * factor;
+        rest = &rest[unit..];
+    }
+    // A month is more than anybody waits for.
+    if (1.0..2.7e9).contains(&sum_ms) { Ok(sum_ms as u64) } else { Err(wrong()) }
 }
 
 fn spec(parser: &mut Parser) -> Result<Command, UsageError> {
@@ -578,7 +588,8 @@ mod tests {
         check("kill c1", "TERM");
         check("delete --force c1", "is_forced: true");
         check("list -f json -q", "Json");
-        check("events --interval 1m c1", "interval_s: 60");
+        check("events --interval 1m30s c1", "interval_ms: 90000");
+        check("events --interval 100ms c1", "interval_ms: 100,");
         check("update --memory 1M --pids-limit=7 c1", r#"pids_limit: Some("7")"#);
         check("--version", "Version");
     }
@@ -594,7 +605,8 @@ mod tests {
         check("exec c1", "needs a command");
         check("exec -u root c1 ls", "UID:GID");
         check("checkpoint c1", "saves and restores no process");
-        check("events --interval 0s c1", "at least a second");
+        check("events --interval 0s c1", "more than 0");
+        check("events --interval 5 c1", "more than 0");
         check("features x", "unexpected argument");
     }
 

@@ -36,7 +36,7 @@ pub fn start(entry: &Entry) -> Result<()> {
 }
 
 fn run_poststart(entry: &Entry, record: &Record) -> Result<()> {
-    let run = || hooks::run(record.hooks.as_ref(), Phase::Poststart, &state(record, Status::Running).to_string());
+    let run = || hooks::run(record.hooks.as_ref(), Phase::Poststart, &state(record, Status::Running).to_json());
     let Err(error) = run() else { return Ok(()) };
     crate::kill::kill_all(entry, record)?;
     Err(error).context("the container was killed")

@@ -15,7 +15,6 @@ use std::time::Duration;
 use apex_sys::{Errno, fs, process};
 use oci_spec::runtime::{Hooks, Spec};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::cgroup::Cgroup;
 
@@ -301,7 +300,8 @@ impl Entry {
     /// It is gone or damaged.
     pub fn config(&self) -> Result<Spec, StateError> {
         let bytes = self.read_file(CONFIG)?;
-        serde_json::from_slice(&bytes).map_err(|error| StateError::Damaged(self.id.clone(), error))
+        let (spec, _) = crate::bundle::parse(&bytes).map_err(|error| StateError::Damaged(self.id.clone(), error))?;
+        Ok(spec)
     }
 
     /// The record; `None` while there is none: the create is under way or was killed.
@@ -395,32 +395,64 @@ pub fn started(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// The state as hooks and `state` have it (runtime-spec, "State").
-pub fn state(record: &Record, status: Status) -> Value {
-    let mut value = json!({
-        "ociVersion": record.oci_version,
-        "id": record.id,
-        // A paused container runs, in the words of the specification; runc and its callers know better.
-        "status": status.name(),
-        "bundle": record.bundle,
-    });
-    if status != Status::Stopped && record.pid != 0 {
-        value["pid"] = json!(record.pid);
-    }
-    if !record.annotations.is_empty() {
-        value["annotations"] = json!(record.annotations);
-    }
-    value
+/// The state as hooks and `state` have it (runtime-spec, "State"), in the order of runc's.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    oci_version: String,
+    /// The id.
+    pub id: String,
+    /// The first process; 0 or none when there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// A paused container runs, in the words of the specification; runc and its callers know better.
+    pub status: &'static str,
+    /// Absolute path.
+    pub bundle: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rootfs: Option<PathBuf>,
+    /// When it was created.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    annotations: std::collections::BTreeMap<String, String>,
+    /// The name of the user who created it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
-/// What `state` prints: the state and what runc adds to it.
-pub fn state_for_people(record: &Record, status: Status) -> Value {
-    let mut value = state(record, status);
-    value["pid"] = json!(if status == Status::Stopped { 0 } else { record.pid });
-    value["rootfs"] = json!(record.rootfs);
-    value["created"] = json!(record.created);
-    value["owner"] = json!(owner(record.owner));
-    value
+impl State {
+    /// As one line of JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("strings and numbers are JSON")
+    }
+}
+
+/// What hooks and agents are told.
+pub fn state(record: &Record, status: Status) -> State {
+    State {
+        oci_version: record.oci_version.clone(),
+        id: record.id.clone(),
+        pid: (status != Status::Stopped && record.pid != 0).then_some(record.pid),
+        status: status.name(),
+        bundle: record.bundle.clone(),
+        rootfs: None,
+        created: None,
+        annotations: record.annotations.clone(),
+        owner: None,
+    }
+}
+
+/// What `state` and `list` print: the state and what runc adds to it.
+pub fn state_for_people(record: &Record, status: Status) -> State {
+    let state = state(record, status);
+    State {
+        pid: state.pid.or(Some(0)),
+        rootfs: Some(record.rootfs.clone()),
+        created: Some(record.created.clone()),
+        owner: Some(owner(record.owner)),
+        ..state
+    }
 }
 
 /// The name of a user; empty for one without.

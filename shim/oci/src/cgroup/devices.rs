@@ -20,7 +20,8 @@ impl Access {
     const LETTERS: [(char, u8); 3] = [('r', 2), ('w', 4), ('m', 1)];
 
     fn parse(text: &str) -> Option<Access> {
-        text.chars().try_fold(Access(0), |access, letter| {
+        // runc passes the letter of the kind `a` over where it stands here, and configurations have it.
+        text.chars().filter(|letter| *letter != 'a').try_fold(Access(0), |access, letter| {
             let (_, bit) = Access::LETTERS.into_iter().find(|(known, _)| *known == letter)?;
             Some(Access(access.0 | bit))
         })

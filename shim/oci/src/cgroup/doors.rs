@@ -55,6 +55,10 @@ impl SubPath {
             let reason = "no cgroup has a line break or a NUL in its name";
             return Err(CgroupError::SubPath { path: text.to_owned(), reason });
         }
+        if Path::new(path).components().any(|part| part == std::path::Component::ParentDir) {
+            let reason = "it is not a sub cgroup path: `..` leads out of the container's cgroup";
+            return Err(CgroupError::SubPath { path: text.to_owned(), reason });
+        }
         let controllers = controllers.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         Ok(SubPath { controllers, below: clean(Path::new(path)) })
     }
@@ -172,9 +176,10 @@ mod tests {
         };
         check("a", &[], "a");
         check("/a/b", &[], "a/b");
-        check("../../a", &[], "a");
         check("cpu,memory:/a", &["cpu", "memory"], "a");
         check("/", &[], "");
-        assert!(SubPath::parse("a\nb").is_err());
+        for out in ["..", "../../a", "cpu:a/../../b", "a\nb"] {
+            assert!(SubPath::parse(out).is_err(), "{out}");
+        }
     }
 }

@@ -99,7 +99,9 @@ pub enum CgroupError {
         usage: u64,
     },
     /// Raw files of v2 were asked for on v1.
-    #[error("linux.resources.unified cannot be used on cgroup v1; use memory, cpu and their like")]
+    #[error(
+        "invalid configuration: linux.resources.unified cannot be used on cgroup v1; use memory, cpu and their like"
+    )]
     UnifiedOnV1,
     /// A device rule that the allow list of cgroup v1 cannot say.
     #[error(

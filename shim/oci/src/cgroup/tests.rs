@@ -498,35 +498,6 @@ fn ps_shows_the_container_alone() {
     drop(child);
 }
 
-/// Not counted among the tests of behaviour: what a start costs, printed with `--nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn what_a_start_costs() {
-    let mut steps: [Vec<Duration>; 5] = Default::default();
-    for _ in 0..200 {
-        let top = fresh();
-        let resources = resources(r#"{"memory":{"limit":33554432},"pids":{"limit":17}}"#);
-        let mut marks = vec![Instant::now()];
-        let cgroup = Cgroup::make(&wanted(&top, &resources)).unwrap();
-        marks.push(Instant::now());
-        let doors = cgroup.doors().unwrap();
-        marks.push(Instant::now());
-        let child = enter(&doors, "exit 0");
-        marks.push(Instant::now());
-        assert_eq!(child.wait(), Ended::Code(0));
-        marks.push(Instant::now());
-        cgroup.remove().unwrap();
-        marks.push(Instant::now());
-        for (step, pair) in steps.iter_mut().zip(marks.windows(2)) {
-            step.push(pair[1] - pair[0]);
-        }
-    }
-    for (name, step) in ["make", "doors", "clone", "run", "remove"].into_iter().zip(&mut steps) {
-        step.sort_unstable();
-        println!("{name}: p10 {:?} p50 {:?} p90 {:?}", step[20], step[100], step[180]);
-    }
-}
-
 /// Only here: a descriptor of a directory for those who look at [`Doors::birth`].
 #[test]
 fn a_container_is_born_into_v2() {

@@ -19,13 +19,12 @@ use anyhow::{Context as _, Result, bail};
 use apex_sys::{Errno, fs, net, prctl, process};
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
-use serde_json::Value;
 
 use crate::cgroup::Doors;
 use crate::hooks::{self, Phase};
 use crate::policy::{Narrowing, Prepared};
 use crate::seccomp::{Compiled, hand_over};
-use crate::state::{self, Record, Status};
+use crate::state::{self, Record, State, Status};
 use crate::wire::{Message, Wire};
 
 use identity::{Labels, Sets};
@@ -124,14 +123,29 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     let pid = enter_container(&inside).map_err(early)?;
     let own = Record { pid, ..inside.record.clone() };
     let state = |status| state::state(&own, status);
-    let Inside { sealing, bundle, cgroups, trees, no_pivot, wire, start, console, keeps_keyring, record, .. } = inside;
+    let Inside {
+        sealing,
+        bundle,
+        cgroups,
+        trees,
+        no_pivot,
+        wire,
+        start,
+        console,
+        keeps_keyring,
+        record,
+        is_limited_outside,
+        ..
+    } = inside;
     let labels = Labels::open(sealing.process).map_err(|error| early(error.into()))?;
     if !keeps_keyring {
         join_keyring(record).map_err(early)?;
     }
     let context = Context::new(sealing.spec, bundle, cgroups);
     let mut root = Rootfs::prepare(&context, trees).map_err(|error| early(error.into()))?;
-    run_hooks(sealing.spec, &wire, &state(Status::Creating).to_string()).map_err(early)?;
+    // Hooks of the container's author find the files of its root by relative paths, as with runc.
+    fs::enter(root.root()).context("cannot change to the container's root").map_err(early)?;
+    run_hooks(sealing.spec, &wire, &state(Status::Creating).to_json()).map_err(early)?;
     root.enter(no_pivot).map_err(|error| early(error.into()))?;
     if let Some(socket) = console {
         let console = console::console(&root).map_err(|error| early(error.into()))?;
@@ -140,6 +154,10 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     set_parameters(sealing.spec, &root).map_err(early)?;
     root.seal().map_err(|error| early(error.into()))?;
     drop(root);
+    if !is_limited_outside {
+        // Not before: what was opened until here counts too.
+        identity::limit(0, sealing.process.rlimits().as_ref()).map_err(|error| early(error.into()))?;
+    }
     let (program, rules) = sealing.become_user(&labels).map_err(early)?;
     wire.say(&Message::Ready).map_err(|error| early(error.into()))?;
     wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
@@ -147,7 +165,7 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     let starter = await_start(start).map_err(early)?;
     let told = sealing.seccomp.is_some_and(|filter| filter.listener().is_some()).then(|| state(Status::Created));
     let error = sealing.finish(&program, rules.as_ref(), told, || {
-        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_string())
+        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_json())
             .map_err(Into::into)
     });
     Err((error, Some(starter)))
@@ -164,7 +182,6 @@ fn enter_container(inside: &Inside<'_>) -> Result<i32> {
         false => 0,
     };
     if !inside.is_limited_outside {
-        identity::limit(0, sealing.process.rlimits().as_ref())?;
         identity::set_oom_score("self", sealing.process.oom_score_adj())?;
     }
     if !inside.is_staged {
@@ -312,22 +329,22 @@ impl Sealing<'_> {
         self.seccomp.is_some() && !self.process.no_new_privileges().unwrap_or(false)
     }
 
-    /// The last steps, then the program. Returns only on failure.
+    /// The last steps, then the hooks, to which they apply as well, then the program. Returns only on failure.
     pub fn finish(
         &self,
         program: &Program,
         rules: Option<&Prepared<'_>>,
-        state: Option<Value>,
-        before: impl FnOnce() -> Result<()>,
+        state: Option<State>,
+        hooks: impl FnOnce() -> Result<()>,
     ) -> anyhow::Error {
-        match before().and_then(|()| self.seal(rules, state)) {
+        match self.seal(rules, state).and_then(|()| hooks()) {
             Ok(()) => program.exec().into(),
             Err(error) => error,
         }
     }
 
     /// Descriptors and the filter. `state` is what a listener is told of the container.
-    fn seal(&self, rules: Option<&Prepared<'_>>, state: Option<Value>) -> Result<()> {
+    fn seal(&self, rules: Option<&Prepared<'_>>, state: Option<State>) -> Result<()> {
         process::close_from(3 + self.inheritance.preserved, u32::MAX, true)
             .context("cannot close the runtime's descriptors")?;
         if let Some(rules) = rules {
@@ -340,7 +357,7 @@ impl Sealing<'_> {
             )?;
         }
         let message = match (filter.listener(), state) {
-            (Some(listener), Some(state)) => Some(listener.message(pid_of(&state), state)),
+            (Some(listener), Some(state)) => Some(listener.message(&state)),
             _ => None,
         };
         let listener = filter.load().context("cannot load the filter of system calls")?;
@@ -364,9 +381,4 @@ fn own_streams(process: &Process) {
             let _ = nix::unistd::fchown(fs::borrow_known(number), Some(uid.into()), None);
         }
     }
-}
-
-/// The pid of a state.
-fn pid_of(state: &Value) -> i32 {
-    state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0)
 }

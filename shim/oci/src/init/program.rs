@@ -117,7 +117,18 @@ fn search(name: &str, environment: &[String]) -> Result<PathBuf, ProgramError> {
 
 /// The environment of the bundle; HOME is looked up where it is not set, as users of runc expect.
 fn environment(process: &Process, extra: &[String]) -> Vec<String> {
-    let mut environment: Vec<String> = process.env().iter().flatten().chain(extra).cloned().collect();
+    let mut environment: Vec<String> = Vec::new();
+    for pair in process.env().iter().flatten().chain(extra) {
+        let name = pair.split_once('=').map_or(pair.as_str(), |(name, _)| name);
+        // Of two of a name the last counts, at the place of the first.
+        match environment
+            .iter_mut()
+            .find(|other| other.split_once('=').map_or(other.as_str(), |(other, _)| other) == name)
+        {
+            Some(other) => other.clone_from(pair),
+            None => environment.push(pair.clone()),
+        }
+    }
     if !environment.iter().any(|pair| pair.starts_with("HOME=")) {
         environment.push(format!("HOME={}", home(process.user().uid())));
     }

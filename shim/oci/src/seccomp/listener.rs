@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Listener;
-use crate::state::OCI_VERSION;
+use crate::state::{OCI_VERSION, State};
 
 /// How long an agent may let a full socket wait. The container stands still meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,12 +42,13 @@ impl Listener {
         Ok(socket.into())
     }
 
-    /// What the agent gets beside the listener (`ContainerProcessState`): the pid of the process and the state of its container.
-    pub fn message(&self, pid: i32, state: Value) -> Vec<u8> {
+    /// What the agent gets beside the listener (`ContainerProcessState`): the state of the container, whose pid is
+    /// that of the process that loads the filter.
+    pub fn message(&self, state: &State) -> Vec<u8> {
         let mut message = json!({
             "ociVersion": OCI_VERSION,
             "fds": [oci_spec::runtime::SECCOMP_FD_NAME],
-            "pid": pid,
+            "pid": state.pid,
             "state": state,
         });
         if let Some(metadata) = &self.metadata {

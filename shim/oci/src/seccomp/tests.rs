@@ -349,9 +349,14 @@ fn the_agent_gets_the_listener_and_answers_through_it() {
     let fd = fds.pop().unwrap();
     // Longer than a socket takes at once, so that the agent has to read while it is sent.
     let long = "x".repeat(1 << 20);
-    let state = serde_json::json!({ "id": "c1", "annotations": { "long": long } });
+    let record: crate::state::Record = serde_json::from_value(serde_json::json!({
+        "ociVersion": "1.2.0", "id": "c1", "bundle": "/b", "rootfs": "/b/r", "created": "", "owner": 0, "pid": pid, "pidStarted": 1,
+        "cgroup": null, "hooks": null, "annotations": { "long": long }, "hasOwnPidNamespace": true, "hasOwnMountNamespace": true,
+    }))
+    .unwrap();
+    let state = crate::state::state(&record, crate::state::Status::Running);
     let agent_of = program.listener().unwrap();
-    let (socket, message) = (agent_of.connect().unwrap(), agent_of.message(pid, state));
+    let (socket, message) = (agent_of.connect().unwrap(), agent_of.message(&state));
     let (json, mut fds) = std::thread::scope(|scope| {
         let sender = scope.spawn({
             let (message, fd) = (&message, fd.as_fd());

@@ -75,9 +75,7 @@ pub enum RootfsError {
         source: Errno,
     },
     /// The mount point is a link, where none may be.
-    #[error(
-        "{0:?} in the container's root is a link or no directory: a {1} file system is mounted on ordinary directories only"
-    )]
+    #[error("{0:?} in the container's root is a link or no directory: {1} must be mounted on ordinary directory")]
     NotOrdinary(PathBuf, String),
     /// Something else at /proc.
     #[error("{0:?} cannot be mounted because it is not of type proc: /proc tells the truth about processes")]

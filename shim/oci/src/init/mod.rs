@@ -283,10 +283,9 @@ pub fn take_terminal(process: &Process, console: &console::Console, socket: &Own
 fn await_start(socket: OwnedFd) -> Result<Wire> {
     loop {
         let starter = Wire::over(net::accept_blocking(socket.as_fd()).context("cannot wait for the start")?);
-        match starter.next() {
-            Ok(Some(Message::Go)) => return Ok(starter),
-            // Who came and went without a word is no start.
-            Ok(_) | Err(_) => {}
+        // Who came and went without a word is no start.
+        if let Ok(Some(Message::Go)) = starter.next() {
+            return Ok(starter);
         }
     }
 }

@@ -129,9 +129,11 @@ pub fn become_program(words: &[String]) -> io::Error {
         return io::Error::new(io::ErrorKind::InvalidInput, "no program is named");
     };
     let place = || -> io::Result<()> {
-        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
         // Out of the way of 3, 4 and 5, and closed when the program starts.
-        let null = apex_sys::fs::copy_from(null.as_fd(), 10)?;
+        let null = {
+            let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+            apex_sys::fs::copy_from(opened.as_fd(), 10)?
+        };
         apex_sys::fs::place(io::stdin().as_fd(), 3)?;
         apex_sys::fs::place(io::stdout().as_fd(), 4)?;
         apex_sys::fs::place(io::stderr().as_fd(), 5)?;

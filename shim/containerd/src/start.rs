@@ -59,6 +59,8 @@ fn launch(arguments: &Arguments, bundle: &Path, socket: &Path, listener: UnixLis
         command.arg("-debug");
     }
     // A group of its own: signals for containerd's are not for it.
+    // Whatever containerd let through is not for a process that outlives it.
+    apex_sys::process::close_from(3, u32::MAX, true).context("cannot keep open files from the shim")?;
     command.stdin(OwnedFd::from(listener)).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut shim = command.spawn().context("cannot start the shim")?;
     drop(command);

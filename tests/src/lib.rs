@@ -6,6 +6,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod attack;
+pub mod containerd;
 pub mod daemon;
 pub mod leaks;
 pub mod modes;

@@ -95,6 +95,24 @@ pub fn poll(interests: &mut [Interest<'_>], timeout_ms: Option<u64>) -> Result<b
     Ok(interests.iter().any(|interest| interest.ready))
 }
 
+/// Ignores a signal (sigaction(2), `SIG_IGN`). Programs that are executed inherit it.
+pub fn ignore(signal: i32) -> Result<(), Errno> {
+    // SAFETY: sigaction is plain data; all zeroes but for the handler is valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_IGN;
+        check(libc::sigaction(signal, &raw const action, std::ptr::null_mut()).into()).map(drop)
+    }
+}
+
+/// Gives every signal that can be caught its default action: what the caller ignored, a program would inherit.
+pub fn all_by_default() {
+    for signal in 1..=64 {
+        // KILL, STOP and the two that the C library keeps for itself have no other.
+        let _ = by_default(signal);
+    }
+}
+
 extern "C" fn nothing(_: libc::c_int) {}
 
 /// The signal that tells of a child's end.

@@ -108,21 +108,25 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
         Err(error) => error,
     };
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(strict) };
-    let mut notes = Vec::new();
+    let mut unknown = Vec::new();
     let process = if value.get("process").is_some() { &mut value["process"] } else { &mut value };
     if let Some(process) = process.as_object_mut() {
         process.entry("user").or_insert_with(|| json!({ "uid": 0, "gid": 0 }));
-        for (set, names) in process.get_mut("capabilities").and_then(Value::as_object_mut).into_iter().flatten() {
+        for (_, names) in process.get_mut("capabilities").and_then(Value::as_object_mut).into_iter().flatten() {
             let Some(names) = names.as_array_mut() else { continue };
             names.retain(|name| {
                 let is_known = serde_json::from_value::<Capability>(name.clone()).is_ok();
-                if !is_known {
-                    notes.push(format!("{name} in process.capabilities.{set} is unknown and passed over"));
+                if !is_known && !unknown.contains(name) {
+                    unknown.push(name.clone());
                 }
                 is_known
             });
         }
     }
+    let names = unknown.iter().map(|name| name.as_str().map_or_else(|| name.to_string(), str::to_owned));
+    // In the words of runc, which its callers know.
+    let note = format!("ignoring unknown or unavailable capabilities: [{}]", names.collect::<Vec<_>>().join(" "));
+    let notes = if unknown.is_empty() { Vec::new() } else { vec![note] };
     // The strict error tells line and column.
     serde_json::from_value(value).map(|parsed| (parsed, notes)).map_err(|_| strict)
 }
@@ -341,7 +345,7 @@ mod tests {
             with(r#"{"args":["a"],"cwd":"/","capabilities":{"bounding":["CAP_KILL","CAP_NOPE"]}}"#).as_bytes(),
         )
         .expect("tolerable");
-        assert_eq!(notes, [r#""CAP_NOPE" in process.capabilities.bounding is unknown and passed over"#]);
+        assert_eq!(notes, ["ignoring unknown or unavailable capabilities: [CAP_NOPE]"]);
         assert_eq!(spec.process().as_ref().expect("a process").user().uid(), 0);
         let error = parse::<Spec>(with(r#"{"args":7,"cwd":"/"}"#).as_bytes()).expect_err("no list");
         assert!(error.to_string().contains("line 1"), "{error}");

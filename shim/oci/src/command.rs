@@ -22,6 +22,8 @@ const EXEC_FAILED: i32 = 255;
 
 /// Runs one command; the value is the exit code.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
+    // Who reads no more, and hooks that do not read at all, are errors to be told, not the end of this process. It cannot fail: the signal exists.
+    let _ = apex_sys::signal::ignore(nix::libc::SIGPIPE);
     let (global, command) = match options::parse(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {

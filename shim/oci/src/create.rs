@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use apex_sys::process::{self, Side};
-use apex_sys::{Errno, fs, net, signal};
+use apex_sys::{net, signal};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use crate::bundle::Bundle;
@@ -202,7 +202,7 @@ fn build(
             || seccomp.as_ref().is_some_and(|filter| filter.listener().is_some()),
         no_pivot: options.no_pivot,
         keeps_keyring: options.keeps_keyring,
-        lock: entry.dir().as_raw_fd(),
+        foreign: [entry.dir().as_raw_fd(), wire.socket().as_raw_fd()],
         wire: inner,
         start: listen(entry)?,
         console,
@@ -363,12 +363,9 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
 /// The kernel refuses.
 pub fn forget_caller(preserved: u32) -> Result<()> {
     process::close_from(3 + preserved, u32::MAX, true).context("cannot close the caller's descriptors on exec")?;
-    for number in 3..3 + preserved {
-        let number = i32::try_from(number).unwrap_or(i32::MAX);
-        if matches!(fs::stat_number(number), Err(Errno::EBADF)) {
-            bail!("--preserve-fds wants descriptor {number}, which is not open");
-        }
-    }
+    signal::all_by_default();
+    // A hook that does not read its input, or a caller that reads no more, is an error to be told, not the end of this process.
+    signal::ignore(nix::libc::SIGPIPE).context("cannot ignore SIGPIPE")?;
     signal::set_mask(&signal::Set::of(&[])).context("cannot unblock signals")
 }
 

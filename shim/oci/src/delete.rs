@@ -53,8 +53,8 @@ fn stop_create(entry: &Entry) -> Result<()> {
 /// Something of it cannot be removed.
 pub fn remove(entry: &Entry, record: &Record) -> Result<Vec<String>> {
     if let Some(cgroup) = &record.cgroup {
-        // The end of the first process of a pid namespace was that of all.
-        if !record.has_own_pid_namespace {
+        // The end of the first process of a pid namespace was that of all; of a killed create nobody knows how far it came.
+        if !record.has_own_pid_namespace || record.pid == 0 {
             cgroup.kill_all()?;
         }
         cgroup.remove()?;

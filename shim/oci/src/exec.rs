@@ -1,6 +1,6 @@
 //! `exec`: one more process in a container that runs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -13,7 +13,7 @@ use crate::cgroup::{Cgroup, Doors, SubPath};
 use crate::create::{connect_console, write_pid};
 use crate::foreground;
 use crate::init::identity::{self, Labels};
-use crate::init::{Inheritance, Sealing, console, take_terminal};
+use crate::init::{Inheritance, Sealing, close, console, take_terminal};
 use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
@@ -91,8 +91,11 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
         options,
     };
     let (pid, pidfd) = enter(joining, inner, &wire)?;
-    if let Some(path) = &options.pid_file {
-        write_pid(path, pid)?;
+    if let Some(path) = &options.pid_file
+        && let Err(error) = write_pid(path, pid)
+    {
+        end(pid, &pidfd);
+        return Err(error);
     }
     wire.say(&Message::Recorded)?;
     // The socket closes by itself when the program is executed.
@@ -136,6 +139,7 @@ fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd
     match process::clone_into(0, doors.as_ref().and_then(Doors::birth))
         .context("cannot start the stage of the new process")?
     {
+        Side::Child if !close(&[wire.socket().as_raw_fd()]) => process::exit_now(1),
         Side::Child => process::exit_now(stage(joining, &inner, doors.as_ref(), kinds, &root)),
         Side::Parent { pid: stage, .. } => {
             drop(inner);
@@ -151,12 +155,18 @@ fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd
             let settled = settle(wire, pid);
             if settled.is_err() {
                 // It ends by itself where it told of a failure; otherwise it must not go on.
-                let _ = process::pidfd_signal(std::os::fd::AsRawFd::as_raw_fd(&pidfd), nix::libc::SIGKILL);
-                let _ = process::wait(pid, 0);
+                end(pid, &pidfd);
             }
             settled.map(|()| (pid, pidfd))
         }
     }
+}
+
+/// Ends a process that was started and must not go on.
+fn end(pid: i32, pidfd: &OwnedFd) {
+    // It may have ended by itself.
+    let _ = process::pidfd_signal(pidfd.as_raw_fd(), nix::libc::SIGKILL);
+    let _ = process::wait(pid, 0);
 }
 
 fn doors(cgroup: &Cgroup, pid: i32, options: &Options) -> Result<Doors> {
@@ -263,9 +273,8 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
         take_terminal(process, &console::terminal(root.as_fd())?, &socket)?;
     }
     let (program, rules) = sealing.become_user(&Labels::default())?;
+    sealing.seal_early(rules.as_ref(), || state(&Record { pid, ..record.clone() }, Status::Running))?;
     wire.say(&Message::Ready)?;
     wire.expect(&Message::Recorded)?;
-    let told = seccomp.is_some_and(|filter| filter.listener().is_some());
-    let told = told.then(|| state(&Record { pid, ..record.clone() }, Status::Running));
-    Ok(sealing.finish(&program, rules.as_ref(), told, || Ok(())))
+    Ok(sealing.finish(&program, rules.as_ref(), || Ok(())))
 }

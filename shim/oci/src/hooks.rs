@@ -1,8 +1,9 @@
 //! Hooks (runtime-spec, "POSIX-platform Hooks"): programs of the bundle's author, run at fixed points with the state on standard input.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Hooks};
@@ -104,24 +105,36 @@ pub fn of(hooks: Option<&Hooks>, phase: Phase) -> &[Hook] {
 /// # Errors
 /// The first that fails.
 pub fn run(hooks: Option<&Hooks>, phase: Phase, state: &str) -> Result<(), HookError> {
-    of(hooks, phase).iter().enumerate().try_for_each(|(number, hook)| run_one(hook, phase, number, state))
+    of(hooks, phase).iter().enumerate().try_for_each(|(number, hook)| run_one(hook, phase, number, state, None))
+}
+
+/// Runs the `startContainer` hooks, which without a list of variables have those of the program.
+///
+/// # Errors
+/// The first that fails.
+pub fn run_inside(hooks: Option<&Hooks>, state: &str, environment: &[String]) -> Result<(), HookError> {
+    let phase = Phase::StartContainer;
+    let mut all = of(hooks, phase).iter().enumerate();
+    all.try_for_each(|(number, hook)| run_one(hook, phase, number, state, Some(environment)))
 }
 
 /// Runs all hooks of a phase, whatever becomes of the ones before, and returns what failed.
 pub fn run_all(hooks: Option<&Hooks>, phase: Phase, state: &str) -> Vec<HookError> {
     let each = of(hooks, phase).iter().enumerate();
-    each.filter_map(|(number, hook)| run_one(hook, phase, number, state).err()).collect()
+    each.filter_map(|(number, hook)| run_one(hook, phase, number, state, None).err()).collect()
 }
 
-fn run_one(hook: &Hook, phase: Phase, number: usize, state: &str) -> Result<(), HookError> {
+fn run_one(
+    hook: &Hook,
+    phase: Phase,
+    number: usize,
+    state: &str,
+    environment: Option<&[String]>,
+) -> Result<(), HookError> {
     let path = hook.path().display().to_string();
     let failed = |source| HookError::Execute { phase, number, path: path.clone(), source };
-    let mut child = command(hook).spawn().map_err(failed)?;
-    if let Some(mut input) = child.stdin.take() {
-        // A hook need not read it.
-        let _ = input.write_all(state.as_bytes());
-    }
-    let Some(status) = wait(&mut child, hook.timeout()).map_err(failed)? else {
+    let mut child = command(hook, environment).spawn().map_err(failed)?;
+    let Some(status) = wait(&mut child, state.as_bytes(), hook.timeout()).map_err(failed)? else {
         return Err(HookError::Timeout { phase, number, path, seconds: hook.timeout().unwrap_or_default() });
     };
     if status.success() {
@@ -132,14 +145,19 @@ fn run_one(hook: &Hook, phase: Phase, number: usize, state: &str) -> Result<(), 
     Err(HookError::Failed { phase, number, path, ended, output })
 }
 
-fn command(hook: &Hook) -> Command {
+/// A hook without a list of variables has those of who runs it.
+fn command(hook: &Hook, environment: Option<&[String]>) -> Command {
     let mut command = Command::new(hook.path());
     let mut arguments = hook.args().as_deref().unwrap_or_default().iter();
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    command.args(arguments).env_clear();
-    for pair in hook.env().as_deref().unwrap_or_default() {
+    command.args(arguments);
+    let given = hook.env().as_deref().or(environment);
+    if given.is_some() {
+        command.env_clear();
+    }
+    for pair in given.unwrap_or_default() {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         command.env(name, value);
     }
@@ -147,19 +165,26 @@ fn command(hook: &Hook) -> Command {
     command
 }
 
-/// Waits for the hook, at most its timeout; `None` when that is over and the hook was killed.
-fn wait(child: &mut Child, timeout_s: Option<i64>) -> std::io::Result<Option<ExitStatus>> {
-    let Some(seconds) = timeout_s.and_then(|seconds| u64::try_from(seconds).ok()) else {
-        return child.wait().map(Some);
-    };
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+/// Gives the hook its input, which it need not read, and waits for it, at most its timeout; `None` when that is over and the hook was killed.
+fn wait(child: &mut Child, input: &[u8], timeout_s: Option<i64>) -> std::io::Result<Option<ExitStatus>> {
+    let mut pipe = child.stdin.take();
+    let mut left = input;
+    if let Some(pipe) = &pipe {
+        apex_sys::terminal::set_nonblocking(pipe.as_fd())?;
+    }
+    let seconds = timeout_s.and_then(|seconds| u64::try_from(seconds).ok());
+    let deadline = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     // A signal of the child's end would need a handler, which the container would inherit.
     let mut pause = Duration::from_micros(200);
     loop {
+        left = feed(&mut pipe, left);
+        if pipe.is_none() && deadline.is_none() {
+            return child.wait().map(Some);
+        }
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= deadline {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -167,6 +192,22 @@ fn wait(child: &mut Child, timeout_s: Option<i64>) -> std::io::Result<Option<Exi
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }
+}
+
+/// Writes what the pipe takes and closes it behind the last byte, or when nobody reads; returns the rest.
+fn feed<'a>(pipe: &mut Option<ChildStdin>, mut left: &'a [u8]) -> &'a [u8] {
+    while let Some(open) = pipe {
+        match open.write(left) {
+            Ok(count) => left = &left[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return left,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => left = &[],
+        }
+        if left.is_empty() {
+            *pipe = None;
+        }
+    }
+    left
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -179,7 +220,6 @@ fn describe(status: ExitStatus) -> String {
 
 /// What it wrote; its children may hold the pipe open, so only what is there is read.
 fn output(child: &mut Child) -> String {
-    use std::os::fd::AsFd;
     let Some(stderr) = child.stderr.take() else { return String::new() };
     let mut bytes = vec![0; OUTPUT_BYTES_MAX];
     let readable = apex_sys::terminal::set_nonblocking(stderr.as_fd());
@@ -220,6 +260,8 @@ mod tests {
         check("kill -9 $$", None, Some("killed by signal 9"));
         check("sleep 60", Some(1), Some("did not end within its timeout of 1 s"));
         check("exit 0", Some(30), None);
-        check("[ -z \"$HOME\" ]", None, None);
+        // Nobody reads.
+        check("exec <&-; sleep 0.1", None, None);
+        check("exec <&-; exit 4", Some(30), Some("exit code 4"));
     }
 }

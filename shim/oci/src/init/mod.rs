@@ -85,8 +85,9 @@ pub struct Inside<'a> {
     pub no_pivot: bool,
     /// Whether the caller's session keyring is kept.
     pub keeps_keyring: bool,
-    /// The descriptor by which the outside has locked the container: held here too, the lock would last as long as the container.
-    pub lock: RawFd,
+    /// Descriptors of the outside that a copy of its process must not hold: its lock, which would last as long as the container, and its end of the
+    /// conversation, whose end would not be seen.
+    pub foreign: [RawFd; 2],
     /// The conversation with the outside.
     pub wire: Wire,
     /// The socket on which the start is awaited.
@@ -97,8 +98,7 @@ pub struct Inside<'a> {
 
 /// Makes the container and becomes its program. Returns only the exit code of a failure, which has been told.
 pub fn run(inside: Inside<'_>) -> i32 {
-    let lock = inside.lock.unsigned_abs();
-    if process::close_from(lock, lock, false).is_err() {
+    if !close(&inside.foreign) {
         return 1;
     }
     let wire = Wire::over(match inside.wire.socket().try_clone_to_owned() {
@@ -113,6 +113,11 @@ pub fn run(inside: Inside<'_>) -> i32 {
     // Nobody is left to tell.
     drop(told);
     1
+}
+
+/// Closes descriptors that a copied process has from another.
+pub fn close(foreign: &[RawFd]) -> bool {
+    foreign.iter().all(|fd| process::close_from(fd.unsigned_abs(), fd.unsigned_abs(), false).is_ok())
 }
 
 /// An error and, once it is known, who asked for the start and is told.
@@ -159,14 +164,15 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
         identity::limit(0, sealing.process.rlimits().as_ref()).map_err(|error| early(error.into()))?;
     }
     let (program, rules) = sealing.become_user(&labels).map_err(early)?;
+    sealing.seal_early(rules.as_ref(), || state(Status::Creating)).map_err(early)?;
     wire.say(&Message::Ready).map_err(|error| early(error.into()))?;
     wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
     drop(wire);
     let starter = await_start(start).map_err(early)?;
-    let told = sealing.seccomp.is_some_and(|filter| filter.listener().is_some()).then(|| state(Status::Created));
-    let error = sealing.finish(&program, rules.as_ref(), told, || {
-        hooks::run(sealing.spec.hooks().as_ref(), Phase::StartContainer, &state(Status::Created).to_json())
-            .map_err(Into::into)
+    let error = sealing.finish(&program, rules.as_ref(), || {
+        let created = state(Status::Created).to_json();
+        let environment = program::environment(sealing.process, &sealing.inheritance.variables);
+        hooks::run_inside(sealing.spec.hooks().as_ref(), &created, &environment).map_err(Into::into)
     });
     Err((error, Some(starter)))
 }
@@ -328,18 +334,33 @@ impl Sealing<'_> {
         self.seccomp.is_some() && !self.process.no_new_privileges().unwrap_or(false)
     }
 
+    /// With a listener the filter is loaded before the container is ready: who creates it waits for the listener. Its agent then judges the few calls
+    /// that are left of this process, too.
+    ///
+    /// # Errors
+    /// The kernel or the agent refuses.
+    pub fn seal_early(&self, rules: Option<&Prepared<'_>>, state: impl FnOnce() -> State) -> Result<()> {
+        if self.has_listener() { self.seal(rules, Some(state())) } else { Ok(()) }
+    }
+
+    fn has_listener(&self) -> bool {
+        self.seccomp.is_some_and(|filter| filter.listener().is_some())
+    }
+
     /// The last steps, then the hooks, to which they apply as well, then the program. Returns only on failure.
     pub fn finish(
         &self,
         program: &Program,
         rules: Option<&Prepared<'_>>,
-        state: Option<State>,
         hooks: impl FnOnce() -> Result<()>,
     ) -> anyhow::Error {
-        match self.seal(rules, state).and_then(|()| hooks()) {
-            Ok(()) => program.exec().into(),
-            Err(error) => error,
+        let sealed = if self.has_listener() { Ok(()) } else { self.seal(rules, None) };
+        if let Err(error) = sealed.and_then(|()| hooks()) {
+            return error;
         }
+        // Ignored while hooks are written to; where the filter refuses even this, the program is no less confined.
+        let _ = apex_sys::signal::by_default(nix::libc::SIGPIPE);
+        program.exec().into()
     }
 
     /// Descriptors and the filter. `state` is what a listener is told of the container.

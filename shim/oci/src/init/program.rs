@@ -116,7 +116,7 @@ fn search(name: &str, environment: &[String]) -> Result<PathBuf, ProgramError> {
 }
 
 /// The environment of the bundle; HOME is looked up where it is not set, as users of runc expect.
-fn environment(process: &Process, extra: &[String]) -> Vec<String> {
+pub fn environment(process: &Process, extra: &[String]) -> Vec<String> {
     let mut environment: Vec<String> = Vec::new();
     for pair in process.env().iter().flatten().chain(extra) {
         let name = pair.split_once('=').map_or(pair.as_str(), |(name, _)| name);

@@ -20,6 +20,7 @@ use apex_sys::{net, signal};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use crate::bundle::Bundle;
+use crate::caller;
 use crate::cgroup::{Cgroup, Doors, Wanted};
 use crate::hooks::{self, Phase};
 use crate::init::namespaces::Namespaces;
@@ -153,13 +154,12 @@ fn build(
     let (spec, linux) = (&bundle.spec, bundle.linux());
     let namespaces = Namespaces::of(linux)?;
     let seccomp = compile(bundle)?;
-    let is_unprivileged = !nix::unistd::geteuid().is_root();
     let wanted = Wanted {
         id: &options.id,
         path: linux.cgroups_path().as_deref(),
         systemd: options.systemd_cgroup,
         resources: linux.resources().as_ref(),
-        is_rootless: is_unprivileged,
+        is_rootless: caller::is_rootless(),
         annotations: spec.annotations().as_ref(),
     };
     let mut record = record(bundle, options, &namespaces);

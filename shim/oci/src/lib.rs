@@ -5,6 +5,7 @@
 //! process inside, up to its exec, and [`wire`] what the two say to each other.
 
 pub mod bundle;
+pub mod caller;
 pub mod cgroup;
 pub mod command;
 pub mod create;

@@ -134,10 +134,10 @@ pub struct Root {
 }
 
 impl Root {
-    /// The directory that was asked for, or the usual one of this user: `/run/apex-oci`, `$XDG_RUNTIME_DIR/apex-oci`.
+    /// The directory that was asked for, or the usual one of this user: `/run/apex-oci`, without root of the machine `$XDG_RUNTIME_DIR/apex-oci`.
     pub fn new(asked: Option<&Path>) -> Root {
         let usual = || match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(dir) if !nix::unistd::geteuid().is_root() => PathBuf::from(dir).join("apex-oci"),
+            Some(dir) if crate::caller::is_rootless() => PathBuf::from(dir).join("apex-oci"),
             _ => PathBuf::from("/run/apex-oci"),
         };
         Root { path: asked.map_or_else(usual, Path::to_path_buf) }

@@ -98,6 +98,7 @@ fn help() -> String {
          \x20 --log-format FORMAT    text or json\n\
          \x20 --debug                the log tells more\n\
          \x20 --systemd-cgroup       systemd makes the cgroups; linux.cgroupsPath is SLICE:PREFIX:NAME\n\
+         \x20 --cgroup-manager WHO   cgroupfs, systemd, or disabled: the container stays in the caller's cgroup\n\
          \x20 --help, --version\n\n\
          The options of each command are those of runc; docs/guides/containers.md explains them.\n",
         commands.collect::<String>()
@@ -113,6 +114,7 @@ fn create_options(global: &Global, make: &Make) -> create::Options {
         no_pivot: make.no_pivot,
         keeps_keyring: make.keeps_keyring,
         systemd_cgroup: global.systemd_cgroup,
+        is_without_cgroup: global.is_without_cgroup,
         inheritance: inheritance(make.preserved),
     }
 }

@@ -48,6 +48,8 @@ pub struct Options {
     pub keeps_keyring: bool,
     /// Whether systemd makes the cgroup.
     pub systemd_cgroup: bool,
+    /// Whether there is none: the container stays in the caller's.
+    pub is_without_cgroup: bool,
     /// What else the program gets.
     pub inheritance: Inheritance,
 }
@@ -163,7 +165,7 @@ fn build(
         annotations: spec.annotations().as_ref(),
     };
     let mut record = record(bundle, options, &namespaces);
-    let mut cgroup = Cgroup::make(&wanted)?;
+    let mut cgroup = if options.is_without_cgroup { Cgroup::none(&wanted)? } else { Cgroup::make(&wanted)? };
     cgroup.notes().iter().for_each(|note| journal.warning(note));
     record.cgroup = Some(cgroup.clone());
     undo.cgroup = Some(cgroup.clone());

@@ -10,6 +10,9 @@ use lexopt::{Arg, Parser};
 use crate::journal::Format;
 use crate::update;
 
+#[cfg(test)]
+mod tests;
+
 /// What is wrong with a command line.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
@@ -41,8 +44,10 @@ pub struct Global {
     pub log_format: Format,
     /// `--debug`.
     pub is_verbose: bool,
-    /// `--systemd-cgroup`.
+    /// `--systemd-cgroup`, or `--cgroup-manager=systemd`.
     pub systemd_cgroup: bool,
+    /// `--cgroup-manager=disabled`.
+    pub is_without_cgroup: bool,
 }
 
 /// The options of `create` and `run`.
@@ -234,7 +239,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Global, Comma
             Long("log-format") => global.log_format = log_format(&parser.value()?)?,
             Long("debug") => global.is_verbose = true,
             Long("systemd-cgroup") => global.systemd_cgroup = switch(&mut parser, "--systemd-cgroup")?,
-            Long("cgroup-manager") => global.systemd_cgroup = parser.value()? == "systemd",
+            Long("cgroup-manager") => cgroup_manager(&mut global, &parser.value()?)?,
             // Whether it is rootless is seen from who calls.
             Long("rootless" | "criu") => drop(parser.value()?),
             Long("help") | Short('h') => return Ok((global, Command::Help)),
@@ -260,6 +265,20 @@ fn switch(parser: &mut Parser, name: &'static str) -> Result<bool, UsageError> {
             _ => Err(UsageError::Value(name, value.to_string_lossy().into_owned(), "true or false")),
         },
     }
+}
+
+/// crun's word for who makes the cgroup, or that nobody does.
+fn cgroup_manager(global: &mut Global, value: &OsString) -> Result<(), UsageError> {
+    (global.systemd_cgroup, global.is_without_cgroup) = match value.to_str() {
+        Some("cgroupfs") => (false, false),
+        Some("systemd") => (true, false),
+        Some("disabled") => (false, true),
+        _ => {
+            let value = value.to_string_lossy().into_owned();
+            return Err(UsageError::Value("--cgroup-manager", value, "cgroupfs, systemd or disabled"));
+        }
+    };
+    Ok(())
 }
 
 fn log_format(value: &OsString) -> Result<Format, UsageError> {
@@ -559,61 +578,4 @@ fn spec(parser: &mut Parser) -> Result<Command, UsageError> {
         }
     }
     Ok(Command::Spec { bundle, is_rootless })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(words: &str) -> Result<(Global, Command), String> {
-        parse(words.split_whitespace().map(OsString::from)).map_err(|error| error.to_string())
-    }
-
-    fn check(words: &str, expected: &str) {
-        let found = line(words).map_or_else(|words| words, |(_, command)| format!("{command:?}"));
-        assert!(found.contains(expected), "{words}: {found}");
-    }
-
-    #[test]
-    fn the_words_of_callers_are_understood() {
-        check(
-            "--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p c1",
-            "Create(Make { id: \"c1\"",
-        );
-        check("run -d -b /b --preserve-fds 2 --keep x", "preserved: 2, is_detached: true, is_kept: true");
-        check("exec --process /p.json -d --pid-file /pid c1", "is_detached: true");
-        check("exec -t -u 5:6 -e A=b -g 7 c1 ls -la", r#"command: ["ls", "-la"]"#);
-        check("exec c1 -- ls", r#"command: ["ls"]"#);
-        check("kill --all c1 KILL", "to_all: true");
-        check("kill c1", "TERM");
-        check("delete --force c1", "is_forced: true");
-        check("list -f json -q", "Json");
-        check("events --interval 1m30s c1", "interval_ms: 90000");
-        check("events --interval 100ms c1", "interval_ms: 100,");
-        check("update --memory 1M --pids-limit=7 c1", r#"pids_limit: Some("7")"#);
-        check("--version", "Version");
-    }
-
-    #[test]
-    fn what_is_no_command_line_is_told() {
-        check("", "no command");
-        check("crate x", "perhaps \"create\"");
-        check("create", "needs the id");
-        check("create a b", "unexpected argument");
-        check("create --nope a", "invalid option");
-        check("run --preserve-fds x a", "is not a number");
-        check("exec c1", "needs a command");
-        check("exec -u root c1 ls", "UID:GID");
-        check("checkpoint c1", "saves and restores no process");
-        check("events --interval 0s c1", "more than 0");
-        check("events --interval 5 c1", "more than 0");
-        check("features x", "unexpected argument");
-    }
-
-    #[test]
-    fn the_log_s_options_stand_before_the_command() {
-        let (global, _) = line("--log /l --log-format json --root /r state x").expect("valid");
-        assert_eq!((global.log_format, global.root), (Format::Json, Some("/r".into())));
-        assert!(line("--log-format xml state x").is_err());
-    }
 }

@@ -227,7 +227,9 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// The container was started without a cgroup.
-    #[error("the container has no cgroup, so it cannot {verb}; it was started rootless without limits")]
+    #[error(
+        "the container has no cgroup, so it cannot {verb}; it was started without one: rootless and without limits, or with --cgroup-manager=disabled"
+    )]
     None {
         /// What was asked for.
         verb: &'static str,

@@ -71,7 +71,7 @@ pub enum Version {
     V1,
     /// One hierarchy.
     V2,
-    /// Rootless and unlimited: there is no cgroup.
+    /// Rootless and unlimited, or not wanted: there is no cgroup.
     None,
 }
 
@@ -162,13 +162,7 @@ impl Cgroup {
     pub fn make(wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
         let resources = wanted.resources.cloned().unwrap_or_default();
         if wanted.is_rootless && wanted.path.is_none() && !wanted.systemd && !limits::is_limited(&resources) {
-            return Ok(Cgroup {
-                version: Version::None,
-                places: Vec::new(),
-                scope: None,
-                pending: None,
-                notes: Vec::new(),
-            });
+            return Cgroup::none(wanted);
         }
         let hierarchies = host::look()?;
         let version = if host::is_unified(&hierarchies) { Version::V2 } else { Version::V1 };
@@ -191,6 +185,15 @@ impl Cgroup {
             return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// No cgroup: the container stays in that of its caller. Limits are refused; rules on devices have nobody to hold them, which who asks for no
+    /// cgroup has to know.
+    pub fn none(wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
+        if wanted.resources.is_some_and(limits::is_limited) {
+            return Err(CgroupError::None { verb: "be limited" });
+        }
+        Ok(Cgroup { version: Version::None, places: Vec::new(), scope: None, pending: None, notes: Vec::new() })
     }
 
     /// Makes the directories; those that are there are looked at.

@@ -427,6 +427,15 @@ fn a_rootless_container_without_limits_has_no_cgroup() {
 }
 
 #[test]
+fn limits_are_not_dropped_where_no_cgroup_is_wanted() {
+    let limited = resources(r#"{"memory":{"limit":1048576}}"#);
+    let error = Cgroup::none(&wanted(Path::new("/unused"), &limited)).unwrap_err();
+    assert!(matches!(error, CgroupError::None { verb: "be limited" }), "{error}");
+    let free = resources(r#"{"devices":[{"allow":false,"access":"rwm"}]}"#);
+    assert_eq!(Cgroup::none(&wanted(Path::new("/unused"), &free)).unwrap().version(), Version::None);
+}
+
+#[test]
 fn devices_are_denied_by_the_program() {
     if !is_root() {
         return;

@@ -1,4 +1,5 @@
-//! Compiles `attack/*.c` and `traced/*.c` once, for 64 and for 32 bits, so that each test binary carries the programs it sends into a sandbox.
+//! Compiles `attack/*.c`, `traced/*.c` and `oci/*.c` once, for 64 and for 32 bits, so that each test binary carries the programs it sends into a
+//! sandbox or a container.
 //!
 //! A machine without a (32-bit) C compiler gets an empty file, and the tests that need it are skipped with a reason.
 
@@ -9,10 +10,11 @@ use std::{env, fs, io};
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=attack");
     println!("cargo:rerun-if-changed=traced");
+    println!("cargo:rerun-if-changed=oci");
     println!("cargo:rerun-if-env-changed=CC");
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|it| it == "x86_64");
     let out = env::var("OUT_DIR").map_err(io::Error::other)?;
-    for (folder, name) in [("attack", "attack"), ("traced", "job")] {
+    for (folder, name) in [("attack", "attack"), ("traced", "job"), ("oci", "inside")] {
         let sources = sources(folder)?;
         for width in ["64", "32"] {
             let target = Path::new(&out).join(format!("{name}{width}"));

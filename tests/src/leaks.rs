@@ -135,6 +135,13 @@ pub fn memory_limit(pid: u64) -> Option<u64> {
     limits.first()?.trim().parse().ok()
 }
 
+/// Directories of any cgroup hierarchy whose name begins so, none in another.
+pub fn cgroups_named(prefix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    below(Path::new("/sys/fs/cgroup"), prefix, CGROUP_DEPTH_MAX, &mut found);
+    found
+}
+
 fn below(dir: &Path, prefix: &str, depth: u32, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -149,7 +156,7 @@ fn below(dir: &Path, prefix: &str, depth: u32, found: &mut Vec<PathBuf>) {
 }
 
 /// Mounts of the host that name the mark: grants of a marked sandbox lie in directories whose names hold it.
-fn mounts(mark: &Mark) -> Vec<String> {
+pub fn mounts(mark: &Mark) -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     text.lines().filter(|line| line.contains(&mark.0)).map(|line| format!("mount {line}")).collect()
 }

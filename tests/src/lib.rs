@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod leaks;
 pub mod modes;
+pub mod oci;
 pub mod programs;
 pub mod prometheus;
 pub mod sandbox;

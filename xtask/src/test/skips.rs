@@ -46,7 +46,7 @@ struct Expectations {
 struct Expected {
     /// Who skips it.
     class: Class,
-    /// Full name of the test.
+    /// Full name of the test, or `FILE::*` for all of a file.
     name: String,
     /// How the reason begins that the test must give: a skip for another reason is news.
     reason: String,
@@ -54,7 +54,11 @@ struct Expected {
 
 impl Expected {
     fn covers(&self, class: Class, skip: &Skip) -> bool {
-        self.class == class && self.name == skip.name && skip.reason.starts_with(&self.reason)
+        let is_named = match self.name.strip_suffix('*') {
+            Some(file) => file.ends_with("::") && skip.name.starts_with(file),
+            None => self.name == skip.name,
+        };
+        self.class == class && is_named && skip.reason.starts_with(&self.reason)
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -430,6 +433,39 @@ impl Drop for Bundle {
         self.sweep();
         // A test that fails already keeps its own message.
         assert!(std::thread::panicking() || left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+/// A socket that gets descriptors from the runtime: a console's, a listener's of seccomp.
+#[derive(Debug)]
+pub struct Receiver(UnixListener);
+
+impl Receiver {
+    /// Listens at a path.
+    #[track_caller]
+    pub fn new(path: &str) -> Receiver {
+        Receiver(UnixListener::bind(path).unwrap_or_else(|error| panic!("{path}: {error}")))
+    }
+
+    /// The first descriptor of the next connection, and the text that came with it.
+    #[track_caller]
+    pub fn take(&self) -> (OwnedFd, String) {
+        self.0.set_nonblocking(true).expect("a socket of ours");
+        let end = Instant::now() + PATIENCE;
+        let stream = loop {
+            match self.0.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) => assert!(Instant::now() < end, "nobody connects: {error}"),
+            }
+            std::thread::sleep(POLL);
+        };
+        let mut bytes = vec![0; 64 << 10];
+        stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(PATIENCE))).expect("a socket of ours");
+        let (count, files) = apex_sys::net::receive(stream.as_fd(), &mut bytes).expect("something is sent");
+        let mut text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+        let file = files.into_iter().next().unwrap_or_else(|| panic!("no descriptor came with {text:?}"));
+        (&stream).take(1 << 20).read_to_string(&mut text).expect("the sender closes it");
+        (file, text)
     }
 }
 

@@ -378,7 +378,8 @@ fn the_log_has_a_json_line_a_failure() {
     assert_eq!(lines.len(), 2, "{text}");
     for line in lines {
         assert_eq!(line["level"], "error");
-        assert!(line["msg"].as_str().expect("text").contains("/no\"where"), "{line}");
+        assert!(line["msg"].as_str().expect("text").contains("no such file"), "{line}");
+        assert!(line["msg"].as_str().expect("text").contains(r"/no"), "{line}");
         assert!(line["time"].as_str().expect("text").ends_with('Z'), "{line}");
     }
 }
@@ -497,4 +498,81 @@ fn nothing_holds_the_streams_after_the_end() {
     let out = rest(child.stdout.take().expect("piped"));
     assert_eq!(out, "one\ntwo\n");
     assert_eq!(sandbox::exit_code(child.wait().expect("ours")), 0);
+}
+
+/// Descriptors 3 and up as a shell opens them for the command.
+#[track_caller]
+fn with_descriptors(bundle: &Bundle, prelude: &str, words: &[&str]) -> Output {
+    let plain = bundle.command(words);
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args(["-c", &format!("{prelude} exec \"$@\""), "sh"]).arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(bundle.dir().path());
+    bundle.finish(command)
+}
+
+/// Numbers of open descriptors as the program inside tells them.
+fn numbers(output: &Output) -> Vec<u32> {
+    let text = output.out();
+    let of = |line: &str| line.strip_prefix("fd ")?.split(' ').next()?.parse().ok();
+    text.lines().filter_map(of).collect()
+}
+
+#[test]
+fn only_preserved_descriptors_come_in() {
+    let bundle = bundle!().args(&["inside", "descriptors"]);
+    bundle.write();
+    let (one, two) = (bundle.dir().file("one", "1"), bundle.dir().file("two", "2"));
+    let prelude = format!("exec 3<{one} 4<{two} 5<{two} 9<{one};");
+    let path = bundle.path();
+    let output = with_descriptors(&bundle, &prelude, &["run", "-b", &path, &bundle.id]).expect_code(0);
+    assert_eq!(numbers(&output), [0, 1, 2], "{}", output.out());
+    let output = with_descriptors(&bundle, &prelude, &["run", "--preserve-fds", "2", "-b", &path, &bundle.id]);
+    let output = output.expect_code(0);
+    assert_eq!(numbers(&output), [0, 1, 2, 3, 4], "{}", output.out());
+    assert!(output.out().contains("/one") && output.out().contains("/two"), "{}", output.out());
+    for count in ["4", "100000", "4294967295"] {
+        let output = with_descriptors(&bundle, &prelude, &["run", "--preserve-fds", count, "-b", &path, &bundle.id]);
+        refused(output, "not open");
+        bundle.expect_nothing_left();
+    }
+}
+
+#[test]
+fn exec_has_only_preserved_descriptors() {
+    let bundle = bundle!().args(&["sleep", "300"]);
+    bundle.up();
+    let file = bundle.dir().file("one", "1");
+    let prelude = format!("exec 3<{file} 4<{file} 9<{file};");
+    for (count, expected) in [("0", &[0, 1, 2][..]), ("2", &[0, 1, 2, 3, 4])] {
+        let words = ["exec", "--preserve-fds", count, &bundle.id, "inside", "descriptors"];
+        let output = with_descriptors(&bundle, &prelude, &words).expect_code(0);
+        assert_eq!(numbers(&output), expected, "{}", output.out());
+    }
+    let words = ["exec", "--preserve-fds", "4294967295", &bundle.id, "true"];
+    refused(with_descriptors(&bundle, &prelude, &words), "not open");
+}
+
+#[test]
+fn sockets_of_activation_come_first() {
+    let bundle = bundle!().sh("echo $LISTEN_FDS $LISTEN_PID $LISTEN_FDNAMES; inside descriptors");
+    bundle.write();
+    let file = bundle.dir().file("one", "1");
+    let prelude = format!("exec 3<{file} 4<{file} 5<{file} 6<{file}; export LISTEN_FDS=2 LISTEN_FDNAMES=a:b;");
+    let words = ["run", "--preserve-fds", "1", "-b", &bundle.path(), &bundle.id];
+    let output = with_descriptors(&bundle, &prelude, &words).expect_code(0);
+    assert!(output.out().starts_with("2 1 a:b\n"), "{}", output.out());
+    assert_eq!(numbers(&output), [0, 1, 2, 3, 4, 5], "{}", output.out());
+    let prelude = format!("exec 3<{file}; export LISTEN_FDS=4294967295;");
+    refused(with_descriptors(&bundle, &prelude, &["run", "-b", &bundle.path(), &bundle.id]), "not open");
+}
+
+/// A harness that sees nothing would let everything pass.
+#[test]
+fn the_harness_sees_what_is_there() {
+    let bundle = bundle!().args(&["sleep", "300"]);
+    bundle.up();
+    let left = bundle.left().join("\n");
+    for kind in ["process ", "cgroup ", "state "] {
+        assert!(left.contains(kind), "no {kind}in {left}");
+    }
 }

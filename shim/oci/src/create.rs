@@ -364,7 +364,7 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn forget_caller(preserved: u32) -> Result<()> {
-    process::close_from(3 + preserved, u32::MAX, true).context("cannot close the caller's descriptors on exec")?;
+    process::close_from(preserved.saturating_add(3), u32::MAX, true).context("cannot close the caller's descriptors on exec")?;
     signal::all_by_default();
     // A hook that does not read its input, or a caller that reads no more, is an error to be told, not the end of this process.
     signal::ignore(nix::libc::SIGPIPE).context("cannot ignore SIGPIPE")?;

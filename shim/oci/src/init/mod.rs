@@ -365,7 +365,7 @@ impl Sealing<'_> {
 
     /// Descriptors and the filter. `state` is what a listener is told of the container.
     fn seal(&self, rules: Option<&Prepared<'_>>, state: Option<State>) -> Result<()> {
-        process::close_from(3 + self.inheritance.preserved, u32::MAX, true)
+        process::close_from(self.inheritance.preserved.saturating_add(3), u32::MAX, true)
             .context("cannot close the runtime's descriptors")?;
         if let Some(rules) = rules {
             rules.enforce().context("cannot put the policy in force")?;

@@ -44,8 +44,7 @@ pub fn daemon() -> Result<()> {
     program("apex-cli", "apex").map(drop)
 }
 
-/// Builds the OCI runtime, which comes to lie beside apex-run, with the shim of containerd, and returns the runtime's path. `APEX_OCI` names one that
-/// is there already.
+/// Builds the OCI runtime, which comes to lie beside apex-run, and returns its path. `APEX_OCI` names one that is there already.
 pub fn apex_oci() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("APEX_OCI") {
         return std::fs::canonicalize(&given)
@@ -53,6 +52,16 @@ pub fn apex_oci() -> Result<PathBuf> {
     }
     println!("building apex-oci (release)");
     program("apex-oci", "apex-oci")
+}
+
+/// Builds what runs containers, beside apex-run. Where `APEX_RUN` names one, they are what stands beside that.
+pub fn containers() -> Result<()> {
+    if given().is_some() {
+        return Ok(());
+    }
+    println!("building apex-oci and containerd-shim-apex-v2 (release)");
+    program("apex-oci", "apex-oci")?;
+    program("containerd-shim-apex-v2", "containerd-shim-apex-v2").map(drop)
 }
 
 /// Programs beside an apex-run that tests start too: those that are there.

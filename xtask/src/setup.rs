@@ -93,6 +93,11 @@ const PACKAGES: &[Package] = &[
     program("bzip2", Need::Tests, "bzip2"),
     program("nginx-light", Need::Tests, "nginx"),
     program("busybox-static", Need::Tests, "busybox"),
+    // Containers are run by a containerd of the test's own.
+    program("containerd", Need::Tests, "containerd"),
+    program("runc", Need::Tests, "runc"),
+    program("umoci", Need::Tests, "umoci"),
+    program("skopeo", Need::Tests, "skopeo"),
     // The BPF objects are compared with what their sources give.
     program("clang-19", Need::Tests, "clang-19"),
     program("llvm-19", Need::Tests, "llvm-strip-19"),
@@ -104,7 +109,6 @@ const PACKAGES: &[Package] = &[
     program("bubblewrap", Need::Bench, "bwrap"),
     program("firejail", Need::Bench, "firejail"),
     program("crun", Need::Bench, "crun"),
-    program("runc", Need::Bench, "runc"),
     program("redis-server", Need::Bench, "redis-server"),
     program("redis-tools", Need::Bench, "redis-benchmark"),
     program("bpftrace", Need::Bench, "bpftrace"),

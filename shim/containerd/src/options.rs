@@ -241,6 +241,12 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_is_shipped_is_read() {
+        let written = Written::of_toml(include_bytes!("../../kubernetes/shim.toml")).unwrap();
+        assert_eq!(written.binary_name, RUNTIME);
+    }
+
+    #[test]
     fn options_of_another_shim_are_refused() {
         let error = Written::of_any(&any("x.y.Options", vec![1])).unwrap_err();
         assert!(matches!(error, OptionsError::Type(kind) if kind == "x.y.Options"));

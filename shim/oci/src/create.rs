@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use apex_sys::process::{self, Side};
-use apex_sys::{net, signal};
+use apex_sys::{Errno, fs, net, signal};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use crate::bundle::Bundle;
@@ -364,7 +364,15 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn forget_caller(preserved: u32) -> Result<()> {
-    process::close_from(preserved.saturating_add(3), u32::MAX, true).context("cannot close the caller's descriptors on exec")?;
+    // The first that is not open ends it, so a number beyond all descriptors costs nothing.
+    let end = preserved.saturating_add(3);
+    for number in 3..end {
+        let number = i32::try_from(number).unwrap_or(i32::MAX);
+        if matches!(fs::stat_number(number), Err(Errno::EBADF)) {
+            bail!("--preserve-fds wants descriptor {number}, which is not open");
+        }
+    }
+    process::close_from(end, u32::MAX, true).context("cannot close the caller's descriptors on exec")?;
     signal::all_by_default();
     // A hook that does not read its input, or a caller that reads no more, is an error to be told, not the end of this process.
     signal::ignore(nix::libc::SIGPIPE).context("cannot ignore SIGPIPE")?;

@@ -29,6 +29,7 @@ pub fn run() -> Result<()> {
     check::run()?;
     let apex_run = build::apex_run()?;
     build::daemon()?;
+    build::containers()?;
     let binaries = build::tests()?;
 
     // Orphans of the tests become our children, so what outlives its test is found however it detached itself.

@@ -185,6 +185,27 @@ fn a_group_shares_a_shim() {
 }
 
 #[test]
+fn processes_of_a_shared_pid_namespace_end_with_the_first() {
+    if let Some(reason) = missing() {
+        skip!(reason);
+    }
+    for runtime in runtimes() {
+        println!("runtime: {}", runtime.display());
+        let containerd = Containerd::start(&runtime);
+        containerd.run(&["-d"], "base", &["sleep", "1000"]).expect_code(0);
+        let list = containerd.ctr(&["tasks", "ps", "base"]).expect_code(0).out();
+        let pid = list.lines().nth(1).and_then(|row| row.split_whitespace().next()).expect("it has a process");
+        let namespace = format!("pid:/proc/{pid}/ns/pid");
+        let command = ["sh", "-c", "sleep 2000 & sleep 0.3; exit 6"];
+        containerd.run(&["--rm", "--with-ns", &namespace], "shared", &command).expect_code(6);
+        let inside = containerd.ctr(&["tasks", "exec", "--exec-id", "x", "base", "ps"]).expect_code(0).out();
+        assert!(inside.contains("sleep 1000") && !inside.contains("sleep 2000"), "{inside}\n{}", containerd.log());
+        containerd.ctr(&["tasks", "rm", "-f", "base"]);
+        containerd.expect_nothing_left(&["shared", "base"]);
+    }
+}
+
+#[test]
 fn a_killed_shim_leaves_nothing() {
     let containerd = containerd!();
     containerd.run(&["-d"], "lost", &["sleep", "1000"]).expect_code(0);

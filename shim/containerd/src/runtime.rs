@@ -81,12 +81,16 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    /// Whether it says that there is no such container or process, in the words of runc and crun.
+    /// Whether it says that there is no such container or process, in the words of runc and crun. What cannot be made is another thing:
+    /// a program that is not in the image is not found either.
     pub fn says_gone(&self) -> bool {
-        let RuntimeError::Failed { words, .. } = self else { return false };
-        ["does not exist", "no such process", "No such process", "process already finished", "not running", "not found"]
-            .iter()
-            .any(|sign| words.contains(sign))
+        let RuntimeError::Failed { intent, words, .. } = self else { return false };
+        let signs = ["does not exist", "no such process", "No such process", "process already finished", "not running"];
+        // crun: the file of the container's state or its directory cannot be opened.
+        let is_of_state = words.contains("/status") || words.contains("cannot open directory");
+        let has_no_state = is_of_state && words.contains("No such file or directory");
+        !["create", "start", "exec in"].contains(intent)
+            && (has_no_state || signs.iter().any(|sign| words.contains(sign)))
     }
 }
 
@@ -373,13 +377,16 @@ mod tests {
 
     #[test]
     fn a_container_that_is_gone_is_told_from_other_failures() {
-        let failed = |words: &str| RuntimeError::Failed {
+        let failed_to = |intent: &'static str, words: &str| RuntimeError::Failed {
             binary: PathBuf::from("/r"),
-            intent: "kill",
+            intent,
             container: "c".to_owned(),
             words: words.to_owned(),
         };
+        let failed = |words: &str| failed_to("kill", words);
         assert!(failed("container does not exist").says_gone());
+        assert!(failed("error opening file `/run/x/status`: No such file or directory").says_gone());
+        assert!(!failed_to("create", "exec: \"x\": executable file not found, does not exist").says_gone());
         assert!(failed("container not running").says_gone());
         assert!(!failed("permission denied").says_gone());
     }

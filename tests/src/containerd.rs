@@ -62,6 +62,24 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one, whose containers are run by this runtime.
     pub fn start(runtime: &Path) -> Self {
+        Self::start_with(runtime, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
+    }
+
+    /// The same as a node of Kubernetes has it, for pods of the handler `apex`.
+    pub fn start_cri(runtime: &Path) -> Self {
+        let cri = "[plugins.\"io.containerd.grpc.v1.cri\"";
+        let plugin = format!(
+            "{cri}]\nrestrict_oom_score_adj = true\nsandbox_image = {IMAGE:?}\n\
+             {cri}.containerd]\ndefault_runtime_name = \"apex\"\n\
+             {cri}.containerd.runtimes.apex]\nruntime_type = \"io.containerd.apex.v2\"\n\
+             {cri}.containerd.runtimes.apex.options]\nConfigPath = \"DIR/shim.toml\"\n"
+        );
+        let containerd = Self::start_with(runtime, "", &plugin);
+        containerd.ctr(&["-n", "k8s.io", "images", "import", &containerd.at("image.tar")]).expect_code(0);
+        containerd
+    }
+
+    fn start_with(runtime: &Path, head: &str, plugins: &str) -> Self {
         let dir = TempDir::new();
         fs::create_dir(dir.at("bin")).expect("the directory is ours");
         let shim = apex_run().with_file_name("containerd-shim-apex-v2");
@@ -70,10 +88,11 @@ impl Containerd {
         });
         dir.file("shim.toml", &format!("BinaryName = {:?}\nRoot = {:?}\n", runtime.display(), dir.at("runtime")));
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n[debug]\nlevel = \"debug\"\n",
+            "version = 2\nroot = {:?}\nstate = {:?}\n{head}[grpc]\naddress = {:?}\n[debug]\nlevel = \"debug\"\n{}",
             dir.at("root"),
             dir.at("state"),
             dir.at("c.sock"),
+            plugins.replace("DIR", &dir.text()),
         );
         dir.file("config.toml", &config);
         let child = launch(&dir);
@@ -114,6 +133,8 @@ impl Containerd {
         }
         dir.file("bundle/rootfs/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
         run("umoci", &["repack", "--image", "oci:bb", "bundle"]);
+        // What a pod's first container runs; all others are given a command.
+        run("umoci", &["config", "--image", "oci:bb", "--config.cmd", "/bin/sleep", "--config.cmd", "100000"]);
         run("skopeo", &["copy", "-q", "oci:oci:bb", &format!("oci-archive:image.tar:{IMAGE}")]);
         self.ctr(&["images", "import", &self.dir.at("image.tar")]).expect_code(0);
     }

@@ -83,9 +83,9 @@ impl LogProgram {
         let (ready_reader, ready_writer) = io::pipe().map_err(pipe)?;
         own(&out_writer, setting.owner).and_then(|()| own(&err_writer, setting.owner)).map_err(pipe)?;
         let failed = |source| StreamError::Program { program: program.path.clone(), source };
-        let own_binary = std::env::current_exe().map_err(failed)?;
-        // It must get descriptors 3 to 5: this same binary, as a step between, puts them there and becomes the program.
-        let mut command = Command::new(own_binary);
+        // It must get descriptors 3 to 5: this same binary, as a step between, puts them there and becomes the program. By this name it
+        // is the same one also when another was installed since.
+        let mut command = Command::new("/proc/self/exe");
         command.arg("log").arg(&program.path).args(&program.arguments);
         command.env("CONTAINER_ID", setting.container).env("CONTAINER_NAMESPACE", setting.namespace);
         command.stdin(out_reader).stdout(err_reader).stderr(ready_writer);

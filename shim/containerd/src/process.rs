@@ -156,13 +156,13 @@ impl Process {
         }
     }
 
-    /// Takes note of its pid. Call it before any wait since its end was claimed: until then it cannot have been reaped.
-    pub fn set_pid(&self, pid: i32) {
-        let handle = apex_sys::process::pidfd_open(pid);
+    /// Takes note of its pid. Call it before any wait since its end was claimed: until then only an end that is there already was reaped.
+    fn set_pid(&self, pid: i32, end: &oneshot::Receiver<Exit>) {
+        // The pid of one that was reaped may be another's by now.
+        let handle = if end.is_empty() { apex_sys::process::pidfd_open(pid).ok() } else { None };
         let mut known = self.known();
         known.pid = pid;
-        // Without one it has ended already.
-        known.handle = handle.ok();
+        known.handle = handle;
     }
 
     /// Refuses unless it stands there.
@@ -229,14 +229,14 @@ impl Process {
                 }
             };
             let end = birth.claim(pid);
-            self.set_pid(pid);
+            self.set_pid(pid, &end);
             return Ok(Made { pid, end, streams: Streams::Direct(kept) });
         }
         let socket = ConsoleSocket::bind()?;
         run(runtime, &way, Making { pid_file, console: Some(socket.path()), ends: None }).await?;
         let pid = bundle::read_pid(pid_file)?;
         let end = birth.claim(pid);
-        self.set_pid(pid);
+        self.set_pid(pid, &end);
         let console = match socket.receive().await {
             Ok(master) => Console::start(master, &self.places, setting).await,
             Err(error) => Err(error),

@@ -271,6 +271,70 @@ fn what_cannot_be_is_refused_in_words() {
     containerd.expect_nothing_left(&["bad"]);
 }
 
+/// A runtime that does what it is asked to and then fails, at this command.
+fn failing(containerd: &Containerd, verb: &str) {
+    let runtime = runtimes().remove(0);
+    let runtime = runtime.display();
+    let text = format!(
+        "#!/bin/sh\nfor word; do\n  if [ \"$word\" = {verb} ]; then {runtime} \"$@\"; exit 1; fi\ndone\nexec {runtime} \"$@\"\n"
+    );
+    let path = containerd.script("failing", &text);
+    fs::write(containerd.at("shim.toml"), format!("BinaryName = {path:?}\nRoot = {:?}\n", containerd.at("runtime")))
+        .expect("it is ours");
+}
+
+#[test]
+fn a_runtime_that_fails_at_any_command_leaves_nothing() {
+    let containerd = containerd!();
+    for verb in ["create", "start", "delete"] {
+        failing(&containerd, verb);
+        let name = format!("c-{verb}");
+        let output = containerd.run(&["--rm"], &name, &["sleep", "0.2"]);
+        assert!(output.err().contains(&format!("cannot {verb} {name}")), "{verb}: {output:?}");
+        // Whoever was told that a deletion failed tries again.
+        containerd.ctr(&["tasks", "rm", "-f", &name]);
+        containerd.expect_status(&name, None);
+        containerd.expect_nothing_left(&[&name]);
+    }
+    failing(&containerd, "exec");
+    containerd.run(&["-d"], "whole", &["sleep", "1000"]).expect_code(0);
+    let exec = containerd.ctr(&["tasks", "exec", "--exec-id", "x", "whole", "sleep", "0.1"]);
+    assert!(exec.code != 0 && exec.err().contains("cannot exec in whole"), "{exec:?}");
+    containerd.expect_status("whole", Some("RUNNING"));
+    containerd.ctr(&["tasks", "rm", "-f", "whole"]);
+    containerd.expect_nothing_left(&["whole"]);
+}
+
+#[test]
+fn a_runtime_that_is_killed_while_it_creates_leaves_nothing() {
+    let containerd = containerd!();
+    let text = "#!/bin/sh\nfor word; do\n  if [ \"$word\" = create ]; then kill -9 $$; fi\ndone\nexec runc \"$@\"\n";
+    let path = containerd.script("killed", text);
+    fs::write(containerd.at("shim.toml"), format!("BinaryName = {path:?}\n")).expect("it is ours");
+    let error = containerd.run(&["--rm"], "cut", &["true"]).err();
+    assert!(error.contains("exit 137"), "{error}");
+    containerd.expect_nothing_left(&["cut"]);
+}
+
+#[test]
+fn a_killed_shim_of_a_group_takes_each_container_with_it() {
+    let containerd = containerd!();
+    let flags = ["-d", "--annotation", "io.containerd.runc.v2.group=g"];
+    for name in ["g1", "g2"] {
+        containerd.run(&flags, name, &["sleep", "1000"]).expect_code(0);
+    }
+    let shims = containerd.shims();
+    assert_eq!(shims.len(), 1);
+    kill(Pid::from_raw(shims[0]), Signal::SIGKILL).expect("it is there");
+    for name in ["g1", "g2"] {
+        containerd.expect_status(name, None);
+    }
+    containerd.expect_nothing_left(&["g1", "g2"]);
+    // The socket of the group can be taken again.
+    containerd.run(&flags, "g3", &["sleep", "1000"]).expect_code(0);
+    assert_eq!(containerd.shims().len(), 1);
+}
+
 #[test]
 fn fifty_containers_leave_nothing() {
     let containerd = containerd!();

@@ -172,9 +172,10 @@ impl Containerd {
 
     /// `ctr run` of the image through the shim; `flags` come before the name of the container.
     pub fn run_arguments<'a>(&'a self, flags: &[&'a str], name: &'a str, command: &[&'a str]) -> Vec<String> {
-        let config = self.at("shim.toml");
+        let (config, fifos) = (self.at("shim.toml"), self.at("fifos"));
         let last = [IMAGE, name];
-        let first = ["run", "--runtime", "io.containerd.apex.v2", "--runtime-config-path", &config];
+        let first =
+            ["run", "--runtime", "io.containerd.apex.v2", "--runtime-config-path", &config, "--fifo-dir", &fifos];
         let words = first.iter().chain(flags).chain(&last).chain(command);
         words.map(|word| (*word).to_owned()).collect()
     }

@@ -1,6 +1,9 @@
-//! Memory that a waiting process does not need any more (malloc_trim(3), madvise(2)).
+//! Memory that a waiting process does not need any more (malloc_trim(3), madvise(2)), and files in memory (memfd_create(2)).
 
-use crate::check;
+use std::ffi::CStr;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::{Errno, check};
 
 /// Bytes below the caller's frame that are given back.
 const STACK_BYTES: usize = 64 * 1024;
@@ -19,6 +22,18 @@ pub fn give_back() {
     if is_first_thread {
         give_back_stack();
     }
+}
+
+/// An empty file in memory that cannot be executed, closed on exec. A kernel before Linux 6.3 knows no such mark and makes a plain one.
+pub fn file(name: &CStr) -> Result<OwnedFd, Errno> {
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    let make = |flags| check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) }.into());
+    let file = match make(libc::MFD_NOEXEC_SEAL) {
+        Err(Errno::EINVAL) => make(0)?,
+        other => other?,
+    };
+    // SAFETY: a fresh descriptor from the kernel.
+    Ok(unsafe { OwnedFd::from_raw_fd(file as RawFd) })
 }
 
 /// On the first thread's stack only: the kernel keeps the 1 MiB below it free of other mappings (`stack_guard_gap`).

@@ -1,15 +1,20 @@
 //! Hooks (runtime-spec, "POSIX-platform Hooks"): programs of the bundle's author, run at fixed points with the state on standard input.
 
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use apex_sys::signal::{Interest, poll};
+use apex_sys::{Errno, fs, memory, process, terminal};
 use oci_spec::runtime::{Hook, Hooks};
 
 /// Bytes of a hook's output that an error repeats.
 const OUTPUT_BYTES_MAX: usize = 4096;
+/// Blocks that are read of it at once: between them its end and its timeout are looked at.
+const READS_MAX: usize = 64;
 
 /// When hooks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,16 +138,29 @@ fn run_one(
 ) -> Result<(), HookError> {
     let path = hook.path().display().to_string();
     let failed = |source| HookError::Execute { phase, number, path: path.clone(), source };
-    let mut child = command(hook, environment).spawn().map_err(failed)?;
-    let Some(status) = wait(&mut child, state.as_bytes(), hook.timeout()).map_err(failed)? else {
+    let mut child = input(state).and_then(|input| command(hook, environment).stdin(input).spawn()).map_err(failed)?;
+    let mut words = Words { pipe: child.stderr.take(), bytes: Vec::new() };
+    let waited = wait(&mut child, hook.timeout(), &mut words);
+    if !matches!(waited, Ok(Some(_))) {
+        // It has not ended: its time is over, or it cannot be waited for.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let Some(status) = waited.map_err(failed)? else {
         return Err(HookError::Timeout { phase, number, path, seconds: hook.timeout().unwrap_or_default() });
     };
     if status.success() {
         return Ok(());
     }
-    let ended = describe(status);
-    let output = output(&mut child);
-    Err(HookError::Failed { phase, number, path, ended, output })
+    Err(HookError::Failed { phase, number, path, ended: describe(status), output: words.told() })
+}
+
+/// The state as a file: a pipe would be full, or broken, before a hook that does not read it.
+fn input(state: &str) -> std::io::Result<File> {
+    let mut file = File::from(memory::file(c"state")?);
+    file.write_all(state.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// A hook without a list of variables has those of who runs it.
@@ -161,53 +179,64 @@ fn command(hook: &Hook, environment: Option<&[String]>) -> Command {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         command.env(name, value);
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
 
-/// Gives the hook its input, which it need not read, and waits for it, at most its timeout; `None` when that is over and the hook was killed.
-fn wait(child: &mut Child, input: &[u8], timeout_s: Option<i64>) -> std::io::Result<Option<ExitStatus>> {
-    let mut pipe = child.stdin.take();
-    let mut left = input;
-    if let Some(pipe) = &pipe {
-        apex_sys::terminal::set_nonblocking(pipe.as_fd())?;
-    }
-    let seconds = timeout_s.and_then(|seconds| u64::try_from(seconds).ok());
-    let deadline = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    // A signal of the child's end would need a handler, which the container would inherit.
-    let mut pause = Duration::from_micros(200);
+/// Waits for the hook, at most its timeout, and hears it meanwhile; `None` when the time is over.
+fn wait(child: &mut Child, timeout_s: Option<i64>, words: &mut Words) -> std::io::Result<Option<ExitStatus>> {
+    let deadline = timeout_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.try_into().ok()?)));
+    // By a descriptor: a signal of the child's end would need a handler, which the container would inherit.
+    let end = process::pidfd_open(child.id().cast_signed())?;
+    words.pipe.as_ref().map_or(Ok(()), |pipe| terminal::set_nonblocking(pipe.as_fd()))?;
     loop {
-        left = feed(&mut pipe, left);
-        if pipe.is_none() && deadline.is_none() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left_ms = left.map(|left| u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX));
+        let mut interests = vec![Interest { fd: end.as_fd(), write: false, ready: false }];
+        interests.extend(words.pipe.iter().map(|pipe| Interest { fd: pipe.as_fd(), write: false, ready: false }));
+        poll(&mut interests, left_ms)?;
+        let has_ended = interests[0].ready;
+        words.hear();
+        if has_ended {
             return child.wait().map(Some);
         }
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            child.kill()?;
-            child.wait()?;
+        if left.is_some_and(|left| left.is_zero()) {
             return Ok(None);
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 
-/// Writes what the pipe takes and closes it behind the last byte, or when nobody reads; returns the rest.
-fn feed<'a>(pipe: &mut Option<ChildStdin>, mut left: &'a [u8]) -> &'a [u8] {
-    while let Some(open) = pipe {
-        match open.write(left) {
-            Ok(count) => left = &left[count..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return left,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => left = &[],
-        }
-        if left.is_empty() {
-            *pipe = None;
+/// What a hook writes to standard error: all of it is read, so that it does not wait for room, and the beginning is kept.
+struct Words {
+    pipe: Option<ChildStderr>,
+    bytes: Vec<u8>,
+}
+
+impl Words {
+    /// Takes what is there now; its children may hold the pipe open for longer.
+    fn hear(&mut self) {
+        let mut block = [0; 4096];
+        for _ in 0..READS_MAX {
+            let Some(pipe) = &self.pipe else { return };
+            match fs::read(pipe.as_fd(), &mut block) {
+                Ok(count @ 1..) => {
+                    let kept = count.min(OUTPUT_BYTES_MAX - self.bytes.len());
+                    self.bytes.extend_from_slice(&block[..kept]);
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => return,
+                Ok(_) | Err(_) => self.pipe = None,
+            }
         }
     }
-    left
+
+    /// The words of an error.
+    fn told(&self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes);
+        match text.trim() {
+            "" => String::new(),
+            text => format!("; it wrote: {}", apex_core::escape::text(text)),
+        }
+    }
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -216,17 +245,6 @@ fn describe(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "no exit code".to_owned(),
     }
-}
-
-/// What it wrote; its children may hold the pipe open, so only what is there is read.
-fn output(child: &mut Child) -> String {
-    let Some(stderr) = child.stderr.take() else { return String::new() };
-    let mut bytes = vec![0; OUTPUT_BYTES_MAX];
-    let readable = apex_sys::terminal::set_nonblocking(stderr.as_fd());
-    let count = readable.and_then(|()| apex_sys::fs::read(stderr.as_fd(), &mut bytes)).unwrap_or(0);
-    let text = String::from_utf8_lossy(&bytes[..count]);
-    let text = text.trim();
-    if text.is_empty() { String::new() } else { format!("; it wrote: {}", apex_core::escape::text(text)) }
 }
 
 #[cfg(test)]
@@ -260,8 +278,7 @@ mod tests {
         check("kill -9 $$", None, Some("killed by signal 9"));
         check("sleep 60", Some(1), Some("did not end within its timeout of 1 s"));
         check("exit 0", Some(30), None);
-        // Nobody reads.
-        check("exec <&-; sleep 0.1", None, None);
-        check("exec <&-; exit 4", Some(30), Some("exit code 4"));
+        check("head -c 300000 /dev/zero >&2", None, None);
+        check("head -c 300000 /dev/zero >&2; sleep 60", Some(1), Some("did not end within"));
     }
 }

@@ -39,9 +39,9 @@ impl Journal {
 
     /// Why the command failed.
     pub fn error(&self, words: &str) {
-        // A closed standard error leaves nobody to tell.
-        let _ = writeln!(std::io::stderr(), "apex-oci: error: {words}");
+        // The file first: standard error may be closed, which leaves nobody to tell there.
         self.line("error", words);
+        let _ = writeln!(std::io::stderr(), "apex-oci: error: {words}");
     }
 
     /// What went wrong without stopping the command.

@@ -304,7 +304,11 @@ fn stage(inside: Inside<'_>, flags: u64) -> i32 {
     let tell = |wire: &Wire, message: &Message| if wire.say(message).is_ok() { 0 } else { 1 };
     // The cgroup first: a joined user namespace may not be allowed to enter it.
     let entered = inside.doors.as_ref().map_or(Ok(()), Doors::walk_in);
-    let staged = entered.context("cannot enter the container's cgroup").and_then(|()| Ok(inside.namespaces.stage()?));
+    let hidden = entered.context("cannot enter the container's cgroup").and_then(|()| {
+        // Where it is born, somebody may be waiting for it; in a user namespace it hides itself once its ids are mapped.
+        if inside.namespaces.has(Kind::User) { Ok(()) } else { init::hide() }
+    });
+    let staged = hidden.and_then(|()| Ok(inside.namespaces.stage()?));
     let born = staged.and_then(|()| {
         process::clone_sibling(flags)
             .context("cannot start the init in its new namespaces (clone3(2)); may this user make them?")

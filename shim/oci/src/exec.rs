@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use apex_sys::process::{self, Side};
-use apex_sys::{fs, prctl};
+use apex_sys::fs;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 
 use crate::bundle;
@@ -13,7 +13,7 @@ use crate::cgroup::{Cgroup, Doors, SubPath};
 use crate::create::{connect_console, write_pid};
 use crate::foreground;
 use crate::init::identity::{self, Labels};
-use crate::init::{Inheritance, Sealing, close, console, take_terminal};
+use crate::init::{Inheritance, Sealing, close, console, hide, take_terminal};
 use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
@@ -222,7 +222,7 @@ fn stage(joining: Joining<'_>, wire: &Wire, doors: Option<&Doors>, kinds: i32, r
         identity::set_oom_score("self", joining.process.oom_score_adj())?;
         Labels::open(joining.process)?.write()?;
         // A program of the container must not look into this process before it is sealed.
-        prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")?;
+        hide()?;
         if kinds != 0 {
             process::enter_namespaces(joining.target.as_fd(), kinds)
                 .context("cannot join the container's namespaces")?;
@@ -264,7 +264,7 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
         process::set_gid(0)
             .and_then(|()| process::set_uid(0))
             .context("cannot become root of the container's user namespace")?;
-        prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")?;
+        hide()?;
     }
     let sealing = Sealing { process, spec, seccomp, narrowing, seccomp_socket, inheritance: &options.inheritance };
     if process.terminal().unwrap_or(false) {

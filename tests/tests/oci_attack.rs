@@ -26,17 +26,28 @@ fn expect_unchanged(bundle: &Bundle, bytes: &[u8]) {
     assert_eq!(fs::metadata(bundle.binary()).expect("it is there").permissions().mode() & 0o777, 0o755);
 }
 
-/// The attacker in the container, started and waited for; the number of its output.
-fn lurker(bundle: &Bundle, seconds: u32) -> (std::process::Child, u32) {
-    let words = ["exec", &bundle.id, "inside", "lurk", &seconds.to_string()];
-    let (child, number) = bundle.spawn(bundle.command(&words));
-    let file = bundle.dir().path().join(format!("{number}.out"));
-    let end = Instant::now() + Duration::from_secs(20);
-    while fs::metadata(&file).map_or(0, |facts| facts.len()) == 0 {
-        assert!(Instant::now() < end, "the attacker does not start");
+/// Waits until the attacker in the container has written that; what it wrote.
+#[track_caller]
+fn until_told(bundle: &Bundle, number: u32, words: &str) -> String {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let told = bundle.dir().read(&format!("{number}.out"));
+        if told.contains(words) {
+            return told;
+        }
+        assert!(Instant::now() < end, "the attacker does not say {words:?}: {told}");
         std::thread::sleep(Duration::from_millis(5));
     }
-    (child, number)
+}
+
+/// The attacker, started. Nobody waits for it: whoever did would execute the image that it wants to write to.
+#[track_caller]
+fn lurker(bundle: &Bundle, seconds: u32) -> u32 {
+    let words = ["exec", "--detach", &bundle.id, "inside", "lurk", &seconds.to_string()];
+    let (child, number) = bundle.spawn(bundle.command(&words));
+    bundle.outcome(child, number).expect_code(0);
+    until_told(bundle, number, "lurking");
+    number
 }
 
 /// Programs of the container.
@@ -51,7 +62,7 @@ fn enter_under_attack(bundle: &Bundle, programs: &[&[&str]]) -> String {
     fs::write(&script, "#!/proc/self/exe\n").expect("we own it");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("we own it");
     bundle.up();
-    let (child, number) = lurker(bundle, 6);
+    let number = lurker(bundle, 4);
     let begun = Instant::now();
     let mut rounds = 0;
     while begun.elapsed() < Duration::from_secs(4) {
@@ -61,10 +72,8 @@ fn enter_under_attack(bundle: &Bundle, programs: &[&[&str]]) -> String {
             rounds += 1;
         }
     }
-    let output = bundle.outcome(child, number).expect_code(0);
     assert!(rounds > 8, "too few to be an attack: {rounds}");
-    assert!(output.out().contains("saw "), "{}", output.out());
-    output.out()
+    until_told(bundle, number, "saw ")
 }
 
 /// CVE-2019-5736: with every capability of the host's root an attacker may read the entering process, but not write to its binary.
@@ -107,6 +116,42 @@ fn who_enters_a_user_namespace_cannot_be_looked_into() {
         assert!(!told.contains(word), "{told}");
     }
     expect_unchanged(&bundle, &bytes);
+}
+
+/// A created container's first process is the runtime until the start, and commands may run beside it.
+#[test]
+fn a_container_that_waits_cannot_be_looked_into() {
+    for is_mighty in [true, false] {
+        let bundle = bundle!().args(&["sleep", "300"]);
+        let (bundle, bytes) = with_own_binary(if is_mighty { bundle.mighty() } else { bundle });
+        bundle.create().expect_code(0);
+        let number = lurker(&bundle, 1);
+        let told = until_told(&bundle, number, "saw ");
+        assert!(!told.contains("OVERWRITTEN"), "{told}");
+        assert!(is_mighty || !told.contains("MEMORY") && !told.contains("TRACED"), "{told}");
+        assert_eq!(is_mighty, told.contains("READABLE"), "{told}");
+        expect_unchanged(&bundle, &bytes);
+        bundle.must("delete");
+        bundle.expect_nothing_left();
+    }
+}
+
+/// A second container of a pod that shares its pid namespace is seen by the first while it is made.
+#[test]
+fn a_container_that_is_made_cannot_be_looked_into_by_its_neighbour() {
+    let first = bundle!().args(&["sleep", "300"]);
+    first.up();
+    let pids = json!({"type": "pid", "path": format!("/proc/{}/ns/pid", first.pid())});
+    let number = lurker(&first, 4);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let second = bundle!().namespace("pid", Some(pids.clone()));
+        second.run().expect_code(0);
+    }
+    let told = until_told(&first, number, "saw ");
+    for word in ["OVERWRITTEN", "READABLE", "MEMORY", "TRACED"] {
+        assert!(!told.contains(word), "{told}");
+    }
 }
 
 /// The first program is the runtime's own binary, which writes to itself.

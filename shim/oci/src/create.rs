@@ -165,13 +165,16 @@ fn build(
         annotations: spec.annotations().as_ref(),
     };
     let mut record = record(bundle, options, &namespaces);
-    let mut cgroup = if options.is_without_cgroup { Cgroup::none(&wanted)? } else { Cgroup::make(&wanted)? };
+    let planned = if options.is_without_cgroup { Cgroup::none(&wanted)? } else { Cgroup::plan(&wanted)? };
+    record.cgroup = Some(planned.clone());
+    undo.entry().keep_config(&bundle.text)?;
+    // Before anything is made: a create that is killed leaves nothing that a delete would not find.
+    undo.entry().write(&record)?;
+    let mut cgroup = planned.realise(&wanted)?;
     cgroup.notes().iter().for_each(|note| journal.warning(note));
     record.cgroup = Some(cgroup.clone());
     undo.cgroup = Some(cgroup.clone());
     let entry = undo.entry();
-    entry.keep_config(&bundle.text)?;
-    entry.write(&record)?;
     let cgroups = rootfs::Cgroups::from(cgroup.views());
     sysctl::validate(spec)?;
     let trees = rootfs::outside(spec, &bundle.path)?;
@@ -204,7 +207,7 @@ fn build(
             || seccomp.as_ref().is_some_and(|filter| filter.listener().is_some()),
         no_pivot: options.no_pivot,
         keeps_keyring: options.keeps_keyring,
-        foreign: [entry.dir().as_raw_fd(), wire.socket().as_raw_fd()],
+        outside: [entry.dir().as_raw_fd(), wire.socket().as_raw_fd()],
         wire: inner,
         start: listen(entry)?,
         console,

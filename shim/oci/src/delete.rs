@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 
+use crate::cgroup::Cgroup;
 use crate::hooks::{self, Phase};
 use crate::kill::kill_all;
 use crate::state::{Entry, Record, StateError, Status, state};
@@ -15,7 +16,11 @@ pub fn delete(entry: &Entry, is_forced: bool) -> Result<Vec<String>> {
         // A create that hangs in a hook holds the lock: it is the first to go.
         stop_create(entry)?;
     }
-    entry.lock()?;
+    match entry.lock() {
+        // The create that was stopped has taken everything back itself.
+        Err(StateError::Missing { .. }) if is_forced => return Ok(Vec::new()),
+        other => other?,
+    }
     let record = match entry.read() {
         Ok(Some(record)) => record,
         Ok(None) => return entry.remove().map(|()| Vec::new()).map_err(Into::into),
@@ -23,6 +28,8 @@ pub fn delete(entry: &Entry, is_forced: bool) -> Result<Vec<String>> {
         Err(error) => return Err(error.into()),
     };
     match entry.status(&record) {
+        // Its create was killed, and its init may hang in a hook; otherwise that ends by itself.
+        Status::Stopped if is_forced && record.pid == 0 => record.cgroup.iter().try_for_each(Cgroup::kill_all)?,
         Status::Stopped | Status::Creating => {}
         // As runc does: what waits for a start has not run.
         Status::Created => kill_all(entry, &record)?,

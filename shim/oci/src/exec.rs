@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use apex_sys::process::{self, Side};
 use apex_sys::fs;
+use apex_sys::process::{self, Side};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 
 use crate::bundle;
@@ -13,7 +13,7 @@ use crate::cgroup::{Cgroup, Doors, SubPath};
 use crate::create::{connect_console, write_pid};
 use crate::foreground;
 use crate::init::identity::{self, Labels};
-use crate::init::{Inheritance, Sealing, close, console, hide, take_terminal};
+use crate::init::{Inheritance, Sealing, console, forget, hide, take_terminal};
 use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
@@ -139,8 +139,14 @@ fn enter(joining: Joining<'_>, inner: Wire, wire: &Wire) -> Result<(i32, OwnedFd
     match process::clone_into(0, doors.as_ref().and_then(Doors::birth))
         .context("cannot start the stage of the new process")?
     {
-        Side::Child if !close(&[wire.socket().as_raw_fd()]) => process::exit_now(1),
-        Side::Child => process::exit_now(stage(joining, &inner, doors.as_ref(), kinds, &root)),
+        Side::Child => {
+            // Held here, the end of the runtime would not be seen by the new process.
+            let code = match forget(wire.socket().as_raw_fd()) {
+                Ok(()) => stage(joining, &inner, doors.as_ref(), kinds, &root),
+                Err(_) => 1,
+            };
+            process::exit_now(code)
+        }
         Side::Parent { pid: stage, .. } => {
             drop(inner);
             let born = wire.next();
@@ -276,5 +282,5 @@ fn become_process(joining: Joining<'_>, wire: &Wire) -> Result<anyhow::Error> {
     sealing.seal_early(rules.as_ref(), || state(&Record { pid, ..record.clone() }, Status::Running))?;
     wire.say(&Message::Ready)?;
     wire.expect(&Message::Recorded)?;
-    Ok(sealing.finish(&program, rules.as_ref(), || Ok(())))
+    Ok(sealing.finish(&program, rules.as_ref(), || Ok(()), || Ok(())))
 }

@@ -24,15 +24,23 @@ pub fn start(entry: &Entry) -> Result<()> {
     })?;
     let wire = Wire::over(socket);
     wire.say(&Message::Go)?;
-    // The socket closes by itself when the program is executed.
-    let answer = wire.next()?;
+    let answer = begin(&wire, entry.id());
     entry.forget(START);
-    match answer {
-        None => {}
-        Some(Message::Failed(words)) => return Err(WireError::Failed(words).into()),
-        Some(other) => return Err(WireError::Turn(other).into()),
-    }
+    answer?;
     run_poststart(entry, &record)
+}
+
+/// Waits until the program is executed: then the socket closes by itself.
+fn begin(wire: &Wire, id: &str) -> Result<()> {
+    match wire.expect(&Message::Ready) {
+        Err(WireError::Closed) => bail!("the first process of container {id:?} was killed before its program began"),
+        other => other?,
+    }
+    match wire.next()? {
+        None => Ok(()),
+        Some(Message::Failed(words)) => Err(WireError::Failed(words).into()),
+        Some(other) => Err(WireError::Turn(other).into()),
+    }
 }
 
 fn run_poststart(entry: &Entry, record: &Record) -> Result<()> {

@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -164,8 +164,10 @@ impl Root {
         }
         let entry = self.entry(id)?;
         // Nobody else can have it yet but one who takes it for a leftover; then it is theirs.
-        fs::try_lock(entry.dir.as_fd(), true).map_err(|_| StateError::Exists(id.to_owned()))?;
-        Ok(entry)
+        match fs::try_lock(entry.dir.as_fd(), true) {
+            Ok(()) if entry.is_current() => Ok(entry),
+            Ok(()) | Err(_) => Err(StateError::Exists(id.to_owned())),
+        }
     }
 
     /// Takes an id of which a killed create left only the directory.
@@ -173,7 +175,7 @@ impl Root {
         let exists = || StateError::Exists(id.to_owned());
         let entry = self.entry(id).map_err(|_| exists())?;
         let has_record = entry.path.join(RECORD).exists();
-        if has_record || fs::try_lock(entry.dir.as_fd(), true).is_err() {
+        if has_record || fs::try_lock(entry.dir.as_fd(), true).is_err() || !entry.is_current() {
             return Err(exists());
         }
         Ok(entry)
@@ -252,15 +254,26 @@ impl Entry {
     /// Waits until nobody else works on the container, at most 10 s, and keeps others from it.
     ///
     /// # Errors
-    /// Somebody does for longer.
+    /// Somebody does for longer, or has removed it meanwhile.
     pub fn lock(&self) -> Result<(), StateError> {
         for _ in 0..LOCK_TRIES_MAX {
             if fs::try_lock(self.dir.as_fd(), true).is_ok() {
-                return Ok(());
+                if self.is_current() {
+                    return Ok(());
+                }
+                let root = self.path.parent().unwrap_or(&self.path).to_path_buf();
+                return Err(StateError::Missing { id: self.id.clone(), root });
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         Err(StateError::Busy(self.id.clone()))
+    }
+
+    /// Whether the directory that is held still has its name: between opening and locking it, others may have removed it and taken the id again.
+    fn is_current(&self) -> bool {
+        let held = nix::sys::stat::fstat(self.dir.as_fd());
+        let named = self.path.symlink_metadata();
+        matches!((held, named), (Ok(held), Ok(named)) if (held.st_dev, held.st_ino) == (named.dev(), named.ino()))
     }
 
     /// A name in the directory that works whatever its length: names of sockets are short.

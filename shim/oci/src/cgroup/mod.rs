@@ -156,26 +156,48 @@ pub struct View {
 }
 
 impl Cgroup {
-    /// Makes the directories and writes the limits, before anybody enters. An error removes what was made.
+    /// [`Cgroup::plan`] and [`Cgroup::realise`] in one.
     ///
-    /// A directory that is there already is used, as runc 1.1 does; not when it is frozen, and with a note when processes are in it.
+    /// # Errors
+    /// As theirs.
     pub fn make(wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
-        let resources = wanted.resources.cloned().unwrap_or_default();
-        if wanted.is_rootless && wanted.path.is_none() && !wanted.systemd && !limits::is_limited(&resources) {
+        Cgroup::plan(wanted)?.realise(wanted)
+    }
+
+    /// Where the directories will be. It can be written down before anything is made, so that whoever comes after a killed create finds them.
+    ///
+    /// # Errors
+    /// The path is none, the host has no cgroups, or systemd does not answer.
+    pub fn plan(wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
+        let is_limited = wanted.resources.is_some_and(limits::is_limited);
+        if wanted.is_rootless && wanted.path.is_none() && !wanted.systemd && !is_limited {
             return Cgroup::none(wanted);
         }
         let hierarchies = host::look()?;
         let version = if host::is_unified(&hierarchies) { Version::V2 } else { Version::V1 };
         if wanted.systemd {
-            return systemd::prepare(wanted, &hierarchies, version, resources);
+            return systemd::prepare(wanted, &hierarchies, version, wanted.resources.cloned().unwrap_or_default());
         }
         let path = CgroupPath::parse(wanted.path, wanted.id)?;
         let places = hierarchies.iter().map(|hierarchy| Place::new(hierarchy, &path)).collect();
-        let mut cgroup = Cgroup { version, places, scope: None, pending: None, notes: Vec::new() };
+        Ok(Cgroup { version, places, scope: None, pending: None, notes: Vec::new() })
+    }
+
+    /// Makes the directories and writes the limits, before anybody enters. An error removes what was made. What systemd makes waits for its process.
+    ///
+    /// A directory that is there already is used, as runc 1.1 does; not when it is frozen, and with a note when processes are in it.
+    ///
+    /// # Errors
+    /// A directory or a limit is refused.
+    pub fn realise(mut self, wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
+        if self.version == Version::None || self.pending.is_some() {
+            return Ok(self);
+        }
+        let resources = wanted.resources.cloned().unwrap_or_default();
         let mut made = Vec::new();
-        let done = cgroup.build(wanted.is_rootless, &mut made).and_then(|()| {
-            cgroup.set(&resources)?;
-            cgroup.set_devices(&resources, wanted.is_rootless)
+        let done = self.build(wanted.is_rootless, &mut made).and_then(|()| {
+            self.set(&resources)?;
+            self.set_devices(&resources, wanted.is_rootless)
         });
         if let Err(error) = done {
             // Deepest first; the error that is returned says more than a second one would.
@@ -184,7 +206,7 @@ impl Cgroup {
             }
             return Err(error);
         }
-        Ok(cgroup)
+        Ok(self)
     }
 
     /// No cgroup: the container stays in that of its caller. Limits are refused; rules on devices have nobody to hold them, which who asks for no

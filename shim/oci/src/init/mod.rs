@@ -85,9 +85,9 @@ pub struct Inside<'a> {
     pub no_pivot: bool,
     /// Whether the caller's session keyring is kept.
     pub keeps_keyring: bool,
-    /// Descriptors of the outside that a copy of its process must not hold: its lock, which would last as long as the container, and its end of the
-    /// conversation, whose end would not be seen.
-    pub foreign: [RawFd; 2],
+    /// Descriptors of the outside that must not be held here too: its lock of the container, which would last as long as the container, and its end of
+    /// the conversation, whose end would not be seen here when the outside is killed.
+    pub outside: [RawFd; 2],
     /// The conversation with the outside.
     pub wire: Wire,
     /// The socket on which the start is awaited.
@@ -98,7 +98,7 @@ pub struct Inside<'a> {
 
 /// Makes the container and becomes its program. Returns only the exit code of a failure, which has been told.
 pub fn run(inside: Inside<'_>) -> i32 {
-    if !close(&inside.foreign) {
+    if inside.outside.into_iter().try_for_each(forget).is_err() {
         return 1;
     }
     let wire = Wire::over(match inside.wire.socket().try_clone_to_owned() {
@@ -115,9 +115,12 @@ pub fn run(inside: Inside<'_>) -> i32 {
     1
 }
 
-/// Closes descriptors that a copied process has from another.
-pub fn close(foreign: &[RawFd]) -> bool {
-    foreign.iter().all(|fd| process::close_from(fd.unsigned_abs(), fd.unsigned_abs(), false).is_ok())
+/// Closes a descriptor that belongs to the outside, of which this process is a copy that never returns to it.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn forget(number: RawFd) -> Result<(), Errno> {
+    process::close_from(number.unsigned_abs(), number.unsigned_abs(), false)
 }
 
 /// An error and, once it is known, who asked for the start and is told.
@@ -169,7 +172,8 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
     drop(wire);
     let starter = await_start(start).map_err(early)?;
-    let error = sealing.finish(&program, rules.as_ref(), || {
+    let begins = || Ok(starter.say(&Message::Ready)?);
+    let error = sealing.finish(&program, rules.as_ref(), begins, || {
         let created = state(Status::Created).to_json();
         let environment = program::environment(sealing.process, &sealing.inheritance.variables);
         hooks::run_inside(sealing.spec.hooks().as_ref(), &created, &environment).map_err(Into::into)
@@ -364,10 +368,12 @@ impl Sealing<'_> {
         &self,
         program: &Program,
         rules: Option<&Prepared<'_>>,
+        begins: impl FnOnce() -> Result<()>,
         hooks: impl FnOnce() -> Result<()>,
     ) -> anyhow::Error {
-        let sealed = if self.has_listener() { Ok(()) } else { self.seal(rules, None) };
-        if let Err(error) = sealed.and_then(|()| hooks()) {
+        // Before the filter, which need not allow to say anything: from here on the end of the conversation means that the program began.
+        let sealed = || if self.has_listener() { Ok(()) } else { self.seal(rules, None) };
+        if let Err(error) = begins().and_then(|()| sealed()).and_then(|()| hooks()) {
             return error;
         }
         // Ignored while hooks are written to; where the filter refuses even this, the program is no less confined.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use apex_tests::bundle;
+use apex_tests::{bundle, leaks};
 use apex_tests::oci::Bundle;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::{Signal, kill};
@@ -201,6 +201,54 @@ fn a_create_killed_at_any_moment_leaves_what_delete_removes() {
     bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
 }
 
+/// The init of a killed create sees that nobody waits for it any more, and goes.
+#[test]
+fn an_init_whose_create_was_killed_ends_by_itself() {
+    let bundle = bundle!().args(&["sleep", "300"]);
+    bundle.write();
+    let path = bundle.path();
+    let create = ["create", "-b", &path, &bundle.id];
+    let time = time_of(&bundle, &create);
+    bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
+    let mut moments = Moments::new();
+    for round in 0..15 {
+        kill_at(&bundle, &create, moments.below(time));
+        let end = Instant::now() + Duration::from_secs(5);
+        while bundle.status() != "created" && !leaks::processes(bundle.mark()).is_empty() {
+            assert!(Instant::now() < end, "round {round}: {:?}", leaks::processes(bundle.mark()));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
+        bundle.expect_nothing_left();
+    }
+}
+
+/// A hook that hangs holds up its create; killed both, they are gone.
+#[test]
+fn a_create_killed_in_a_hook_that_hangs_is_deleted() {
+    for phase in ["createRuntime", "createContainer"] {
+        let hook = json!([{"path": "/bin/sleep", "args": ["sleep", "304"]}]);
+        let bundle = bundle!().set(&format!("/hooks/{phase}"), hook);
+        bundle.write();
+        kill_at(&bundle, &["create", "-b", &bundle.path(), &bundle.id], Duration::from_millis(400));
+        bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
+        bundle.expect_nothing_left();
+    }
+}
+
+/// The same while its create still waits for the hook.
+#[test]
+fn a_create_that_hangs_in_a_hook_is_deleted() {
+    let hook = json!([{"path": "/bin/sleep", "args": ["sleep", "304"]}]);
+    let bundle = bundle!().set("/hooks/createContainer", hook);
+    bundle.write();
+    let (child, number) = bundle.spawn(bundle.command(&["create", "-b", &bundle.path(), &bundle.id]));
+    std::thread::sleep(Duration::from_millis(400));
+    bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
+    bundle.outcome(child, number).expect_code(1);
+    bundle.expect_nothing_left();
+}
+
 /// Without a `delete` between: the id of a killed create is taken again, or the words say what to do.
 #[test]
 fn an_id_of_a_killed_create_can_be_had_again() {
@@ -316,8 +364,8 @@ fn descriptors_that_run_out_are_told_and_leave_nothing() {
     let bundle = bundle!();
     bundle.write();
     let mut codes = [0, 0];
-    for limit in 3..48 {
-        let line = format!("ulimit -n {limit}; exec \"$OCI\" --root \"$ROOT\" run -b \"$BUNDLE\" \"$ID\"");
+    for limit in (3..30).chain([34, 40, 64, 128, 256]) {
+        let line = format!("ulimit -Sn {limit}; exec \"$OCI\" --root \"$ROOT\" run -b \"$BUNDLE\" \"$ID\"");
         let mut command = Command::new("sh");
         command.args(["-c", &line]).env("ROOT", bundle.root()).env("OCI", bundle.binary()).env("ID", &bundle.id);
         command.env("BUNDLE", bundle.path());

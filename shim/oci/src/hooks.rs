@@ -185,7 +185,8 @@ fn command(hook: &Hook, environment: Option<&[String]>) -> Command {
 
 /// Waits for the hook, at most its timeout, and hears it meanwhile; `None` when the time is over.
 fn wait(child: &mut Child, timeout_s: Option<i64>, words: &mut Words) -> std::io::Result<Option<ExitStatus>> {
-    let deadline = timeout_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.try_into().ok()?)));
+    let deadline =
+        timeout_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.try_into().ok()?)));
     // By a descriptor: a signal of the child's end would need a handler, which the container would inherit.
     let end = process::pidfd_open(child.id().cast_signed())?;
     words.pipe.as_ref().map_or(Ok(()), |pipe| terminal::set_nonblocking(pipe.as_fd()))?;

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod leaks;
 pub mod modes;
 pub mod oci;
+pub mod podman;
 pub mod programs;
 pub mod prometheus;
 pub mod sandbox;

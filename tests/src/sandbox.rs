@@ -281,17 +281,23 @@ fn spawn(command: &mut Command) -> Child {
 
 /// Waits for a child and its output, both bounded.
 #[track_caller]
-pub fn collect(mut child: Child) -> Output {
+pub fn collect(child: Child) -> Output {
+    collect_within(child, PATIENCE)
+}
+
+/// The same for a child that may take longer.
+#[track_caller]
+pub fn collect_within(mut child: Child, patience: Duration) -> Output {
     let pid = child.id();
     let stdout = child.stdout.take().map(read_aside);
     let stderr = child.stderr.take().map(read_aside);
-    let status = wait(&mut child, PATIENCE);
+    let status = wait(&mut child, patience);
     let code = status.map(exit_code);
     let stdout = gather(stdout, "standard output");
     let stderr = gather(stderr, "standard error");
     let Some(code) = code else {
         panic!(
-            "hung for {PATIENCE:?} and was killed\nstdout: {}\nstderr: {}",
+            "hung for {patience:?} and was killed\nstdout: {}\nstderr: {}",
             String::from_utf8_lossy(&stdout),
             String::from_utf8_lossy(&stderr)
         )

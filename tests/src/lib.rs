@@ -8,6 +8,7 @@
 pub mod attack;
 pub mod containerd;
 pub mod daemon;
+pub mod debian;
 pub mod leaks;
 pub mod modes;
 pub mod oci;

@@ -199,6 +199,8 @@ impl Podman {
             Caller::User => self.as_user(program),
         };
         command.env("CONTAINERS_CONF", self.at("containers.conf")).stdin(Stdio::null());
+        // conmon marks a kill for memory by a file where it was started.
+        command.current_dir(self.dir.path());
         command.args(["--root", &self.at("storage"), "--runroot", &self.at("run"), "--storage-driver", self.driver]);
         command
     }

@@ -247,7 +247,7 @@ pub fn npm_tarball(package: &str, version: &str, sha256: &str) -> Result<PathBuf
 }
 
 /// Fetches into a directory of its own and moves the result into the cache, so that a half-written file never stands there.
-fn download(name: &str, fetch: impl Fn(&Path) -> Result<String>) -> Result<PathBuf> {
+pub(crate) fn download(name: &str, fetch: impl Fn(&Path) -> Result<String>) -> Result<PathBuf> {
     let cache = writable_cache()?;
     let partial = cache.join(format!(".{name}.{}", std::process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
@@ -259,7 +259,7 @@ fn download(name: &str, fetch: impl Fn(&Path) -> Result<String>) -> Result<PathB
 }
 
 /// Where downloads are looked for, the preferred place first. The rule is that of `xtask/src/cache.rs`.
-fn cache_dirs() -> Vec<PathBuf> {
+pub(crate) fn cache_dirs() -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = variable("APEX_CACHE") {
         return vec![dir];
@@ -268,7 +268,7 @@ fn cache_dirs() -> Vec<PathBuf> {
     [PathBuf::from("/var/cache/apex-tests")].into_iter().chain(own.map(|dir| dir.join("apex-tests"))).collect()
 }
 
-fn writable_cache() -> Result<PathBuf> {
+pub(crate) fn writable_cache() -> Result<PathBuf> {
     let dirs = cache_dirs();
     let is_writable = |dir: &&PathBuf| fs::create_dir_all(dir).is_ok() && access(*dir, AccessFlags::W_OK).is_ok();
     match dirs.iter().find(is_writable) {

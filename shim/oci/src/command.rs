@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::init::Inheritance;
 use crate::journal::Journal;
-use crate::options::{self, COMMANDS, Command, Exec, Global, Make, Shape};
+use crate::options::{self, Command, Exec, Global, Make, Shape};
 use crate::state::{self, Entry, OCI_VERSION, Root, Status};
 use crate::{create, delete, events, exec, features, foreground, kill, own_image, ps, spec, start, update};
 
@@ -73,7 +73,8 @@ fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32>
             Ok(spec::write(&bundle, rootless).map(|()| 0)?)
         }
         Command::Features => print(&format!("{}\n", serde_json::to_string_pretty(&features::features())?)),
-        Command::Help => print(&help()),
+        Command::Help(None) => print(&options::help::program()),
+        Command::Help(Some(topic)) => print(&options::help::command(topic)),
         Command::Version => print(&version()),
     }
 }
@@ -85,24 +86,6 @@ fn print(text: &str) -> Result<i32> {
 
 fn version() -> String {
     format!("apex-oci version {}\nspec: {OCI_VERSION}\n", env!("CARGO_PKG_VERSION"))
-}
-
-fn help() -> String {
-    let commands = COMMANDS.iter().map(|(name, what)| format!("  {name:<10}{what}\n"));
-    format!(
-        "apex-oci runs containers from OCI bundles (runtime-spec {OCI_VERSION}).\n\n\
-         Usage: apex-oci [OPTIONS] COMMAND ...\n\nCommands:\n{}\n\
-         Options:\n\
-         \x20 --root DIR             where the state of containers is kept (/run/apex-oci, or $XDG_RUNTIME_DIR/apex-oci)\n\
-         \x20 --log FILE             errors are also appended there\n\
-         \x20 --log-format FORMAT    text or json\n\
-         \x20 --debug                the log tells more\n\
-         \x20 --systemd-cgroup       systemd makes the cgroups; linux.cgroupsPath is SLICE:PREFIX:NAME\n\
-         \x20 --cgroup-manager WHO   cgroupfs, systemd, or disabled: the container stays in the caller's cgroup\n\
-         \x20 --help, --version\n\n\
-         The options of each command are those of runc; docs/guides/containers.md explains them.\n",
-        commands.collect::<String>()
-    )
 }
 
 fn create_options(global: &Global, make: &Make) -> create::Options {
@@ -186,7 +169,7 @@ fn exec_command(root: &Root, wanted: &Exec) -> Result<i32> {
         is_detached: wanted.is_detached,
         pid_file: wanted.pid_file.clone(),
         console_socket: wanted.console_socket.clone(),
-        cgroup: wanted.cgroup.clone(),
+        cgroups: wanted.cgroups.clone(),
         ignores_paused: wanted.ignores_paused,
         inheritance,
     };

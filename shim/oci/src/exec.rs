@@ -28,8 +28,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// The socket that gets the terminal.
     pub console_socket: Option<PathBuf>,
-    /// A cgroup below the container's.
-    pub cgroup: Option<String>,
+    /// Cgroups below the container's; none is the container's own.
+    pub cgroups: Vec<String>,
     /// Whether a paused container is entered.
     pub ignores_paused: bool,
     /// What else the program gets.
@@ -47,7 +47,7 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
         Status::Running | Status::Created => {}
         Status::Paused if options.ignores_paused => {}
         Status::Paused => {
-            bail!("cannot exec in container {:?}: it is paused; resume it, or use --ignore-paused", entry.id())
+            bail!("cannot exec in a paused container ({:?}): resume it, or use --ignore-paused", entry.id())
         }
         _ => bail!("cannot exec in container {:?}: it is not running", entry.id()),
     }
@@ -176,10 +176,11 @@ fn end(pid: i32, pidfd: &OwnedFd) {
 }
 
 fn doors(cgroup: &Cgroup, pid: i32, options: &Options) -> Result<Doors> {
-    Ok(match &options.cgroup {
-        Some(below) => cgroup.doors_below(Some(&SubPath::parse(below)?))?,
-        None => cgroup.doors_beside(pid)?,
-    })
+    if options.cgroups.is_empty() {
+        return Ok(cgroup.doors_beside(pid)?);
+    }
+    let below = options.cgroups.iter().map(|text| SubPath::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(cgroup.doors_below(&below)?)
 }
 
 /// Lets the process go on, once it is known, and waits until it is ready.

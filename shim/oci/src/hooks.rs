@@ -63,7 +63,7 @@ pub enum HookError {
         source: std::io::Error,
     },
     /// It ended with something else than 0.
-    #[error("the {} hook {number} ({path}) failed: {ended}{output}", phase.name())]
+    #[error("error running hook {} {number} ({path}): {ended}{output}", phase.name())]
     Failed {
         /// When.
         phase: Phase,
@@ -243,6 +243,8 @@ impl Words {
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
+        // What a filter of system calls did is worth its words.
+        (None, Some(nix::libc::SIGSYS)) => format!("killed by signal {} (bad system call)", nix::libc::SIGSYS),
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "no exit code".to_owned(),
     }
@@ -277,6 +279,11 @@ mod tests {
         check("exit 3", None, Some("exit code 3"));
         check("echo broken >&2; exit 1", None, Some("it wrote: broken"));
         check("kill -9 $$", None, Some("killed by signal 9"));
+        check(
+            "kill -SYS $$",
+            None,
+            Some("error running hook poststart 0 (/bin/sh): killed by signal 31 (bad system call)"),
+        );
         check("sleep 60", Some(1), Some("did not end within its timeout of 1 s"));
         check("exit 0", Some(30), None);
         check("head -c 300000 /dev/zero >&2", None, None);

@@ -53,7 +53,7 @@ pub fn kill(entry: &Entry, signal: i32, to_all: bool) -> Result<()> {
     let record = entry.record()?;
     if to_all {
         return match &record.cgroup {
-            Some(cgroup) if signal == 0 && cgroup.is_empty()? => bail!("container {:?} is not running", entry.id()),
+            // Also when nobody is left, as runc does: who kills all wants none to be there.
             Some(cgroup) => Ok(cgroup.kill(signal)?),
             None => bail!("container {:?} has no cgroup by which all its processes could be found", entry.id()),
         };

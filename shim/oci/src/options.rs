@@ -9,7 +9,10 @@ use lexopt::{Arg, Parser};
 
 use crate::journal::Format;
 use crate::update;
+use interval::interval;
 
+pub mod help;
+mod interval;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +25,12 @@ pub enum UsageError {
     /// No such command.
     #[error("there is no command {0:?}{1}; `apex-oci --help` lists them")]
     Command(String, String),
+    /// Help on what is no command, in the words of other runtimes, whose callers look for them.
+    #[error("No help topic for '{0}'{1}; `apex-oci --help` lists the commands")]
+    Topic(String, String),
+    /// No failure: the help of the command is asked for.
+    #[error("help is asked for")]
+    Help,
     /// No command.
     #[error("no command; `apex-oci --help` lists them")]
     Missing,
@@ -108,8 +117,8 @@ pub struct Exec {
     pub capabilities: Vec<String>,
     /// `--preserve-fds`.
     pub preserved: u32,
-    /// `--cgroup`.
-    pub cgroup: Option<String>,
+    /// `--cgroup`, once for all hierarchies or once for some.
+    pub cgroups: Vec<String>,
     /// `--ignore-paused`.
     pub ignores_paused: bool,
 }
@@ -198,8 +207,8 @@ pub enum Command {
     },
     /// What this runtime can do.
     Features,
-    /// The help text.
-    Help,
+    /// The help text, of the program or of a command.
+    Help(Option<&'static str>),
     /// The version.
     Version,
 }
@@ -242,12 +251,14 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Global, Comma
             Long("cgroup-manager") => cgroup_manager(&mut global, &parser.value()?)?,
             // Whether it is rootless is seen from who calls.
             Long("rootless" | "criu") => drop(parser.value()?),
-            Long("help") | Short('h') => return Ok((global, Command::Help)),
+            Long("help") | Short('h') => return Ok((global, Command::Help(None))),
             Long("version") | Short('v') => return Ok((global, Command::Version)),
             Value(word) => {
                 let word = word.string()?;
-                let command = command(&word, &mut parser)?;
-                return Ok((global, command));
+                return match command(&word, &mut parser) {
+                    Err(UsageError::Help) => Ok((global, Command::Help(Some(topic(&word)?)))),
+                    other => Ok((global, other?)),
+                };
             }
             other => return Err(other.unexpected().into()),
         }
@@ -307,17 +318,41 @@ fn command(word: &str, parser: &mut Parser) -> Result<Command, UsageError> {
         "spec" => spec(parser)?,
         "features" => match parser.next()? {
             None => Command::Features,
-            Some(other) => return Err(other.unexpected().into()),
+            Some(other) => return Err(unexpected(other)),
         },
-        "help" => Command::Help,
+        "help" => Command::Help(parser.next()?.map(|argument| asked(argument)).transpose()?),
         "checkpoint" | "restore" => {
             return Err(UsageError::Command(
                 word.to_owned(),
                 " in this runtime: it saves and restores no process images".to_owned(),
             ));
         }
-        other => return Err(UsageError::Command(other.to_owned(), nearest(other))),
+        other => match parser.next()? {
+            Some(Long("help") | Short('h')) => return Err(UsageError::Help),
+            _ => return Err(UsageError::Command(other.to_owned(), nearest(other))),
+        },
     })
+}
+
+/// An option that the command does not have, unless it is that of every command.
+fn unexpected(argument: Arg<'_>) -> UsageError {
+    match argument {
+        Long("help") | Short('h') => UsageError::Help,
+        other => other.unexpected().into(),
+    }
+}
+
+/// What `help` is asked about.
+fn asked(argument: Arg<'_>) -> Result<&'static str, UsageError> {
+    match argument {
+        Value(word) => topic(&text(word, "help")?),
+        other => Err(other.unexpected().into()),
+    }
+}
+
+fn topic(word: &str) -> Result<&'static str, UsageError> {
+    let known = COMMANDS.iter().find(|(name, _)| *name == word);
+    known.map(|(name, _)| *name).ok_or_else(|| UsageError::Topic(word.to_owned(), nearest(word)))
 }
 
 fn nearest(word: &str) -> String {
@@ -352,7 +387,7 @@ fn only_id(name: &'static str, parser: &mut Parser) -> Result<String, UsageError
     while let Some(argument) = parser.next()? {
         match argument {
             Value(value) => one(&mut found, value, name)?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     id(found, name)
@@ -374,7 +409,7 @@ fn make(name: &'static str, parser: &mut Parser) -> Result<Make, UsageError> {
             Long("keep") if is_run => make.is_kept = switch(parser, "--keep")?,
             Long("no-subreaper") if is_run => drop(switch(parser, "--no-subreaper")?),
             Value(value) => one(&mut found, value, name)?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     make.id = id(found, name)?;
@@ -405,7 +440,7 @@ fn exec(parser: &mut Parser) -> Result<Exec, UsageError> {
             Long("no-new-privs") => exec.no_new_privs = switch(parser, "--no-new-privs")?,
             Long("cap") | Short('c') => exec.capabilities.push(text(parser.value()?, "--cap")?),
             Long("preserve-fds") => exec.preserved = number(&parser.value()?, "--preserve-fds")?,
-            Long("cgroup") => exec.cgroup = Some(text(parser.value()?, "--cgroup")?),
+            Long("cgroup") => exec.cgroups.push(text(parser.value()?, "--cgroup")?),
             Long("ignore-paused") => exec.ignores_paused = switch(parser, "--ignore-paused")?,
             Long("no-subreaper") => drop(switch(parser, "--no-subreaper")?),
             Value(value) if found.is_none() => {
@@ -418,7 +453,7 @@ fn exec(parser: &mut Parser) -> Result<Exec, UsageError> {
                 }
                 break;
             }
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     exec.id = id(found, "exec")?;
@@ -442,7 +477,7 @@ fn kill(parser: &mut Parser) -> Result<Command, UsageError> {
             Long("all") | Short('a') => to_all = switch(parser, "--all")?,
             Value(value) if found.is_none() => found = Some(text(value, "kill")?),
             Value(value) => one(&mut signal, value, "kill")?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     Ok(Command::Kill { id: id(found, "kill")?, signal: signal.unwrap_or_else(|| "TERM".to_owned()), to_all })
@@ -454,7 +489,7 @@ fn delete(parser: &mut Parser) -> Result<Command, UsageError> {
         match argument {
             Long("force") | Short('f') => is_forced = switch(parser, "--force")?,
             Value(value) => one(&mut found, value, "delete")?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     Ok(Command::Delete { id: id(found, "delete")?, is_forced })
@@ -474,7 +509,7 @@ fn list(parser: &mut Parser) -> Result<Command, UsageError> {
         match argument {
             Long("format") | Short('f') => form = shape(&parser.value()?)?,
             Long("quiet") | Short('q') => is_quiet = switch(parser, "--quiet")?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     Ok(Command::List { shape: form, is_quiet })
@@ -490,7 +525,7 @@ fn ps(parser: &mut Parser) -> Result<Command, UsageError> {
                 options = parser.raw_args()?.map(|word| text(word, "ps")).collect::<Result<_, _>>()?;
                 break;
             }
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     Ok(Command::Ps { id: id(found, "ps")?, shape: form, options })
@@ -526,7 +561,7 @@ fn update(parser: &mut Parser) -> Result<Command, UsageError> {
                 one(&mut found, value, "update")?;
                 continue;
             }
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         };
         *slot = Some(text(parser.value()?, "update")?);
     }
@@ -540,32 +575,10 @@ fn events(parser: &mut Parser) -> Result<Command, UsageError> {
             Long("interval") => interval_ms = interval(&text(parser.value()?, "--interval")?)?,
             Long("stats") => is_once = switch(parser, "--stats")?,
             Value(value) => one(&mut found, value, "events")?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     Ok(Command::Events { id: id(found, "events")?, interval_ms, is_once })
-}
-
-/// A duration as Go writes them: `5s`, `100ms`, `1m30s`. Milliseconds.
-fn interval(word: &str) -> Result<u64, UsageError> {
-    let wrong = || UsageError::Value("--interval", word.to_owned(), "a time of more than 0, such as 100ms, 5s or 1m");
-    let (mut rest, mut sum_ms) = (word, 0.0);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| at + digits);
-        let factor = match &rest[digits..unit] {
-            "ms" => 1.0,
-            "s" => 1e3,
-            "m" => 60e3,
-            "h" => 3600e3,
-            _ => return Err(wrong()),
-        };
-        sum_ms += number * factor;
-        rest = &rest[unit..];
-    }
-    // A month is more than anybody waits for.
-    if (1.0..2.7e9).contains(&sum_ms) { Ok(sum_ms as u64) } else { Err(wrong()) }
 }
 
 fn spec(parser: &mut Parser) -> Result<Command, UsageError> {
@@ -574,7 +587,7 @@ fn spec(parser: &mut Parser) -> Result<Command, UsageError> {
         match argument {
             Long("bundle") | Short('b') => bundle = parser.value()?.into(),
             Long("rootless") => is_rootless = switch(parser, "--rootless")?,
-            other => return Err(other.unexpected().into()),
+            other => return Err(unexpected(other)),
         }
     }
     Ok(Command::Spec { bundle, is_rootless })

@@ -56,7 +56,7 @@ impl SubPath {
             return Err(CgroupError::SubPath { path: text.to_owned(), reason });
         }
         if Path::new(path).components().any(|part| part == std::path::Component::ParentDir) {
-            let reason = "it is not a sub cgroup path: `..` leads out of the container's cgroup";
+            let reason = "a path with .. is not a sub cgroup path: it leads out of the container's cgroup";
             return Err(CgroupError::SubPath { path: text.to_owned(), reason });
         }
         let controllers = controllers.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
@@ -65,11 +65,11 @@ impl SubPath {
 }
 
 impl Place {
-    /// The directory that is meant by `sub`, or the container's own.
-    fn below(&self, sub: Option<&SubPath>) -> PathBuf {
+    /// The directory that is meant by the last of `subs` that means this one, or the container's own.
+    fn below(&self, subs: &[SubPath]) -> PathBuf {
         let is_meant =
             |sub: &&SubPath| sub.controllers.is_empty() || self.names.iter().any(|name| sub.controllers.contains(name));
-        match sub.filter(is_meant) {
+        match subs.iter().rfind(is_meant) {
             Some(sub) => self.dir.join(&sub.below),
             None => self.dir.clone(),
         }
@@ -77,29 +77,29 @@ impl Place {
 }
 
 fn open(path: &Path, flags: i32) -> Result<OwnedFd, CgroupError> {
-    c_path(path)
-        .and_then(|c_path| fs::open(cwd(), &c_path, flags, resolve::NO_SYMLINKS))
-        .map_err(|errno| CgroupError::Door { file: path.to_owned(), source: errno.into() })
+    c_path(path).and_then(|c_path| fs::open(cwd(), &c_path, flags, resolve::NO_SYMLINKS)).map_err(|errno| match errno {
+        Errno::ENOENT if flags & O_DIRECTORY != 0 => CgroupError::NoDoor { dir: path.to_owned() },
+        Errno::ENOENT => CgroupError::NoDoor { dir: path.parent().unwrap_or(path).to_owned() },
+        errno => CgroupError::Door { file: path.to_owned(), source: errno.into() },
+    })
 }
 
 impl Cgroup {
     /// Opens the ways in, before the clone.
     pub fn doors(&self) -> Result<Doors, CgroupError> {
-        self.doors_below(None)
+        self.doors_below(&[])
     }
 
-    /// The same below the container's own cgroup, or a controller's.
-    pub fn doors_below(&self, sub: Option<&SubPath>) -> Result<Doors, CgroupError> {
+    /// The same below the container's own cgroup, or in some hierarchies.
+    pub fn doors_below(&self, subs: &[SubPath]) -> Result<Doors, CgroupError> {
         let mut doors = Doors { birth: None, files: Vec::with_capacity(self.places.len()) };
         if self.pending.is_some() {
             // systemd will move it in.
             return Ok(doors);
         }
-        if let Some(sub) = sub {
-            self.check_controllers(sub)?;
-        }
+        subs.iter().try_for_each(|sub| self.check_controllers(sub))?;
         for place in &self.places {
-            let dir = place.below(sub);
+            let dir = place.below(subs);
             if place.is_v2() {
                 doors.birth = Some(open(&dir, O_RDONLY | O_DIRECTORY)?);
             } else {
@@ -133,19 +133,18 @@ impl Cgroup {
         let is_known = |name: &String| self.places.iter().any(|place| place.names.contains(name));
         match sub.controllers.iter().find(|name| !is_known(name)) {
             Some(name) => {
-                Err(CgroupError::SubPath { path: name.clone(), reason: "the container has no such controller" })
+                let reason = "unknown controller in this container";
+                Err(CgroupError::SubPath { path: name.clone(), reason })
             }
             None => Ok(()),
         }
     }
 
     /// Puts a process in from outside, with all its threads, optionally below the container's own cgroup. On v1 this waits for an RCU period.
-    pub fn attach(&self, pid: i32, sub: Option<&SubPath>) -> Result<(), CgroupError> {
-        if let Some(sub) = sub {
-            self.check_controllers(sub)?;
-        }
+    pub fn attach(&self, pid: i32, subs: &[SubPath]) -> Result<(), CgroupError> {
+        subs.iter().try_for_each(|sub| self.check_controllers(sub))?;
         for place in &self.places {
-            attach_to(&place.below(sub), pid)?;
+            attach_to(&place.below(subs), pid)?;
         }
         Ok(())
     }

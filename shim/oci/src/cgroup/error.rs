@@ -161,6 +161,15 @@ pub enum CgroupError {
         /// Why.
         source: io::Error,
     },
+    /// There is no such cgroup.
+    #[error(
+        "no way for adding pid of the new process to {dir}/cgroup.procs: no such file or directory; a cgroup below the container's is made first, in the container",
+        dir = dir.display()
+    )]
+    NoDoor {
+        /// The cgroup.
+        dir: PathBuf,
+    },
     /// A process cannot go in by itself.
     #[error("the container's first process cannot enter its cgroup (way {number} of {count})")]
     Enter {

@@ -318,7 +318,7 @@ fn what_the_container_made_below_goes_too() {
         std::fs::create_dir_all(dir.join("c")).unwrap();
     }
     let child = guard.start("exec sleep 60");
-    let below = guard.cgroup.attach(child.pid, Some(&SubPath::parse("a/b").unwrap()));
+    let below = guard.cgroup.attach(child.pid, &[SubPath::parse("a/b").unwrap()]);
     // A cpuset without processors takes nobody.
     let expected_error = guard.cgroup.paths().contains_key("cpuset");
     assert_eq!(below.is_err(), expected_error, "{below:?}");

@@ -1,4 +1,5 @@
-//! How a process is scheduled: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), personality(2).
+//! How a process is scheduled: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), personality(2); and
+//! where its memory is, which the kernel keeps beside (set_mempolicy(2)).
 
 use crate::{Errno, check};
 
@@ -40,6 +41,19 @@ pub fn set_affinity(processors: &[usize]) -> Result<(), Errno> {
     }
     // SAFETY: pointer and size describe `mask`, which outlives the call.
     check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask[..]), mask.as_ptr()) }).map(drop)
+}
+
+/// Takes the calling thread's memory from these nodes, as `mode` (`MPOL_*` with `MPOL_F_*`) has it (set_mempolicy(2)).
+pub fn set_memory_policy(mode: u32, nodes: &[usize]) -> Result<(), Errno> {
+    let words = nodes.iter().max().map_or(0, |last| last / 64 + 1);
+    let mut mask = vec![0_u64; words];
+    for node in nodes {
+        mask[node / 64] |= 1 << (node % 64);
+    }
+    // The kernel reads one bit less than it is told.
+    let (pointer, bits) = if mask.is_empty() { (std::ptr::null(), 0) } else { (mask.as_ptr(), words * 64 + 1) };
+    // SAFETY: `pointer` is null with no bits, or that of `mask`, which outlives the call and holds `bits - 1` bits.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode as libc::c_int, pointer, bits) }).map(drop)
 }
 
 /// Sets the class and priority of the calling process's input and output (ioprio_set(2)).

@@ -10,9 +10,13 @@ use oci_spec::runtime::{Capability, Linux, LinuxNamespaceType, Process, Spec};
 use serde_json::{Value, json};
 
 use crate::hooks;
+use crate::init::memory_policy;
+use crate::numbers;
 
 /// Bytes of a `config.json`; those of real bundles have some ten thousand.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
+/// The kernel knows 8192 processors at most (`NR_CPUS`).
+pub const CPU_MAX: usize = 8191;
 
 /// What is wrong with a bundle.
 #[derive(Debug, thiserror::Error)]
@@ -154,8 +158,8 @@ fn check(spec: &Spec) -> Result<(), BundleError> {
     if linux.intel_rdt().is_some() {
         return Err(property("linux.intelRdt", "resource control by resctrl is not supported; remove the section"));
     }
-    if linux.memory_policy().is_some() {
-        return Err(property("linux.memoryPolicy", "NUMA memory policies are not supported; remove the section"));
+    if let Some(Err(error)) = linux.memory_policy().as_ref().map(memory_policy::nodes) {
+        return Err(property("linux.memoryPolicy", error.to_string()));
     }
     if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
         return Err(property("linux.netDevices", "moving network devices is not supported; set them up in a hook"));
@@ -188,6 +192,14 @@ pub fn check_process(process: &Process, key: &str) -> Result<(), BundleError> {
     for text in args.iter().chain(process.env().iter().flatten()) {
         if text.contains('\0') {
             return Err(property(key, format!("{text:?} holds a NUL byte, which no argument or variable can")));
+        }
+    }
+    if let Some(affinity) = process.exec_cpu_affinity() {
+        for text in [affinity.initial(), affinity.cpu_affinity_final()].into_iter().flatten() {
+            if !text.is_empty() && numbers::list(text, CPU_MAX).is_none() {
+                let problem = format!("{text:?} is no list of processors of 0 to {CPU_MAX}, such as 0-3,7");
+                return Err(property(format!("{key}.execCPUAffinity"), problem));
+            }
         }
     }
     let mut seen = HashSet::new();

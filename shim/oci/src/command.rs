@@ -13,7 +13,7 @@ use crate::init::Inheritance;
 use crate::journal::Journal;
 use crate::options::{self, Command, Exec, Global, Make, Shape};
 use crate::state::{self, Entry, OCI_VERSION, Root, Status};
-use crate::{create, delete, events, exec, features, foreground, kill, own_image, ps, spec, start, update};
+use crate::{create, delete, events, exec, features, foreground, kill, numbers, own_image, ps, spec, start, update};
 
 /// Exit code of a command that failed.
 const FAILED: i32 = 1;
@@ -56,7 +56,7 @@ fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32>
         Command::Create(make) => create_command(&root, global, &make, journal).map(|()| 0),
         Command::Run(make) => run_command(&root, global, &make, journal),
         Command::Start(id) => start::start(&root.find(&id)?).map(|()| 0),
-        Command::Exec(wanted) => exec_command(&root, &wanted),
+        Command::Exec(wanted) => exec_command(&root, &wanted, journal),
         Command::State(id) => print_state(&root.find(&id)?),
         Command::Kill { id, signal, to_all } => {
             kill::kill(&root.find(&id)?, kill::signal(&signal)?, to_all).map(|()| 0)
@@ -159,12 +159,16 @@ fn has_terminal(bundle: &Path) -> bool {
     loaded.is_ok_and(|bundle| bundle.process().terminal().unwrap_or(false))
 }
 
-fn exec_command(root: &Root, wanted: &Exec) -> Result<i32> {
+fn exec_command(root: &Root, wanted: &Exec, journal: &Journal) -> Result<i32> {
     own_image::protect()?;
     let inheritance = Inheritance { preserved: wanted.preserved, variables: Vec::new() };
     create::forget_caller(inheritance.preserved)?;
     let entry = root.find(&wanted.id)?;
-    let process = process(&entry, wanted)?;
+    let process = process(&entry, wanted, journal)?;
+    if let Some(list) = process.exec_cpu_affinity().as_ref().and_then(|affinity| affinity.initial().as_deref()) {
+        let mask = numbers::list(list, 63).map(|all| all.iter().fold(0_u64, |mask, number| mask | 1 << number));
+        journal.debug(&format!("initial CPU affinity: {}", mask.map_or(list.to_owned(), |mask| format!("{mask:#x}"))));
+    }
     let options = exec::Options {
         is_detached: wanted.is_detached,
         pid_file: wanted.pid_file.clone(),
@@ -177,7 +181,7 @@ fn exec_command(root: &Root, wanted: &Exec) -> Result<i32> {
 }
 
 /// The process to execute: a file's, or that of the bundle with the options' changes.
-fn process(entry: &Entry, wanted: &Exec) -> Result<Process> {
+fn process(entry: &Entry, wanted: &Exec, journal: &Journal) -> Result<Process> {
     if let Some(path) = &wanted.process {
         let text = std::fs::read(path).with_context(|| format!("cannot read the process {}", path.display()))?;
         let parsed = crate::bundle::parse(&text);
@@ -212,14 +216,17 @@ fn process(entry: &Entry, wanted: &Exec) -> Result<Process> {
         let groups = process.user().additional_gids().iter().flatten().chain(&wanted.groups).copied().collect();
         process.user_mut().set_additional_gids(Some(groups));
     }
-    add_capabilities(&mut process, &wanted.capabilities)?;
+    add_capabilities(&mut process, &wanted.capabilities, journal);
     Ok(process)
 }
 
-fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+/// One that this runtime does not know is not had, and told, as with those of a bundle.
+fn add_capabilities(process: &mut Process, names: &[String], journal: &Journal) {
     for name in names {
-        let capability: Capability =
-            serde_json::from_value(json!(name)).with_context(|| format!("{name:?} is no capability"))?;
+        let Ok(capability) = serde_json::from_value::<Capability>(json!(name)) else {
+            journal.warning(&format!("ignoring the unknown capability {name:?} of --cap"));
+            continue;
+        };
         let mut sets = process.capabilities().clone().unwrap_or_default();
         let with = |set: &Option<oci_spec::runtime::Capabilities>| {
             Some(set.iter().flatten().copied().chain([capability]).collect())
@@ -228,7 +235,6 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
         sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
         process.set_capabilities(Some(sets));
     }
-    Ok(())
 }
 
 fn print_state(entry: &Entry) -> Result<i32> {

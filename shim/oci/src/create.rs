@@ -376,7 +376,7 @@ pub fn forget_caller(preserved: u32) -> Result<()> {
     for number in 3..end {
         let number = i32::try_from(number).unwrap_or(i32::MAX);
         if matches!(fs::stat_number(number), Err(Errno::EBADF)) {
-            bail!("--preserve-fds wants descriptor {number}, which is not open");
+            bail!("--preserve-fds or LISTEN_FDS promises descriptor {number}, which is not open");
         }
     }
     process::close_from(end, u32::MAX, true).context("cannot close the caller's descriptors on exec")?;

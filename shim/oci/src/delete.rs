@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::cgroup::Cgroup;
 use crate::hooks::{self, Phase};
 use crate::kill::kill_all;
-use crate::state::{Entry, Record, StateError, Status, state};
+use crate::state::{Entry, Record, StateError, Status, is_ending, state};
 
 /// Removes a container; returns what its poststop hooks have failed with, which stops nothing.
 ///
@@ -34,6 +34,8 @@ pub fn delete(entry: &Entry, is_forced: bool) -> Result<Vec<String>> {
         // As runc does: what waits for a start has not run.
         Status::Created => kill_all(entry, &record)?,
         Status::Running | Status::Paused if is_forced => kill_all(entry, &record)?,
+        // Killed a moment ago, and as good as gone.
+        Status::Running if is_ending(record.pid) => kill_all(entry, &record)?,
         status => bail!(
             "cannot delete container {:?}: it is {}; kill it first, or use --force",
             entry.id(),

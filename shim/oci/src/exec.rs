@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use apex_sys::fs;
 use apex_sys::process::{self, Side};
+use apex_sys::schedule;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 
 use crate::bundle;
@@ -14,6 +15,7 @@ use crate::create::{connect_console, write_pid};
 use crate::foreground;
 use crate::init::identity::{self, Labels};
 use crate::init::{Inheritance, Sealing, console, forget, hide, take_terminal};
+use crate::numbers;
 use crate::policy::{self, Narrowing};
 use crate::seccomp::{self, Compiled};
 use crate::state::{Entry, Record, Status, state};
@@ -90,6 +92,7 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
         console,
         options,
     };
+    set_affinity(process.exec_cpu_affinity().as_ref().and_then(|affinity| affinity.initial().as_deref()))?;
     let (pid, pidfd) = enter(joining, inner, &wire)?;
     if let Some(path) = &options.pid_file
         && let Err(error) = write_pid(path, pid)
@@ -109,6 +112,16 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
     }
     let terminal = own_end.map(|socket| foreground::receive_terminal(&socket)).transpose()?;
     foreground::wait(pid, &pidfd, terminal)
+}
+
+/// Lets this process and its children to come run on some processors only: before the container's cgroup is entered, and after it
+/// (`execCPUAffinity`). No list, no change.
+fn set_affinity(list: Option<&str>) -> Result<()> {
+    let Some(text) = list.filter(|text| !text.is_empty()) else { return Ok(()) };
+    let processors =
+        numbers::list(text, bundle::CPU_MAX).with_context(|| format!("{text:?} is no list of processors"))?;
+    schedule::set_affinity(&processors)
+        .with_context(|| format!("cannot run on the processors {text} of execCPUAffinity; may the container use them?"))
 }
 
 /// Everything that the new process has from outside.
@@ -224,6 +237,9 @@ fn stage(joining: Joining<'_>, wire: &Wire, doors: Option<&Doors>, kinds: i32, r
         if let Some(doors) = doors {
             doors.walk_in().context("cannot enter the container's cgroup")?;
         }
+        // After the cgroup: the kernel widens it again to what that allows.
+        let affinity = joining.process.exec_cpu_affinity().as_ref();
+        set_affinity(affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()))?;
         // Here the host's /proc and privileges are still there; limits, score and labels are inherited by the child.
         identity::limit(0, joining.process.rlimits().as_ref())?;
         identity::set_oom_score("self", joining.process.oom_score_adj())?;

@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod init;
 pub mod journal;
 pub mod kill;
+pub mod numbers;
 pub mod options;
 pub mod own_image;
 pub mod policy;

@@ -26,7 +26,11 @@ pub fn start(entry: &Entry) -> Result<()> {
     wire.say(&Message::Go)?;
     let answer = begin(&wire, entry.id());
     entry.forget(START);
-    answer?;
+    if let Err(error) = answer {
+        // It ends by itself; that it has, is what the next command will ask for.
+        crate::kill::kill_all(entry, &record)?;
+        return Err(error);
+    }
     run_poststart(entry, &record)
 }
 

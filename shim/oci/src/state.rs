@@ -408,6 +408,22 @@ pub fn started(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// Whether a process has been killed or exits, but is still there (proc_pid_stat(5), field 9; proc_pid_status(5)).
+pub fn is_ending(pid: i32) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    const KILL: u64 = 1 << (nix::libc::SIGKILL - 1);
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let stat = read("stat");
+    let flags =
+        stat.rsplit_once(')').and_then(|(_, fields)| fields.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+    let is_pending = |line: &str| {
+        let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(set.trim(), 16).ok().map(|set| set & KILL != 0)
+    };
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
+        || read("status").lines().any(|line| is_pending(line) == Some(true))
+}
+
 /// The state as hooks and `state` have it (runtime-spec, "State"), in the order of runc's.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -541,6 +557,23 @@ mod tests {
         again.remove().expect("removable");
         assert!(matches!(root.find("one"), Err(StateError::Missing { .. })));
         std::fs::remove_dir(&dir).expect("empty");
+    }
+
+    #[test]
+    fn who_was_killed_is_ending_even_while_it_cannot() {
+        let own = std::process::id() as i32;
+        assert!(!is_ending(own));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let pid = child.id() as i32;
+        assert!(!is_ending(pid));
+        child.kill().expect("ours");
+        // A zombie has exited, and is not reaped before the next line.
+        while started(pid).is_some() {
+            std::thread::yield_now();
+        }
+        assert!(is_ending(pid));
+        child.wait().expect("ours");
+        assert!(!is_ending(pid));
     }
 
     #[test]

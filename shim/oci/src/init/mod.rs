@@ -6,6 +6,7 @@
 
 pub mod console;
 pub mod identity;
+pub mod memory_policy;
 pub mod namespaces;
 pub mod procfs;
 pub mod program;
@@ -320,7 +321,11 @@ impl Sealing<'_> {
     /// A step that failed.
     pub fn become_user(&self, labels: &Labels) -> Result<(Program, Option<Prepared<'_>>)> {
         let process = self.process;
-        identity::schedule(process, self.spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()))?;
+        let linux = self.spec.linux().as_ref();
+        identity::schedule(process, linux.and_then(|linux| linux.personality().as_ref()))?;
+        if let Some(policy) = linux.and_then(|linux| linux.memory_policy().as_ref()) {
+            memory_policy::apply(policy)?;
+        }
         own_streams(process);
         if process.no_new_privileges().unwrap_or(false) {
             prctl::set_no_new_privs().context("cannot set no_new_privs")?;

@@ -30,6 +30,11 @@ pub fn a_root_of_another_user_is_whole() {
         ],
     );
     spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    // One that the host has under no such name, and one that it has with another owner.
+    spec["linux"]["devices"] = json!([
+        {"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 10, "gid": 11},
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o622, "uid": 10},
+    ]);
     spec["linux"]["uidMappings"] = map.clone();
     spec["linux"]["gidMappings"] = map;
     run_in(&bundle, &spec, USUAL | NEWUSER, Some(MAP), true, |_| {
@@ -45,6 +50,13 @@ pub fn a_root_of_another_user_is_whole() {
             assert!(fs::metadata(format!("/dev/{name}")).unwrap().file_type().is_char_device(), "{name}");
         }
         fs::write("/dev/null", "x").unwrap();
+        let facts = |path: &str| fs::metadata(path).map(|it| (it.uid(), it.gid(), it.mode() & 0o7777)).unwrap();
+        assert_eq!(facts("/dev/mine"), (10, 11, 0o640));
+        assert_eq!(facts("/dev/null"), (10, 0, 0o622));
+        let mut zeros = [1; 4];
+        std::io::Read::read_exact(&mut fs::File::open("/dev/mine").unwrap(), &mut zeros).unwrap();
+        assert_eq!(zeros, [0; 4], "it works");
+        assert!(fs::symlink_metadata("/dev/fd").unwrap().is_symlink(), "what was over /dev is gone");
         assert_eq!(fs::read("/proc/keys").unwrap(), b"");
         assert!(options_of("/sys").contains("ro"));
         let pair = console::console(rootfs).unwrap();

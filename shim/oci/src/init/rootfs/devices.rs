@@ -12,6 +12,7 @@ use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
+use super::nodes::Nodes;
 use super::place::{self, Kind};
 use super::{Options, Rootfs, RootfsError, binds, clean};
 
@@ -33,18 +34,18 @@ const LINKS: [(&CStr, &CStr); 4] = [
 ];
 
 /// A device node as it is to be.
-struct Node {
-    path: PathBuf,
-    kind: SFlag,
+pub(super) struct Node {
+    pub(super) path: PathBuf,
+    pub(super) kind: SFlag,
     number: u64,
     mode: u32,
-    uid: u32,
-    gid: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
 impl Rootfs<'_> {
-    /// Devices and links, unless the container has the /dev of the host.
-    pub(super) fn devices(&self) -> Result<(), RootfsError> {
+    /// Devices and links, unless the container has the /dev of the host. Those that were made outside come from there.
+    pub(super) fn devices(&self, made: Option<Nodes>) -> Result<(), RootfsError> {
         if self.has_foreign_dev() {
             return Ok(());
         }
@@ -53,13 +54,15 @@ impl Rootfs<'_> {
         let nodes: Vec<_> = devices.iter().map(Node::of).collect();
         let failed = |source| RootfsError::Device { path: "/dev".into(), source };
         let dev = place::make(self.root(), Path::new("/dev"), Kind::Dir).map_err(failed)?.fd;
+        let mut made = made.map_or(Ok(Vec::new()), |made| made.binds(dev.as_fd())).map_err(failed)?;
         for (path, major, minor) in DEFAULTS {
             if nodes.iter().all(|node| node.path != Path::new(path)) {
-                self.device(dev.as_fd(), &Node::default_at(path, major, minor))?;
+                self.device(dev.as_fd(), &Node::default_at(path, major, minor), None)?;
             }
         }
         for node in &nodes {
-            self.device(dev.as_fd(), node)?;
+            let bind = made.iter().position(|(path, _)| *path == node.path).map(|at| made.swap_remove(at).1);
+            self.device(dev.as_fd(), node, bind)?;
         }
         links(dev.as_fd())
     }
@@ -72,21 +75,31 @@ impl Rootfs<'_> {
         last.is_some_and(|mount| binds::is_bind(mount, &Options::parse(mount.options().as_deref().unwrap_or_default())))
     }
 
-    /// `dev` is the container's /dev, where most of them are.
-    fn device(&self, dev: BorrowedFd<'_>, node: &Node) -> Result<(), RootfsError> {
+    /// `dev` is the container's /dev, where most of them are; `bind` the node, if it was made outside.
+    fn device(&self, dev: BorrowedFd<'_>, node: &Node, bind: Option<OwnedFd>) -> Result<(), RootfsError> {
         let failed = |source| RootfsError::Device { path: node.path.clone(), source };
         if let (Some(dir), Some(name)) = (node.path.parent(), node.path.file_name())
             && dir == Path::new("/dev")
         {
             let name = CString::new(name.as_bytes()).map_err(|_| RootfsError::Nul(node.path.clone()))?;
-            return self.device_in(dev, &name, node);
+            return self.device_in(dev, &name, node, bind);
         }
         let (dir, name) = place::parent(self.root(), &node.path).map_err(failed)?;
-        self.device_in(dir.as_fd(), &name, node)
+        self.device_in(dir.as_fd(), &name, node, bind)
     }
 
-    fn device_in(&self, dir: BorrowedFd<'_>, name: &CString, node: &Node) -> Result<(), RootfsError> {
+    fn device_in(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CString,
+        node: &Node,
+        bind: Option<OwnedFd>,
+    ) -> Result<(), RootfsError> {
         let failed = |source| RootfsError::Device { path: node.path.clone(), source };
+        if let Some(tree) = bind {
+            let place = place_of_device(dir, name).map_err(failed)?;
+            return mount::attach(tree.as_fd(), place.as_fd(), c"").map_err(failed);
+        }
         if !self.context.user_namespace {
             match node.make(dir, name) {
                 // Some file systems, and some confinements of who starts the container, know no devices.
@@ -130,7 +143,7 @@ fn link(dev: BorrowedFd<'_>, name: &CStr, target: &CStr, replace: bool) -> Resul
 }
 
 impl Node {
-    fn of(device: &LinuxDevice) -> Node {
+    pub(super) fn of(device: &LinuxDevice) -> Node {
         let kind = match device.typ() {
             LinuxDeviceType::B => SFlag::S_IFBLK,
             LinuxDeviceType::P => SFlag::S_IFIFO,
@@ -151,13 +164,17 @@ impl Node {
         }
     }
 
+    pub(super) fn owned_by(self, uid: u32, gid: u32) -> Node {
+        Node { uid, gid, ..self }
+    }
+
     fn default_at(path: &str, major: u64, minor: u64) -> Node {
         let number = libc::makedev(major as u32, minor as u32);
         Node { path: path.into(), kind: SFlag::S_IFCHR, number, mode: 0o666, uid: 0, gid: 0 }
     }
 
     /// Makes the node. The right one that is there already stays; anything else makes room, a link too: it would lead writers astray.
-    fn make(&self, dir: BorrowedFd<'_>, name: &CString) -> Result<(), Errno> {
+    pub(super) fn make(&self, dir: BorrowedFd<'_>, name: &CString) -> Result<(), Errno> {
         let mode = Mode::from_bits_truncate(self.mode);
         let make = || mknodat(dir, name.as_c_str(), self.kind, mode, self.number);
         match make() {

@@ -13,6 +13,7 @@ mod devices;
 mod error;
 mod masks;
 mod mounts;
+mod nodes;
 mod options;
 pub mod outside;
 pub mod place;
@@ -117,7 +118,7 @@ impl<'a> Rootfs<'a> {
         for (index, mount) in context.mounts().iter().enumerate() {
             rootfs.mount(mount, outside.give(index))?;
         }
-        rootfs.devices()?;
+        rootfs.devices(outside.nodes.take())?;
         rootfs.make_working_dir()?;
         Ok(rootfs)
     }

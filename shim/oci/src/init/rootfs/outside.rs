@@ -12,6 +12,7 @@ use apex_sys::mount::{self, Change};
 use apex_sys::{Errno, fs};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
+use super::nodes::{self, Nodes};
 use super::options::Idmap;
 use super::{Options, RootfsError, binds, has_namespace, propagation};
 
@@ -21,6 +22,8 @@ pub struct Outside {
     trees: Vec<Option<OwnedFd>>,
     /// The root, for when its path cannot be followed from inside.
     pub(super) root: Option<OwnedFd>,
+    /// Devices that the inside could not make.
+    pub(super) nodes: Option<Nodes>,
 }
 
 impl Outside {
@@ -69,7 +72,8 @@ pub fn outside(spec: &Spec, bundle: &Path) -> Result<Outside, RootfsError> {
         binds::set_attributes(tree.as_fd(), mount, &options)?;
         trees.push(Some(tree));
     }
-    Ok(Outside { trees, root: if is_user { root(spec, bundle)? } else { None } })
+    let root = if is_user { root(spec, bundle)? } else { None };
+    Ok(Outside { trees, root, nodes: nodes::make(spec)? })
 }
 
 /// Who has no privileges out here has none to lose inside.

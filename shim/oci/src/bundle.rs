@@ -73,9 +73,9 @@ impl Bundle {
     ///
     /// # Errors
     /// It is none, or asks for what cannot be.
-    pub fn load(dir: &Path) -> Result<Bundle, BundleError> {
+    pub fn load(dir: &Path, config: Option<&Path>) -> Result<Bundle, BundleError> {
         let path = std::fs::canonicalize(dir).map_err(|error| BundleError::Directory(dir.to_path_buf(), error))?;
-        let file = path.join("config.json");
+        let file = config.map_or_else(|| path.join("config.json"), Path::to_path_buf);
         let text = read(&file)?;
         let (spec, notes): (Spec, _) = parse(&text).map_err(|error| BundleError::Parse(file, error))?;
         check(&spec)?;

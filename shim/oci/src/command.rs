@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -92,6 +91,7 @@ fn create_options(global: &Global, make: &Make) -> create::Options {
     create::Options {
         id: make.id.clone(),
         bundle: make.bundle.clone(),
+        config: make.config.clone(),
         pid_file: make.pid_file.clone(),
         console_socket: make.console_socket.clone(),
         no_pivot: make.no_pivot,
@@ -124,7 +124,7 @@ fn run_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> 
     own_image::protect()?;
     let options = create_options(global, make);
     create::forget_caller(options.inheritance.preserved)?;
-    let wants_terminal = !make.is_detached && make.console_socket.is_none() && has_terminal(&make.bundle);
+    let wants_terminal = !make.is_detached && make.console_socket.is_none() && has_terminal(make);
     let (own_end, console) = match wants_terminal.then(foreground::terminal_socket).transpose()? {
         Some((own, other)) => (Some(own), Some(other)),
         None => (None, None),
@@ -154,8 +154,8 @@ fn follow(entry: &Entry, is_detached: bool, socket: Option<std::os::fd::OwnedFd>
 }
 
 /// Whether the bundle asks for a terminal; what is wrong with it is told when it is made.
-fn has_terminal(bundle: &Path) -> bool {
-    let loaded = crate::bundle::Bundle::load(bundle);
+fn has_terminal(make: &Make) -> bool {
+    let loaded = crate::bundle::Bundle::load(&make.bundle, make.config.as_deref());
     loaded.is_ok_and(|bundle| bundle.process().terminal().unwrap_or(false))
 }
 

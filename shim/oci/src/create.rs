@@ -38,6 +38,8 @@ pub struct Options {
     pub id: String,
     /// The directory of the bundle.
     pub bundle: PathBuf,
+    /// Another configuration than the `config.json` in it.
+    pub config: Option<PathBuf>,
     /// Where the pid of the first process is written.
     pub pid_file: Option<PathBuf>,
     /// The socket that gets the terminal.
@@ -62,7 +64,7 @@ pub type Console = OwnedFd;
 /// # Errors
 /// A step that failed; then nothing of it is left.
 pub fn create(root: &Root, options: &Options, console: Option<Console>, journal: &Journal) -> Result<Entry> {
-    let mut bundle = Bundle::load(&options.bundle)?;
+    let mut bundle = Bundle::load(&options.bundle, options.config.as_deref())?;
     bundle.notes.iter().for_each(|note| journal.warning(note));
     let narrowing = policy::resolve(&bundle.spec, &bundle.path)?;
     if let Some(narrowing) = &narrowing {

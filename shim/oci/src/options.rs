@@ -1,7 +1,7 @@
 //! The command line that runc and crun have, parsed once: global options, a command, its options.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
@@ -66,6 +66,8 @@ pub struct Make {
     pub id: String,
     /// `--bundle`.
     pub bundle: PathBuf,
+    /// `--config` of crun: instead of the bundle's own configuration.
+    pub config: Option<PathBuf>,
     /// `--console-socket`.
     pub console_socket: Option<PathBuf>,
     /// `--pid-file`.
@@ -400,6 +402,7 @@ fn make(name: &'static str, parser: &mut Parser) -> Result<Make, UsageError> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("bundle") | Short('b') => make.bundle = parser.value()?.into(),
+            Long("config") | Short('f') => make.config = path(parser)?.filter(|path| path != Path::new("config.json")),
             Long("console-socket") => make.console_socket = path(parser)?,
             Long("pid-file") => make.pid_file = path(parser)?,
             Long("no-pivot") => make.no_pivot = switch(parser, "--no-pivot")?,

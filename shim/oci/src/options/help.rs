@@ -8,8 +8,9 @@ use crate::state::OCI_VERSION;
 /// A command's arguments, and its options with what each does.
 type Page = (&'static str, &'static [(&'static str, &'static str)]);
 
-const MAKE: [(&str, &str); 6] = [
+const MAKE: [(&str, &str); 7] = [
     ("--bundle DIR, -b DIR", "the bundle (the current directory)"),
+    ("--config FILE, -f FILE", "the configuration (the bundle's config.json)"),
     ("--console-socket PATH", "the socket that gets the master of the terminal"),
     ("--pid-file FILE", "where the pid of the first process is written"),
     ("--no-pivot", "change the root by moving a mount, for a root on a ramdisk"),

@@ -15,6 +15,9 @@ fn the_words_of_callers_are_understood() {
         "--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p c1",
         "Create(Make { id: \"c1\"",
     );
+    check("run -f /x.json c1", "config: Some(\"/x.json\")");
+    // That is its name anyway, in whatever directory the bundle is.
+    check("run --config config.json -b /b c1", "config: None");
     check("run -d -b /b --preserve-fds 2 --keep x", "preserved: 2, is_detached: true, is_kept: true");
     check("exec --process /p.json -d --pid-file /pid c1", "is_detached: true");
     check("exec -t -u 5:6 -e A=b -g 7 c1 ls -la", r#"command: ["ls", "-la"]"#);

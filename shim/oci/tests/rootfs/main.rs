@@ -1,6 +1,6 @@
 //! The container's file system for real: every case forks a child into new namespaces, builds a root there, and looks at it from inside.
 //!
-//! Without root there is nothing to test, and it says so. A word as argument runs the cases that have it in their name.
+//! It speaks as libtest does: `--list`, `--exact NAME`, or a part of names. Without root each case says that it was skipped.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bundle;
@@ -57,22 +57,34 @@ const CASES: &[(&str, fn())] = cases![
 ];
 
 fn main() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped, all of it: needs root");
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let is_said = |word: &str| words.iter().any(|other| other == word);
+    if is_said("--list") {
+        // None is ignored, which is asked for apart.
+        let listed = if is_said("--ignored") { &[] } else { CASES };
+        listed.iter().for_each(|(name, _)| println!("{name}: test"));
         return;
     }
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let mut failed = 0;
-    for (name, case) in CASES {
-        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
-            continue;
+    let names: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let is_asked = |case: &str| {
+        let fits =
+            |name: &&&String| if is_said("--exact") { case == name.as_str() } else { case.contains(name.as_str()) };
+        names.is_empty() || names.iter().any(|name| fits(&name))
+    };
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in CASES.iter().filter(|(name, _)| is_asked(name)) {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIP rootfs::{name}: needs root");
         }
-        let ended = catch_unwind(case);
-        println!("test {name} ... {}", if ended.is_ok() { "ok" } else { "FAILED" });
-        failed += usize::from(ended.is_err());
+        let has_passed = !nix::unistd::geteuid().is_root() || catch_unwind(case).is_ok();
+        println!("test {name} ... {}", if has_passed { "ok" } else { "FAILED" });
+        *(if has_passed { &mut passed } else { &mut failed }) += 1;
     }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s"
+    );
     if failed > 0 {
-        println!("{failed} failed");
-        std::process::exit(1);
+        std::process::exit(101);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -11,6 +12,7 @@ use serde_json::json;
 use crate::init::Inheritance;
 use crate::journal::Journal;
 use crate::options::{self, Command, Exec, Global, Make, Shape};
+use crate::receipt::Receipt;
 use crate::state::{self, Entry, OCI_VERSION, Root, Status};
 use crate::{create, delete, events, exec, features, foreground, kill, numbers, own_image, ps, spec, start, update};
 
@@ -54,7 +56,7 @@ fn dispatch(global: &Global, command: Command, journal: &Journal) -> Result<i32>
     match command {
         Command::Create(make) => create_command(&root, global, &make, journal).map(|()| 0),
         Command::Run(make) => run_command(&root, global, &make, journal),
-        Command::Start(id) => start::start(&root.find(&id)?).map(|()| 0),
+        Command::Start(id) => start_container(&root.find(&id)?, global).map(|()| 0),
         Command::Exec(wanted) => exec_command(&root, &wanted, journal),
         Command::State(id) => print_state(&root.find(&id)?),
         Command::Kill { id, signal, to_all } => {
@@ -130,7 +132,7 @@ fn run_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> 
         None => (None, None),
     };
     let entry = create::create(root, &options, console, journal)?;
-    let ended = follow(&entry, make.is_detached, own_end);
+    let ended = follow(&entry, global, make.is_detached, own_end);
     if make.is_detached && ended.is_ok() {
         return Ok(0);
     }
@@ -141,11 +143,24 @@ fn run_command(root: &Root, global: &Global, make: &Make, journal: &Journal) -> 
     ended
 }
 
+/// Starts a container, with its receipt where one is asked for.
+fn start_container(entry: &Entry, global: &Global) -> Result<()> {
+    let Some(path) = &global.receipt else { return start::start(entry, None) };
+    let mut give = |receipt: &Receipt| -> Result<()> {
+        if path == Path::new("-") {
+            return print(&receipt.to_string()).map(drop);
+        }
+        let text = serde_json::to_string_pretty(receipt)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write the receipt to {}", path.display()))
+    };
+    start::start(entry, Some(&mut give))
+}
+
 /// Starts a container of this process's own and waits for it.
-fn follow(entry: &Entry, is_detached: bool, socket: Option<std::os::fd::OwnedFd>) -> Result<i32> {
+fn follow(entry: &Entry, global: &Global, is_detached: bool, socket: Option<std::os::fd::OwnedFd>) -> Result<i32> {
     let record = entry.record()?;
     let pidfd = entry.process(&record).context("the container ended before its start")?;
-    start::start(entry)?;
+    start_container(entry, global)?;
     if is_detached {
         return Ok(0);
     }

@@ -53,6 +53,8 @@ pub struct Global {
     pub log_format: Format,
     /// `--debug`.
     pub is_verbose: bool,
+    /// `--receipt`: a file, or `-`.
+    pub receipt: Option<PathBuf>,
     /// `--systemd-cgroup`, or `--cgroup-manager=systemd`.
     pub systemd_cgroup: bool,
     /// `--cgroup-manager=disabled`.
@@ -249,6 +251,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Global, Comma
             }
             Long("log-format") => global.log_format = log_format(&parser.value()?)?,
             Long("debug") => global.is_verbose = true,
+            Long("receipt") => global.receipt = Some(parser.value()?.into()),
             Long("systemd-cgroup") => global.systemd_cgroup = switch(&mut parser, "--systemd-cgroup")?,
             Long("cgroup-manager") => cgroup_manager(&mut global, &parser.value()?)?,
             // Whether it is rootless is seen from who calls.

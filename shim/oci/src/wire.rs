@@ -27,6 +27,12 @@ pub enum Message {
     Recorded,
     /// To a waiting init: begin.
     Go,
+    /// The same, but wait when everything is sealed, until that was looked at.
+    GoSlowly,
+    /// From the init: everything is sealed.
+    Sealed,
+    /// To the init: it was looked at.
+    Seen,
     /// From the init: what failed.
     Failed(String),
 }
@@ -41,6 +47,9 @@ impl Message {
             Message::Ready => b"r".to_vec(),
             Message::Recorded => b"w".to_vec(),
             Message::Go => b"g".to_vec(),
+            Message::GoSlowly => b"G".to_vec(),
+            Message::Sealed => b"s".to_vec(),
+            Message::Seen => b"S".to_vec(),
             Message::Failed(words) => {
                 let mut bytes = b"f".to_vec();
                 bytes.extend(words.bytes().take(BYTES_MAX - 1));
@@ -59,6 +68,9 @@ impl Message {
             b'r' => Message::Ready,
             b'w' => Message::Recorded,
             b'g' => Message::Go,
+            b'G' => Message::GoSlowly,
+            b's' => Message::Sealed,
+            b'S' => Message::Seen,
             b'f' => Message::Failed(String::from_utf8_lossy(rest).into_owned()),
             _ => return None,
         })
@@ -173,6 +185,9 @@ mod tests {
             Message::Ready,
             Message::Recorded,
             Message::Go,
+            Message::GoSlowly,
+            Message::Sealed,
+            Message::Seen,
             Message::Failed("no".to_owned()),
         ];
         let (one, other) = Wire::pair().expect("a pair");

@@ -373,6 +373,12 @@ impl Cgroup {
         self.places.iter().filter(|place| place.is_v2() == (self.version == Version::V2)).map(view).collect()
     }
 
+    /// The last name of its directories, the same in each hierarchy; `None` where there are none.
+    pub fn name(&self) -> Option<String> {
+        let dir = &self.places.first()?.dir;
+        dir.file_name().map(|name| name.to_string_lossy().into_owned())
+    }
+
     /// The container's directory for each controller (`cgroup_paths` in runc's state); v2 stands under the empty name.
     pub fn paths(&self) -> BTreeMap<String, PathBuf> {
         let of = |place: &Place| {

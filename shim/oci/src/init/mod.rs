@@ -172,9 +172,13 @@ fn make(inside: Inside<'_>) -> Result<Result<(), crate::wire::WireError>, Failur
     wire.say(&Message::Ready).map_err(|error| early(error.into()))?;
     wire.expect(&Message::Recorded).map_err(|error| early(error.into()))?;
     drop(wire);
-    let starter = await_start(start).map_err(early)?;
+    let (starter, is_looked_at) = await_start(start).map_err(early)?;
     let begins = || Ok(starter.say(&Message::Ready)?);
     let error = sealing.finish(&program, rules.as_ref(), begins, || {
+        if is_looked_at {
+            let shown = starter.say(&Message::Sealed).and_then(|()| starter.expect(&Message::Seen));
+            shown.context("cannot wait for the receipt: does the filter allow sendmsg(2) and recvmsg(2)?")?;
+        }
         let created = state(Status::Created).to_json();
         let environment = program::environment(sealing.process, &sealing.inheritance.variables);
         hooks::run_inside(sealing.spec.hooks().as_ref(), &created, &environment).map_err(Into::into)
@@ -302,13 +306,13 @@ pub fn take_terminal(process: &Process, console: &console::Console, socket: &Own
     apex_sys::terminal::set_controlling(console.slave.as_fd()).context("cannot make the terminal the controlling one")
 }
 
-/// Waits until somebody starts the container.
-fn await_start(socket: OwnedFd) -> Result<Wire> {
+/// Waits until somebody starts the container; says who, and whether they want to look at it before the program.
+fn await_start(socket: OwnedFd) -> Result<(Wire, bool)> {
     loop {
         let starter = Wire::over(net::accept_blocking(socket.as_fd()).context("cannot wait for the start")?);
         // Who came and went without a word is no start.
-        if let Ok(Some(Message::Go)) = starter.next() {
-            return Ok(starter);
+        if let Ok(Some(message @ (Message::Go | Message::GoSlowly))) = starter.next() {
+            return Ok((starter, message == Message::GoSlowly));
         }
     }
 }

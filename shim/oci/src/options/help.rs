@@ -119,6 +119,7 @@ pub fn program() -> String {
             ("--log FILE", "errors are also appended there"),
             ("--log-format FORMAT", "text or json"),
             ("--debug", "the log tells more"),
+            ("--receipt FILE", "of start and run: what the kernel says is in force, as JSON; - prints it for people"),
             ("--systemd-cgroup", "systemd makes the cgroups; linux.cgroupsPath is SLICE:PREFIX:NAME"),
             ("--cgroup-manager WHO", "cgroupfs, systemd, or disabled: the container stays in the caller's cgroup"),
             ("--rootless VALUE, --criu VALUE", "taken for runc's sake, without effect"),

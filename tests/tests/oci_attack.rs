@@ -53,7 +53,8 @@ fn lurker(bundle: &Bundle, seconds: u32) -> u32 {
 /// Programs of the container.
 const HARMLESS: &[&[&str]] = &[&["true"], &["sh", "-c", "exit 3"], &["/no/such/program"]];
 /// Those that make the runtime's own image the program: by its link and by a script that names it.
-const OWN_IMAGE: &[&[&str]] = &[&["true"], &["/proc/self/exe", "features"], &["evil"], &["/proc/self/exe", "exec", "x", "y"]];
+const OWN_IMAGE: &[&[&str]] =
+    &[&["true"], &["/proc/self/exe", "features"], &["evil"], &["/proc/self/exe", "exec", "x", "y"]];
 
 /// Who enters is attacked all the while; the attacker's words.
 #[track_caller]
@@ -248,7 +249,8 @@ fn snapshot(dir: &Path) -> Vec<String> {
 
 #[test]
 fn links_at_every_mount_target_reach_nothing_outside() {
-    let targets = ["proc", "dev", "dev/pts", "dev/shm", "dev/mqueue", "sys", "sys/fs/cgroup", "data", "data/deep/er", "file"];
+    let targets =
+        ["proc", "dev", "dev/pts", "dev/shm", "dev/mqueue", "sys", "sys/fs/cgroup", "data", "data/deep/er", "file"];
     for target in targets {
         for is_absolute in [true, false] {
             let mut bundle = bundle!();
@@ -258,7 +260,9 @@ fn links_at_every_mount_target_reach_nothing_outside() {
             let before = snapshot(Path::new(&outside));
             // Without what would be mounted above it, the link is the image's.
             let mounts = bundle.config["mounts"].as_array_mut().expect("an array");
-            mounts.retain(|mount| !format!("/{target}").starts_with(&format!("{}/", mount["destination"].as_str().expect("text"))));
+            mounts.retain(|mount| {
+                !format!("/{target}").starts_with(&format!("{}/", mount["destination"].as_str().expect("text")))
+            });
             let bundle = bundle
                 .push("/mounts", json!({"destination": "/data/deep/er", "type": "tmpfs", "source": "tmpfs"}))
                 .push("/mounts", json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs"}))
@@ -315,7 +319,8 @@ fn a_console_that_is_a_link_reaches_nothing() {
         let bundle = if in_dev { bundle } else { with_the_images_dev(bundle) };
         symlink(&victim, bundle.rootfs().join("dev/console")).expect("we own it");
         symlink("/proc/sysrq-trigger", bundle.rootfs().join("dev/ptmx")).expect("we own it");
-        let bundle = bundle.set("/process/terminal", json!(true)).sh("echo evil > /dev/console; stat -c %F /dev/console");
+        let bundle =
+            bundle.set("/process/terminal", json!(true)).sh("echo evil > /dev/console; stat -c %F /dev/console");
         bundle.write();
         let path = bundle.dir().at("console");
         let receiver = Receiver::new(&path);
@@ -334,7 +339,8 @@ fn a_console_that_is_a_link_reaches_nothing() {
 /// Without HOME in the environment, the image's list of users is asked for it.
 #[test]
 fn a_hostile_list_of_users_is_no_trap() {
-    let prepare: [(&str, fn(&Path)); 5] = [
+    type Make = fn(&Path);
+    let prepare: [(&str, Make); 5] = [
         ("fifo", |path| mkfifo(path, Mode::from_bits_truncate(0o644)).expect("we own it")),
         ("huge", |path| fs::File::create(path).and_then(|file| file.set_len(1 << 40)).expect("sparse")),
         ("endless", |path| symlink("/dev/zero", path).expect("we own it")),
@@ -386,7 +392,9 @@ fn cgroups_give_no_way_out() {
         .namespace("user", Some(json!({"type": "user"})))
         .set("/linux/uidMappings", map.clone())
         .set("/linux/gidMappings", map)
-        .sh(&script.replace("unshare -m true && echo ESCAPED; ", "").replace("mount -t cgroup2 none /mnt && echo ESCAPED; ", ""));
+        .sh(&script
+            .replace("unshare -m true && echo ESCAPED; ", "")
+            .replace("mount -t cgroup2 none /mnt && echo ESCAPED; ", ""));
     let output = bundle.run().expect_code(0);
     assert!(!output.out().contains("ESCAPED") && output.out().contains("done"), "{output:?}");
 }

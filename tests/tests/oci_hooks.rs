@@ -81,7 +81,8 @@ fn the_order_is_that_of_the_specification() {
     bundle.run().expect_code(0);
     let text = bundle.dir().read("log");
     let lines: Vec<&str> = text.lines().filter(|line| *line != "program").collect();
-    let expected: Vec<String> = PHASES.iter().flat_map(|phase| [0, 1].map(|number| format!("{phase}-{number}"))).collect();
+    let expected: Vec<String> =
+        PHASES.iter().flat_map(|phase| [0, 1].map(|number| format!("{phase}-{number}"))).collect();
     assert_eq!(lines, expected, "{text}");
     // The program and poststart run side by side; everything before start comes before it.
     let place = |word: &str| text.lines().position(|line| line == word).unwrap_or_else(|| panic!("no {word}: {text}"));
@@ -95,10 +96,12 @@ fn each_phase_runs_in_its_namespaces() {
     let mut bundle = bundle;
     for phase in PHASES {
         let dir = if phase == "startContainer" { "/tmp" } else { dir.as_str() };
-        bundle = bundle.set(&format!("/hooks/{phase}"), json!([shell(&format!("readlink /proc/self/ns/mnt > {dir}/ns-{phase}"))]));
+        bundle = bundle
+            .set(&format!("/hooks/{phase}"), json!([shell(&format!("readlink /proc/self/ns/mnt > {dir}/ns-{phase}"))]));
     }
     bundle.up();
-    let link = |who: &str| fs::read_link(format!("/proc/{who}/ns/mnt")).expect("it lives").to_string_lossy().into_owned();
+    let link =
+        |who: &str| fs::read_link(format!("/proc/{who}/ns/mnt")).expect("it lives").to_string_lossy().into_owned();
     let (host, container) = (link("self"), link(&bundle.pid().to_string()));
     bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
     for phase in PHASES {
@@ -113,7 +116,8 @@ fn each_phase_runs_in_its_namespaces() {
 #[test]
 fn a_hook_that_fails_leaves_nothing() {
     for phase in &PHASES[..3] {
-        let bundle = bundle!().sh("touch /tmp/ran").set(&format!("/hooks/{phase}"), json!([shell("echo broken >&2; exit 7")]));
+        let bundle =
+            bundle!().sh("touch /tmp/ran").set(&format!("/hooks/{phase}"), json!([shell("echo broken >&2; exit 7")]));
         let output = bundle.create().expect_code(1);
         assert!(output.err().contains(phase) && output.err().contains("exit code 7"), "{}", output.err());
         assert!(output.err().contains("broken"), "{}", output.err());
@@ -173,7 +177,8 @@ fn a_hook_that_is_not_there_is_named() {
 /// Each hangs in another way: asleep, deaf to its input, loud without a reader, and with a child that holds its pipes.
 #[test]
 fn a_hook_that_does_not_end_is_killed_in_time() {
-    let scripts = ["exec sleep 300", "trap '' TERM; while :; do sleep 1; done", "exec 0<&-; exec sleep 300", "sleep 300 & wait"];
+    let scripts =
+        ["exec sleep 300", "trap '' TERM; while :; do sleep 1; done", "exec 0<&-; exec sleep 300", "sleep 300 & wait"];
     for (phase, script) in PHASES[..4].iter().zip(scripts) {
         let mut hook = shell(script);
         hook["timeout"] = json!(1);
@@ -192,7 +197,8 @@ fn a_hook_that_does_not_end_is_killed_in_time() {
 fn a_hook_need_not_read_a_long_state() {
     let mut hook = shell("exec sleep 300");
     hook["timeout"] = json!(1);
-    let bundle = bundle!().set("/annotations", json!({"long": "x".repeat(300_000)})).set("/hooks/createRuntime", json!([hook]));
+    let bundle =
+        bundle!().set("/annotations", json!({"long": "x".repeat(300_000)})).set("/hooks/createRuntime", json!([hook]));
     let begun = Instant::now();
     let output = bundle.run().expect_code(1);
     assert!(output.err().contains("timeout"), "{}", output.err());
@@ -217,7 +223,8 @@ fn hooks_of_the_host_have_no_way_in_to_the_runtime() {
     bundle.run().expect_code(0);
     let text = bundle.dir().read("descriptors");
     // Its three streams, and the directory that is listed.
-    let numbers: Vec<&str> = text.lines().filter_map(|line| line.split(" -> ").next()?.split(' ').next_back()).collect();
+    let numbers: Vec<&str> =
+        text.lines().filter_map(|line| line.split(" -> ").next()?.split(' ').next_back()).collect();
     assert_eq!(numbers[1..], ["0", "1", "2", "3"], "{text}");
     assert!(text.lines().last().is_some_and(|line| line.contains("/fd")), "{text}");
 }

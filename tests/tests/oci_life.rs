@@ -157,7 +157,8 @@ fn a_program_that_cannot_run_is_told() {
 
 #[test]
 fn signals_go_in() {
-    let bundle = bundle!().sh("trap 'echo got usr1' USR1; trap 'echo got term; exit 3' TERM; echo ready; while :; do sleep 0.1; done");
+    let bundle = bundle!()
+        .sh("trap 'echo got usr1' USR1; trap 'echo got term; exit 3' TERM; echo ready; while :; do sleep 0.1; done");
     bundle.write();
     let (child, number) = bundle.spawn(bundle.command(&["run", "--bundle", &bundle.path(), &bundle.id]));
     let log = bundle.dir().path().join(format!("{number}.out"));
@@ -229,7 +230,8 @@ fn streams_are_exact() {
     let bundle = bundle!().sh("cat; echo end >&2");
     bundle.write();
     let mut command = bundle.command(&["run", "--bundle", &bundle.path(), &bundle.id]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     let mut input = child.stdin.take().expect("piped");
     // No period that a buffer's size could hide.
     let bytes: Vec<u8> = (0..SIZE as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
@@ -246,7 +248,8 @@ fn exec_has_its_own_streams() {
     let bundle = bundle!().args(&["sleep", "300"]);
     bundle.up();
     let mut command = bundle.command(&["exec", &bundle.id, "sh", "-c", "cat; echo err >&2; exit 5"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     child.stdin.take().expect("piped").write_all(b"a\0b").expect("it reads");
     let output = sandbox::collect(child).expect_code(5);
     assert_eq!((output.stdout.as_slice(), output.err().as_str()), (&b"a\0b"[..], "err\n"));
@@ -322,8 +325,7 @@ fn starts_that_race_start_it_once() {
     for _ in 0..5 {
         bundle.create().expect_code(0);
         let racers: Vec<_> = (0..3).map(|_| bundle.spawn(bundle.command(&["start", &bundle.id]))).collect();
-        let codes: Vec<i32> =
-            racers.into_iter().map(|(child, number)| bundle.outcome(child, number).code).collect();
+        let codes: Vec<i32> = racers.into_iter().map(|(child, number)| bundle.outcome(child, number).code).collect();
         assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
         let begun = || fs::read_to_string(bundle.rootfs().join("tmp/begun")).unwrap_or_default();
         let end = Instant::now() + Duration::from_secs(10);
@@ -468,7 +470,8 @@ fn paused_nothing_runs() {
 fn update_is_seen_in_the_cgroup() {
     let bundle = bundle!().args(&["sleep", "300"]);
     bundle.up();
-    let words = ["update", "--memory", "67108864", "--pids-limit", "77", "--cpu-quota", "30000", "--cpu-period", "60000"];
+    let words =
+        ["update", "--memory", "67108864", "--pids-limit", "77", "--cpu-quota", "30000", "--cpu-period", "60000"];
     bundle.oci(&[&words[..], &["--cpu-shares", "200", &bundle.id]].concat()).expect_code(0);
     assert_eq!(bundle.cgroup_file("memory", "memory.limit_in_bytes"), "67108864");
     assert_eq!(bundle.cgroup_file("pids", "pids.max"), "77");

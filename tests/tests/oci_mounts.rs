@@ -144,21 +144,26 @@ fn the_usual_devices_are_there() {
     let script = "for d in null zero full random urandom tty; do stat -c '%n %t:%T %a' /dev/$d; done; for l in fd stdin ptmx; do readlink /dev/$l; done; \
         echo x > /dev/null; head -c 3 /dev/zero | od -An -tx1; ls -l /dev/shm /dev/mqueue > /dev/null; [ ! -e /dev/console ] && echo none";
     let text = told(&bundle!().sh(script));
-    for line in ["/dev/null 1:3 666", "/dev/zero 1:5 666", "/dev/full 1:7 666", "/dev/tty 5:0 666", "/proc/self/fd", "00 00 00"] {
+    for line in
+        ["/dev/null 1:3 666", "/dev/zero 1:5 666", "/dev/full 1:7 666", "/dev/tty 5:0 666", "/proc/self/fd", "00 00 00"]
+    {
         assert!(text.contains(line), "{line:?} is not in {text}");
     }
 }
 
 #[test]
 fn devices_of_the_bundle_are_made_and_allowed() {
-    let device = json!({"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 7, "gid": 8});
+    let device =
+        json!({"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 7, "gid": 8});
     let pipe = json!({"path": "/dev/sub/pipe", "type": "p", "fileMode": 0o600});
     let bundle = bundle!()
         .set("/process/user", json!({"uid": 7, "gid": 8}))
         .push("/linux/devices", device)
         .push("/linux/devices", pipe)
         .push("/linux/resources/devices", json!({"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rw"}))
-        .sh("stat -c '%t:%T %a %u:%g' /dev/mine; test -p /dev/sub/pipe && echo pipe; head -c 1 /dev/mine | od -An -tx1");
+        .sh(
+            "stat -c '%t:%T %a %u:%g' /dev/mine; test -p /dev/sub/pipe && echo pipe; head -c 1 /dev/mine | od -An -tx1",
+        );
     assert_eq!(told(&bundle), "1:5 640 7:8\npipe\n 00\n");
 }
 
@@ -176,7 +181,9 @@ fn other_devices_are_refused_by_the_cgroup() {
 
 #[test]
 fn a_read_only_root_is_one() {
-    let bundle = bundle!().set("/root/readonly", json!(true)).sh("touch /x || touch /etc/x || echo none; touch /dev/shm/x && echo shm");
+    let bundle = bundle!()
+        .set("/root/readonly", json!(true))
+        .sh("touch /x || touch /etc/x || echo none; touch /dev/shm/x && echo shm");
     assert_eq!(told(&bundle), "none\nshm\n");
     assert!(!bundle.rootfs().join("x").exists());
 }

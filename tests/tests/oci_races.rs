@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use apex_tests::{bundle, leaks};
 use apex_tests::oci::Bundle;
+use apex_tests::{bundle, leaks};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -71,7 +71,8 @@ fn a_target_exchanged_while_starting_reaches_nothing_outside() {
     symlink(&outside, root.join("link")).expect("we own it");
     let mut bundle = bundle.args(&["true"]);
     for at in ["/way/a/b", "/way/victim", "/way/c"] {
-        bundle = bundle.push("/mounts", json!({"destination": at, "type": "bind", "source": source, "options": ["bind"]}));
+        bundle =
+            bundle.push("/mounts", json!({"destination": at, "type": "bind", "source": source, "options": ["bind"]}));
     }
     bundle = bundle
         .push("/mounts", json!({"destination": "/way/d/e", "type": "tmpfs", "source": "tmpfs"}))
@@ -333,7 +334,8 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     let mut failed = 0;
     let annotation = "x".repeat(30_000);
     let bundle = bundle!().set("/annotations", json!({"long": annotation}));
-    let sizes = (1..=24).map(|pages| format!("size={}k", pages * 4)).chain((1..=6).map(|count| format!("nr_inodes={count}")));
+    let sizes =
+        (1..=24).map(|pages| format!("size={}k", pages * 4)).chain((1..=6).map(|count| format!("nr_inodes={count}")));
     for options in sizes {
         let output = on_small_disk(&bundle, &options, script);
         assert!([0, 1].contains(&output.code), "{options}: {output:?}");

@@ -66,9 +66,8 @@ fn a_forbidden_call_can_kill() {
         let bundle = bundle!();
         // One that the shell does not make.
         let rules = json!([{"names": ["swapoff"], "action": action}]);
-        let bundle = bundle
-            .set("/linux/seccomp", filter("SCMP_ACT_ALLOW", rules))
-            .sh("inside call 168 0; echo code $?");
+        let bundle =
+            bundle.set("/linux/seccomp", filter("SCMP_ACT_ALLOW", rules)).sh("inside call 168 0; echo code $?");
         let output = bundle.run();
         // 128 and SIGSYS, 31.
         assert!(output.out().contains("code 159"), "{action}: {output:?}");
@@ -83,7 +82,9 @@ fn a_filter_of_what_is_allowed_lets_a_container_live() {
         rt_sigreturn set_robust_list set_tid_address sigaltstack stat uname write writev futex prctl getppid wait4 vfork fork clone";
     let names: Vec<&str> = names.split_whitespace().collect();
     let rules = json!([{"names": names, "action": "SCMP_ACT_ALLOW"}, {"names": ["no_such_call_at_all"], "action": "SCMP_ACT_ALLOW"}]);
-    let bundle = bundle!().set("/linux/seccomp", filter("SCMP_ACT_ERRNO", rules)).sh("echo alive; inside call 83 0 0; inside call 110");
+    let bundle = bundle!()
+        .set("/linux/seccomp", filter("SCMP_ACT_ERRNO", rules))
+        .sh("echo alive; inside call 83 0 0; inside call 110");
     let output = bundle.run().expect_code(0);
     assert_eq!(output.out(), "alive\ncall 83 result -1 errno 1\ncall 110 result 0 errno 0\n");
 }
@@ -104,7 +105,10 @@ fn a_filter_that_is_none_is_refused() {
         filter("SCMP_ACT_NONSENSE", json!([])),
         filter("SCMP_ACT_ALLOW", json!([{"names": ["getppid"], "action": "SCMP_ACT_NONSENSE"}])),
         json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_ABACUS"]}),
-        filter("SCMP_ACT_ALLOW", json!([{"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}]}])),
+        filter(
+            "SCMP_ACT_ALLOW",
+            json!([{"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}]}]),
+        ),
         filter("SCMP_ACT_ALLOW", json!([{"names": ["getppid"], "action": "SCMP_ACT_NOTIFY"}])),
     ];
     for seccomp in cases {
@@ -189,7 +193,8 @@ fn an_agent_that_goes_away_is_told() {
     for long in [10, 2_000_000] {
         let bundle = bundle!();
         let path = bundle.dir().at("agent");
-        let bundle = notified(bundle, &path).args(&["sleep", "300"]).set("/annotations", json!({"long": "x".repeat(long)}));
+        let bundle =
+            notified(bundle, &path).args(&["sleep", "300"]).set("/annotations", json!({"long": "x".repeat(long)}));
         let agent = UnixListener::bind(&path).expect("we own it");
         let gone = std::thread::spawn(move || drop(agent.accept()));
         bundle.create().expect_code(0);

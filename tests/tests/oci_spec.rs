@@ -91,7 +91,8 @@ fn namespaces_are_joined_by_their_paths() {
     let bundle = bundle!().args(&["sleep", "300"]).without("/hostname");
     let holder = Holder::new(&["--pid", "--net", "--ipc", "--uts", "--cgroup", "--time"]);
     let pid = holder.pid();
-    let kinds = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup"), ("time", "time")];
+    let kinds =
+        [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup"), ("time", "time")];
     let mut bundle = bundle;
     for (kind, name) in kinds {
         bundle = bundle.namespace(kind, Some(json!({"type": kind, "path": format!("/proc/{pid}/ns/{name}")})));
@@ -167,7 +168,8 @@ fn a_user_namespace_maps_ids() {
 
 #[test]
 fn several_ranges_of_ids_are_mapped() {
-    let map = json!([{"containerID": 0, "hostID": 200_000, "size": 10}, {"containerID": 1000, "hostID": 300_000, "size": 5}]);
+    let map =
+        json!([{"containerID": 0, "hostID": 200_000, "size": 10}, {"containerID": 1000, "hostID": 300_000, "size": 5}]);
     let bundle = in_user_namespace(bundle!())
         .set("/linux/uidMappings", map.clone())
         .set("/linux/gidMappings", map)
@@ -201,7 +203,8 @@ fn all_five_sets_of_capabilities_are_as_asked() {
     let bundle = bundle!().set("/process/capabilities", sets).set("/process/user", json!({"uid": 1000, "gid": 1000}));
     let text = told(&bundle.sh("grep ^Cap /proc/self/status"));
     // A program without file capabilities keeps of permitted and effective what is ambient (capabilities(7)).
-    for (name, mask) in [("CapInh", 0x420), ("CapPrm", 0x400), ("CapEff", 0x400), ("CapBnd", 0x4a1), ("CapAmb", 0x400)] {
+    for (name, mask) in [("CapInh", 0x420), ("CapPrm", 0x400), ("CapEff", 0x400), ("CapBnd", 0x4a1), ("CapAmb", 0x400)]
+    {
         assert!(text.contains(&format!("{name}:\t{mask:016x}")), "{name} is not {mask:x}: {text}");
     }
 }
@@ -269,7 +272,9 @@ fn names_and_parameters_of_the_kernel_are_set() {
 
 #[test]
 fn parameters_of_the_host_are_refused() {
-    for name in ["kernel.panic", "vm.overcommit_memory", "kernel.core_pattern", "../../etc/passwd", "net/../kernel/panic"] {
+    for name in
+        ["kernel.panic", "vm.overcommit_memory", "kernel.core_pattern", "../../etc/passwd", "net/../kernel/panic"]
+    {
         let bundle = bundle!().set(&format!("/linux/sysctl/{}", name.replace('/', ".")), json!("1"));
         let mut bundle = bundle;
         bundle.config["linux"]["sysctl"] = json!({name: "1"});
@@ -324,7 +329,10 @@ fn the_environment_is_the_bundles() {
     lines.sort_unstable();
     assert!(lines.contains(&"A=d") && lines.contains(&"B=") && lines.contains(&"PATH=/bin"), "{text}");
     // Nothing of the caller's; HOME is what runc adds.
-    assert!(lines.iter().all(|line| ["A=", "B=", "PATH=", "HOME="].iter().any(|name| line.starts_with(name))), "{text}");
+    assert!(
+        lines.iter().all(|line| ["A=", "B=", "PATH=", "HOME="].iter().any(|name| line.starts_with(name))),
+        "{text}"
+    );
     let bundle = bundle.without("/process/env").args(&["/bin/env"]);
     assert!(told(&bundle).lines().all(|line| line.starts_with("HOME=") || line.starts_with("PATH=")));
 }
@@ -361,7 +369,8 @@ fn exec_has_a_terminal_of_its_own() {
     bundle.up();
     let path = bundle.dir().at("console");
     let receiver = Receiver::new(&path);
-    let words = ["exec", "-t", "-d", "--console-socket", &path, &bundle.id, "sh", "-c", "tty; test -t 0 && echo yes; id -u"];
+    let words =
+        ["exec", "-t", "-d", "--console-socket", &path, &bundle.id, "sh", "-c", "tty; test -t 0 && echo yes; id -u"];
     let (child, number) = bundle.spawn(bundle.command(&words));
     let (master, _) = receiver.take();
     bundle.outcome(child, number).expect_code(0);

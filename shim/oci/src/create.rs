@@ -155,27 +155,11 @@ fn build(
     undo: &mut Undo,
     journal: &Journal,
 ) -> Result<()> {
-    let (spec, linux) = (&bundle.spec, bundle.linux());
-    let namespaces = Namespaces::of(linux)?;
+    let spec = &bundle.spec;
+    let namespaces = Namespaces::of(bundle.linux())?;
     let seccomp = compile(bundle)?;
-    let wanted = Wanted {
-        id: &options.id,
-        path: linux.cgroups_path().as_deref(),
-        systemd: options.systemd_cgroup,
-        resources: linux.resources().as_ref(),
-        is_rootless: caller::is_rootless(),
-        annotations: spec.annotations().as_ref(),
-    };
     let mut record = record(bundle, options, &namespaces);
-    let planned = if options.is_without_cgroup { Cgroup::none(&wanted)? } else { Cgroup::plan(&wanted)? };
-    record.cgroup = Some(planned.clone());
-    undo.entry().keep_config(&bundle.text)?;
-    // Before anything is made: a create that is killed leaves nothing that a delete would not find.
-    undo.entry().write(&record)?;
-    let mut cgroup = planned.realise(&wanted)?;
-    cgroup.notes().iter().for_each(|note| journal.warning(note));
-    record.cgroup = Some(cgroup.clone());
-    undo.cgroup = Some(cgroup.clone());
+    let mut cgroup = make_cgroup(bundle, options, &mut record, undo, journal)?;
     let entry = undo.entry();
     let cgroups = rootfs::Cgroups::from(cgroup.views());
     sysctl::validate(spec)?;
@@ -188,11 +172,7 @@ fn build(
             spec,
             seccomp: seccomp.as_ref(),
             narrowing,
-            seccomp_socket: seccomp
-                .as_ref()
-                .and_then(Compiled::listener)
-                .map(|listener| listener.connect())
-                .transpose()?,
+            seccomp_socket: seccomp.as_ref().map_or(Ok(None), Compiled::connect)?,
             inheritance: &options.inheritance,
         },
         is_limited_outside,
@@ -231,6 +211,34 @@ fn build(
         write_pid(path, pid)?;
     }
     wire.say(&Message::Recorded).context("the init ended before its start")
+}
+
+/// Makes the cgroup, which is written down first: a create that is killed leaves nothing that a delete would not find.
+fn make_cgroup(
+    bundle: &Bundle,
+    options: &Options,
+    record: &mut Record,
+    undo: &mut Undo,
+    journal: &Journal,
+) -> Result<Cgroup> {
+    let linux = bundle.linux();
+    let wanted = Wanted {
+        id: &options.id,
+        path: linux.cgroups_path().as_deref(),
+        systemd: options.systemd_cgroup,
+        resources: linux.resources().as_ref(),
+        is_rootless: caller::is_rootless(),
+        annotations: bundle.spec.annotations().as_ref(),
+    };
+    let planned = if options.is_without_cgroup { Cgroup::none(&wanted)? } else { Cgroup::plan(&wanted)? };
+    record.cgroup = Some(planned.clone());
+    undo.entry().keep_config(&bundle.text)?;
+    undo.entry().write(record)?;
+    let cgroup = planned.realise(&wanted)?;
+    cgroup.notes().iter().for_each(|note| journal.warning(note));
+    record.cgroup = Some(cgroup.clone());
+    undo.cgroup = Some(cgroup.clone());
+    Ok(cgroup)
 }
 
 fn compile(bundle: &Bundle) -> Result<Option<Compiled>> {

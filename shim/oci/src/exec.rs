@@ -74,13 +74,10 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
         narrowing.narrow_process(&mut narrowed);
     }
     let process = &narrowed;
-    let seccomp = match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
-        Some(wanted) => Some(seccomp::compile(wanted, seccomp::CacheDir::find().as_ref())?),
-        None => None,
-    };
+    let wanted = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let seccomp = wanted.map(|wanted| seccomp::compile(wanted, seccomp::CacheDir::find().as_ref())).transpose()?;
     let (wire, inner) = Wire::pair().context("cannot make the socket to the new process")?;
-    let seccomp_socket =
-        seccomp.as_ref().and_then(Compiled::listener).map(|listener| listener.connect()).transpose()?;
+    let seccomp_socket = seccomp.as_ref().map_or(Ok(None), Compiled::connect)?;
     let joining = Joining {
         spec: &spec,
         process,

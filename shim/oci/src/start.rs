@@ -10,12 +10,15 @@ use crate::receipt::{self, Receipt, Subject};
 use crate::state::{Entry, Record, START, Status, state};
 use crate::wire::{Message, Wire, WireError};
 
+/// Takes a receipt.
+pub type Give<'a> = &'a mut dyn FnMut(&Receipt) -> Result<()>;
+
 /// Starts it and runs the poststart hooks. With `receipt`, what is in force is read while the program waits, and given to it; what differs from the
 /// bundle ends the container.
 ///
 /// # Errors
 /// It waits for no start, its program cannot be executed, or a hook failed; then it is killed.
-pub fn start(entry: &Entry, receipt: Option<&mut dyn FnMut(&Receipt) -> Result<()>>) -> Result<()> {
+pub fn start(entry: &Entry, receipt: Option<Give<'_>>) -> Result<()> {
     entry.lock()?;
     let record = entry.record()?;
     match entry.status(&record) {
@@ -39,12 +42,7 @@ pub fn start(entry: &Entry, receipt: Option<&mut dyn FnMut(&Receipt) -> Result<(
 }
 
 /// Waits until the program is executed: then the socket closes by itself.
-fn begin(
-    wire: &Wire,
-    entry: &Entry,
-    record: &Record,
-    receipt: Option<&mut dyn FnMut(&Receipt) -> Result<()>>,
-) -> Result<()> {
+fn begin(wire: &Wire, entry: &Entry, record: &Record, receipt: Option<Give<'_>>) -> Result<()> {
     match wire.expect(&Message::Ready) {
         Err(WireError::Closed) => {
             bail!("the first process of container {:?} was killed before its program began", entry.id())

@@ -110,6 +110,14 @@ impl Compiled {
         self.listener.as_ref()
     }
 
+    /// A connection to the agent that judges notified calls, if there is one.
+    ///
+    /// # Errors
+    /// Nobody listens at `listenerPath`.
+    pub fn connect(&self) -> Result<Option<OwnedFd>, ListenerError> {
+        self.listener.as_ref().map(Listener::connect).transpose()
+    }
+
     /// Its instructions.
     pub fn filter(&self) -> &[Filter] {
         &self.filter

@@ -1,8 +1,9 @@
 //! An OCI bundle: its directory, and its `config.json` read, parsed and checked before anything is done.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Capability, Linux, LinuxNamespaceType, Process, Spec};
@@ -138,7 +139,12 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
 fn read(file: &Path) -> Result<Vec<u8>, BundleError> {
     let fail = |error| BundleError::Read(file.to_path_buf(), error);
     let mut text = Vec::with_capacity(16 << 10);
-    File::open(file).map_err(fail)?.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(fail)?;
+    // A FIFO without a writer would otherwise be waited for without end.
+    let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(file).map_err(fail)?;
+    if !opened.metadata().map_err(fail)?.is_file() {
+        return Err(fail(std::io::Error::other("it is not a regular file")));
+    }
+    opened.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(fail)?;
     if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(BundleError::Size(file.to_path_buf()));
     }

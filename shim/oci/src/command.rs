@@ -1,7 +1,7 @@
 //! The commands, wired to what does the work.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use crate::receipt::Receipt;
 use crate::state::{self, Entry, OCI_VERSION, Root, Status};
 use crate::{create, delete, events, exec, features, foreground, kill, numbers, own_image, ps, spec, start, update};
 
+/// Bytes of a file of `exec --process`; what is longer is cut and then is no JSON.
+const PROCESS_BYTES_MAX: u64 = 16 << 20;
 /// Exit code of a command that failed.
 const FAILED: i32 = 1;
 /// The same of `exec`, where 1 is often the program's own.
@@ -198,7 +200,10 @@ fn exec_command(root: &Root, wanted: &Exec, journal: &Journal) -> Result<i32> {
 /// The process to execute: a file's, or that of the bundle with the options' changes.
 fn process(entry: &Entry, wanted: &Exec, journal: &Journal) -> Result<Process> {
     if let Some(path) = &wanted.process {
-        let text = std::fs::read(path).with_context(|| format!("cannot read the process {}", path.display()))?;
+        let mut text = Vec::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(PROCESS_BYTES_MAX).read_to_end(&mut text))
+            .with_context(|| format!("cannot read the process {}", path.display()))?;
         let parsed = crate::bundle::parse(&text);
         return parsed
             .map(|(process, _)| process)

@@ -19,6 +19,19 @@ pub enum Format {
     Json,
 }
 
+/// Bytes of a message; a configuration can make it as long as itself.
+const WORDS_BYTES_MAX: usize = 4096;
+
+/// Words in which names of a bundle stand: cut to size, and nothing in them acts on a terminal.
+fn harmless(words: &str) -> String {
+    let end = words.floor_char_boundary(WORDS_BYTES_MAX);
+    let mut text = apex_core::escape::text(&words[..end]).into_owned();
+    if end < words.len() {
+        text.push_str(&format!(" ... and {} bytes more", words.len() - end));
+    }
+    text
+}
+
 /// Where it goes.
 #[derive(Debug, Default)]
 pub struct Journal {
@@ -39,6 +52,7 @@ impl Journal {
 
     /// Why the command failed.
     pub fn error(&self, words: &str) {
+        let words = &harmless(words);
         // The file first: standard error may be closed, which leaves nobody to tell there.
         self.line("error", words);
         let _ = writeln!(std::io::stderr(), "apex-oci: error: {words}");
@@ -46,6 +60,7 @@ impl Journal {
 
     /// What went wrong without stopping the command.
     pub fn warning(&self, words: &str) {
+        let words = &harmless(words);
         if self.file.is_none() {
             let _ = writeln!(std::io::stderr(), "apex-oci: warning: {words}");
         }
@@ -72,5 +87,18 @@ impl Journal {
         };
         // One write, so that lines of several commands do not mix; a full disk must not hide the error from standard error.
         let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_cut_and_harmless() {
+        assert_eq!(harmless("plain \"words\""), "plain \"words\"");
+        assert_eq!(harmless("a\u{1b}[31m\n"), "a\\u{1b}[31m\\n");
+        let long = harmless(&"\u{e4}".repeat(WORDS_BYTES_MAX));
+        assert!(long.len() < WORDS_BYTES_MAX + 40 && long.ends_with("bytes more"), "{long}");
     }
 }

@@ -11,6 +11,9 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
 };
 
+/// Groups that an error names.
+const GROUPS_TOLD_MAX: usize = 16;
+
 /// Why the program cannot be who it shall be.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -360,7 +363,10 @@ fn set_ids(process: &Process) -> Result<(), IdentityError> {
         // A user namespace that an unprivileged user mapped has setgroups(2) switched off: then nothing can be added, and nothing taken away.
         Err(Errno::EPERM) if groups.is_empty() => {}
         other => other.map_err(|source| {
-            let id = groups.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            let mut id = groups.iter().take(GROUPS_TOLD_MAX).map(u32::to_string).collect::<Vec<_>>().join(", ");
+            if groups.len() > GROUPS_TOLD_MAX {
+                id.push_str(&format!(" and {} more", groups.len() - GROUPS_TOLD_MAX));
+            }
             IdentityError::Id { what: "additional groups", id, source }
         })?,
     }

@@ -133,7 +133,7 @@ impl Bundle {
         let env = config["process"]["env"].as_array_mut().expect("spec writes an environment");
         env.push(json!(format!("{MARK_VARIABLE}={mark}")));
         let mounts = leaks::mount_table().into_iter().collect();
-        let id = format!("c-{mark}");
+        let id = mark.clone();
         let bundle =
             Bundle { dir, config, id, binary: apex_oci(), mark: Mark(mark), commands: AtomicU32::new(0), mounts };
         bundle.args(&["true"])
@@ -160,7 +160,10 @@ impl Bundle {
                 _ => &mut at[part],
             };
         }
-        at[name] = value;
+        match name.parse::<usize>() {
+            Ok(number) if at.is_array() => at[number] = value,
+            _ => at[name] = value,
+        }
         self
     }
 

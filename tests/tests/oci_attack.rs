@@ -336,11 +336,13 @@ fn a_console_that_is_a_link_reaches_nothing() {
     }
 }
 
+/// Puts something in the place of a file.
+type Prepare = fn(&Path);
+
 /// Without HOME in the environment, the image's list of users is asked for it.
 #[test]
 fn a_hostile_list_of_users_is_no_trap() {
-    type Make = fn(&Path);
-    let prepare: [(&str, Make); 5] = [
+    let prepare: [(&str, Prepare); 5] = [
         ("fifo", |path| mkfifo(path, Mode::from_bits_truncate(0o644)).expect("we own it")),
         ("huge", |path| fs::File::create(path).and_then(|file| file.set_len(1 << 40)).expect("sparse")),
         ("endless", |path| symlink("/dev/zero", path).expect("we own it")),

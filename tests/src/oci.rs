@@ -36,14 +36,18 @@ const APPLETS: &str = "sh cat echo ls id sleep true false env stat mount umount 
     chown hostname dnsdomainname uname grep sed awk cut tr sort wc readlink stty tty mknod nice od seq expr md5sum sha256sum usleep nohup \
     sysctl date find xargs yes timeout dmesg printf pwd ip nc whoami chroot df du unshare nsenter setsid renice pidof";
 
-/// `$APEX_OCI`, or `apex-oci` in the target directory that this test was built in.
+/// The binary under test: `$APEX_OCI`, else `apex-oci` beside `$APEX_RUN`, else that in the target directory that this test was built in.
 pub fn apex_oci() -> PathBuf {
     if let Some(path) = std::env::var_os("APEX_OCI") {
         return PathBuf::from(path);
     }
-    let own = std::env::current_exe().expect("/proc is mounted");
-    let profile = own.parent().and_then(Path::parent).expect("test binaries lie in TARGET/PROFILE/deps");
-    let path = profile.join("apex-oci");
+    let path = match std::env::var_os("APEX_RUN") {
+        Some(apex_run) => PathBuf::from(apex_run).with_file_name("apex-oci"),
+        None => {
+            let own = std::env::current_exe().expect("/proc is mounted");
+            own.parent().and_then(Path::parent).expect("test binaries lie in TARGET/PROFILE/deps").join("apex-oci")
+        }
+    };
     assert!(path.exists(), "{} is not there: build it with `cargo build -p apex-oci`, or set APEX_OCI", path.display());
     path
 }

@@ -66,7 +66,7 @@ pub fn containers() -> Result<()> {
 
 /// Programs beside an apex-run that tests start too: those that are there.
 pub fn beside(apex_run: &Path) -> Vec<PathBuf> {
-    ["apex-probe", "apexd", "apex"]
+    ["apex-probe", "apexd", "apex", "apex-oci"]
         .map(|name| apex_run.with_file_name(name))
         .into_iter()
         .filter(|path| path.exists())

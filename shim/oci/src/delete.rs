@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Version};
 use crate::hooks::{self, Phase};
 use crate::kill::kill_all;
 use crate::state::{Entry, Record, StateError, Status, is_ending, state};
@@ -49,7 +49,7 @@ pub fn delete(entry: &Entry, is_forced: bool) -> Result<Vec<String>> {
 fn stop_create(entry: &Entry) -> Result<()> {
     let Ok(Some(record)) = entry.read() else { return Ok(()) };
     if entry.status(&record) == Status::Creating
-        && let Some(cgroup) = &record.cgroup
+        && let Some(cgroup) = record.cgroup.as_ref().filter(|cgroup| cgroup.version() != Version::None)
     {
         cgroup.kill(nix::libc::SIGKILL)?;
     }

@@ -251,8 +251,11 @@ impl Cgroup {
         sent
     }
 
-    /// Kills everybody inside and waits, bounded, until they are gone. Zombies that nobody reaps do not count.
+    /// Kills everybody inside and waits, bounded, until they are gone. Zombies that nobody reaps do not count. Nobody is in what there is not.
     pub fn kill_all(&self) -> Result<(), CgroupError> {
+        if self.version == Version::None {
+            return Ok(());
+        }
         let until = Instant::now() + WAIT_MAX;
         loop {
             self.kill(SIGKILL)?;

@@ -423,6 +423,8 @@ fn a_rootless_container_without_limits_has_no_cgroup() {
     assert!(cgroup.doors().unwrap().birth().is_none());
     assert!(matches!(cgroup.limit(&resources(r#"{"pids":{"limit":5}}"#)), Err(CgroupError::None { .. })));
     assert!(matches!(cgroup.pids(), Err(CgroupError::None { .. })));
+    // A create that failed takes back what it made, also when that is nothing.
+    cgroup.kill_all().unwrap();
     cgroup.remove().unwrap();
 }
 

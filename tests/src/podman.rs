@@ -15,6 +15,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::oci::apex_oci;
 use crate::sandbox::{Output, collect, collect_within};
 use crate::temp::TempDir;
 
@@ -37,13 +38,6 @@ pub fn missing(programs: &[&str]) -> Option<String> {
         return Some("only root has an engine of its own here".to_owned());
     }
     crate::programs::missing_program(programs)
-}
-
-/// `$APEX_OCI`, or `apex-oci` beside `apex-run`.
-pub fn apex_oci() -> PathBuf {
-    let path = std::env::var_os("APEX_OCI").map_or_else(|| crate::apex_run().with_file_name("apex-oci"), PathBuf::from);
-    assert!(path.exists(), "{} is not there: build it with `cargo build -p apex-oci`, or set APEX_OCI", path.display());
-    path
 }
 
 /// Whom the engine runs as.

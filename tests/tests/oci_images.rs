@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use apex_tests::containerd::Containerd;
 use apex_tests::debian::{self, IMAGE};
-use apex_tests::podman::{Podman, apex_oci};
+use apex_tests::oci::apex_oci;
+use apex_tests::podman::Podman;
 use apex_tests::sandbox::{Output, collect_within};
 use apex_tests::{containerd, podman, programs, skip};
 

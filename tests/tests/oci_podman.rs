@@ -119,7 +119,8 @@ fn limits_hold() {
     let stats = podman.run(&["stats", "--no-stream", "--format", "{{.MemLimit}}", "held"]).expect_code(0).out();
     assert_eq!(stats.trim(), (64 << 20).to_string());
     podman.run(&["rm", "-f", "-t", "0", "held"]).expect_code(0);
-    // Of who asks for no cgroup: in the caller's.
+    // Who asks for no cgroup is in the caller's; a create that fails leaves nothing there either.
+    podman.run(&["run", "--rm", "--network=none", "--cgroups=disabled", IMAGE, "/nowhere"]).expect_code(127);
     let own = std::fs::read_to_string("/proc/self/cgroup").expect("it is mounted");
     let bare = ["run", "--rm", "--network=none", "--cgroups=disabled", IMAGE, "cat", "/proc/self/cgroup"];
     let bare = podman.run(&bare).expect_code(0).out();

@@ -4,9 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use apex_sys::fs;
 use apex_sys::process::{self, Side};
-use apex_sys::schedule;
+use apex_sys::{Errno, fs, schedule};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 
 use crate::bundle;
@@ -252,7 +251,7 @@ fn stage(joining: Joining<'_>, wire: &Wire, doors: Option<&Doors>, kinds: i32, r
                 .and_then(|()| nix::unistd::chroot("."))
                 .context("cannot enter the container's root")?;
         }
-        process::clone_sibling(0).context("cannot start a process in the container")
+        process::clone_sibling(0).map_err(|errno| anyhow::Error::new(errno).context(unborn(errno)))
     };
     match join() {
         Ok(Side::Child) => process::exit_now(inside(joining, wire)),
@@ -261,6 +260,16 @@ fn stage(joining: Joining<'_>, wire: &Wire, doors: Option<&Doors>, kinds: i32, r
             tell(&Message::Born(pid))
         }
         Err(error) => tell(&Message::Failed(format!("{error:#}"))),
+    }
+}
+
+/// What a refused clone means in a container.
+fn unborn(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EAGAIN => {
+            "cannot start a process in the container: its limit of tasks or its user's is reached; wait for some to end, or raise it with `apex-oci update --pids-limit`"
+        }
+        _ => "cannot start a process in the container",
     }
 }
 

@@ -113,9 +113,12 @@ fn limits_hold() {
     let pid = podman.inspect("held", ".State.Pid").parse().expect("a pid");
     assert_eq!(leaks::memory_limit(pid), Some(64 << 20));
     assert_eq!(podman.exec("held", &["grep", "Cpus_allowed_list", "/proc/self/status"]), "Cpus_allowed_list:\t0\n");
-    let forks = "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait";
+    let forks = "for i in 1 2 3 4 5 6 7 8 9; do sleep 30 >/dev/null 2>&1 & done; wait";
     let output = podman.run(&["exec", "held", "sh", "-c", forks]);
     assert!(output.err().contains("fork"), "{} {}", output.code, output.err());
+    // The sleepers are still there.
+    let output = podman.run(&["exec", "held", "true"]);
+    assert!(output.err().contains("limit of tasks"), "{} {}", output.code, output.err());
     let stats = podman.run(&["stats", "--no-stream", "--format", "{{.MemLimit}}", "held"]).expect_code(0).out();
     assert_eq!(stats.trim(), (64 << 20).to_string());
     podman.run(&["rm", "-f", "-t", "0", "held"]).expect_code(0);

@@ -91,7 +91,8 @@ fn what_is_no_configuration_is_refused() {
 fn a_file_that_is_none_is_refused_at_once() {
     let bundle = bundle!();
     let config = bundle.dir().path().join("bundle/config.json");
-    let make: [(&str, fn(&std::path::Path)); 5] = [
+    type Make = fn(&std::path::Path);
+    let make: [(&str, Make); 5] = [
         ("directory", |path| fs::create_dir(path).expect("we own it")),
         ("fifo", |path| mkfifo(path, Mode::from_bits_truncate(0o600)).expect("we own it")),
         ("endless", |path| symlink("/dev/zero", path).expect("we own it")),

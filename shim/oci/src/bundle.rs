@@ -132,8 +132,8 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
     // In the words of runc, which its callers know.
     let note = format!("ignoring unknown or unavailable capabilities: [{}]", names.collect::<Vec<_>>().join(" "));
     let notes = if unknown.is_empty() { Vec::new() } else { vec![note] };
-    // The strict error tells line and column.
-    serde_json::from_value(value).map(|parsed| (parsed, notes)).map_err(|_| strict)
+    // By its text again: to read the specification from a value is as much code as from a text. The strict error tells line and column.
+    serde_json::from_slice(value.to_string().as_bytes()).map(|parsed| (parsed, notes)).map_err(|_| strict)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, BundleError> {

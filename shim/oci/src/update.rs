@@ -177,7 +177,7 @@ fn from_flags(options: &Options) -> Result<LinuxResources, UpdateError> {
     }
     whole_map.insert("memory".to_owned(), memory.into());
     whole_map.insert("cpu".to_owned(), cpu.into());
-    serde_json::from_value(whole_map.into())
+    serde_json::from_slice(Value::from(whole_map).to_string().as_bytes())
         .map_err(|source| UpdateError::Parse { file: PathBuf::from("the command line"), source })
 }
 

@@ -224,14 +224,21 @@ fn an_init_whose_create_was_killed_ends_by_itself() {
     }
 }
 
-/// A hook that hangs holds up its create; killed both, they are gone.
+/// A hook that hangs holds up its create; both killed, they are gone. One on the host is its author's, and outlives the runtime: the test ends it.
 #[test]
 fn a_create_killed_in_a_hook_that_hangs_is_deleted() {
     for phase in ["createRuntime", "createContainer"] {
-        let hook = json!([{"path": "/bin/sleep", "args": ["sleep", "304"]}]);
-        let bundle = bundle!().set(&format!("/hooks/{phase}"), hook);
+        let bundle = bundle!();
+        let file = bundle.dir().at("hook");
+        let script = format!("echo $$ > {file}; exec sleep 304");
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}]);
+        let bundle = bundle.set(&format!("/hooks/{phase}"), hook);
         bundle.write();
-        kill_at(&bundle, &["create", "-b", &bundle.path(), &bundle.id], Duration::from_millis(400));
+        kill_at(&bundle, &["create", "-b", &bundle.path(), &bundle.id], Duration::from_millis(600));
+        if phase == "createRuntime" {
+            let pid = bundle.dir().read("hook").trim().parse().expect("a pid");
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it hangs");
+        }
         bundle.oci(&["delete", "--force", &bundle.id]).expect_code(0);
         bundle.expect_nothing_left();
     }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -87,12 +88,14 @@ fn what_is_no_configuration_is_refused() {
     check_text(&bundle, twice.as_bytes(), wrong);
 }
 
+/// Puts something in the place of a file.
+type Prepare = fn(&Path);
+
 #[test]
 fn a_file_that_is_none_is_refused_at_once() {
     let bundle = bundle!();
     let config = bundle.dir().path().join("bundle/config.json");
-    type Make = fn(&std::path::Path);
-    let make: [(&str, Make); 5] = [
+    let make: [(&str, Prepare); 5] = [
         ("directory", |path| fs::create_dir(path).expect("we own it")),
         ("fifo", |path| mkfifo(path, Mode::from_bits_truncate(0o600)).expect("we own it")),
         ("endless", |path| symlink("/dev/zero", path).expect("we own it")),

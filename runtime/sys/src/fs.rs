@@ -307,37 +307,6 @@ pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
     check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-
-    use super::*;
-
-    /// Pipes come full from everywhere; a wait for one would be for ever here, since nobody reads.
-    #[test]
-    fn a_write_at_once_never_waits() {
-        let (_reader, writer) = std::io::pipe().unwrap();
-        let block = [b'x'; 4096];
-        let mut written = 0;
-        loop {
-            match write_at_once(writer.as_fd(), &block) {
-                Ok(count) => written += count,
-                Err(errno) => break assert_eq!(errno, Errno::EAGAIN),
-            }
-        }
-        assert!(written >= block.len());
-        let file = std::fs::File::create("/dev/null").unwrap();
-        assert_eq!(write_at_once(file.as_fd(), &block), Ok(block.len()));
-    }
-
-    /// A terminal knows no write that does not wait.
-    #[test]
-    fn who_is_asked_whether_it_is_ready_gets_no_more_than_a_pipe_has_room_for() {
-        let terminal = nix::pty::openpty(None, None).unwrap();
-        assert_eq!(write_at_once(terminal.slave.as_fd(), &[b'x'; 2 * libc::PIPE_BUF]), Ok(libc::PIPE_BUF));
-    }
-}
-
 /// Whether the mount on which an open file lies, or its file system, refuses writes (fstatvfs(3)).
 pub fn is_read_only_mount(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     nix::sys::statvfs::fstatvfs(fd).map(|facts| facts.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
@@ -371,4 +340,35 @@ pub fn sealed_copy(name: &CStr, file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> 
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }.into())?;
     Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Pipes come full from everywhere; a wait for one would be for ever here, since nobody reads.
+    #[test]
+    fn a_write_at_once_never_waits() {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let block = [b'x'; 4096];
+        let mut written = 0;
+        loop {
+            match write_at_once(writer.as_fd(), &block) {
+                Ok(count) => written += count,
+                Err(errno) => break assert_eq!(errno, Errno::EAGAIN),
+            }
+        }
+        assert!(written >= block.len());
+        let file = std::fs::File::create("/dev/null").unwrap();
+        assert_eq!(write_at_once(file.as_fd(), &block), Ok(block.len()));
+    }
+
+    /// A terminal knows no write that does not wait.
+    #[test]
+    fn who_is_asked_whether_it_is_ready_gets_no_more_than_a_pipe_has_room_for() {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        assert_eq!(write_at_once(terminal.slave.as_fd(), &[b'x'; 2 * libc::PIPE_BUF]), Ok(libc::PIPE_BUF));
+    }
 }

@@ -54,19 +54,7 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
     }
     let spec = entry.config()?;
     let target = entry.process(&record).with_context(|| format!("container {:?} is not running", entry.id()))?;
-    let is_terminal = process.terminal().unwrap_or(false);
-    let (console, own_end) = match (&options.console_socket, is_terminal, options.is_detached) {
-        (Some(path), true, _) => (Some(connect_console(path)?), None),
-        (Some(_), false, _) => bail!("cannot use --console-socket: the process has no terminal to send"),
-        (None, true, true) => {
-            bail!("cannot allocate tty if the process is detached and no --console-socket says where it goes")
-        }
-        (None, true, false) => {
-            let (own, other) = foreground::terminal_socket()?;
-            (Some(other), Some(own))
-        }
-        (None, false, _) => (None, None),
-    };
+    let (console, own_end) = terminal_sockets(process, options)?;
     let narrowing = policy::resolve(&spec, &record.bundle)?;
     let mut narrowed = process.clone();
     if let Some(narrowing) = &narrowing {
@@ -108,6 +96,23 @@ pub fn exec(entry: &Entry, process: &Process, options: &Options) -> Result<i32> 
     }
     let terminal = own_end.map(|socket| foreground::receive_terminal(&socket)).transpose()?;
     foreground::wait(pid, &pidfd, terminal)
+}
+
+/// Where the master of the terminal goes, and this process's end of it, when it is the one that takes it.
+fn terminal_sockets(process: &Process, options: &Options) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+    let is_terminal = process.terminal().unwrap_or(false);
+    Ok(match (&options.console_socket, is_terminal, options.is_detached) {
+        (Some(path), true, _) => (Some(connect_console(path)?), None),
+        (Some(_), false, _) => bail!("cannot use --console-socket: the process has no terminal to send"),
+        (None, true, true) => {
+            bail!("cannot allocate tty if the process is detached and no --console-socket says where it goes")
+        }
+        (None, true, false) => {
+            let (own, other) = foreground::terminal_socket()?;
+            (Some(other), Some(own))
+        }
+        (None, false, _) => (None, None),
+    })
 }
 
 /// Lets this process and its children to come run on some processors only: before the container's cgroup is entered, and after it

@@ -54,6 +54,16 @@ pub fn apex_oci() -> Result<PathBuf> {
     program("apex-oci", "apex-oci")
 }
 
+/// Builds the shim of containerd and returns its path; `APEX_SHIM` names one that is there already.
+pub fn shim() -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("APEX_SHIM") {
+        return std::fs::canonicalize(&given)
+            .with_context(|| format!("APEX_SHIM names {}, which cannot be found", given.display()));
+    }
+    println!("building containerd-shim-apex-v2 (release)");
+    program("containerd-shim-apex-v2", "containerd-shim-apex-v2")
+}
+
 /// Builds what runs containers, beside apex-run. Where `APEX_RUN` names one, they are what stands beside that.
 pub fn containers() -> Result<()> {
     if given().is_some() {

@@ -32,7 +32,7 @@ usage: cargo xtask VERB
            the tests that want a real Debian host, in one under qemu: all, or those of the programs or names with FILTER
   dist     build the Debian package in target/dist
   bench TABLE [COUNT]
-           start, steady, density, monitor, daemon, reaction or all: speed and size beside the peers; COUNT launches, rounds or sandboxes
+           start, steady, density, monitor, daemon, reaction, oci or all: speed and size beside the peers; COUNT launches, rounds, sandboxes or containers
 ";
 
 fn main() -> ExitCode {

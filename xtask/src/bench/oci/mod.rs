@@ -2,6 +2,8 @@
 //!
 //! Both refuse a host with cgroups of both versions, so the whole table runs in a mount namespace without the second.
 
+mod shim;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,9 +55,10 @@ pub fn elsewhere(count: Option<usize>) -> Result<bool> {
 /// Measures and prints; returns the numbers.
 pub fn run(bench: &Bench, count: usize) -> Result<Value> {
     let bundle = bundle(bench)?;
+    let apex_oci = build::apex_oci()?;
     let mut rows = Vec::new();
     for (name, program) in
-        [(APEX, Some(build::apex_oci()?)), ("crun", shell::on_path("crun")), ("runc", shell::on_path("runc"))]
+        [(APEX, Some(apex_oci.clone())), ("crun", shell::on_path("crun")), ("runc", shell::on_path("runc"))]
     {
         let Some(program) = program else {
             println!("{name} is not installed");
@@ -87,7 +90,8 @@ pub fn run(bench: &Bench, count: usize) -> Result<Value> {
         "{count} containers each, in turns of {BATCH}; processor time of the machine from {source:?}, idle share {:.1}%\n",
         idle.share() * 100.0
     );
-    Ok(report(&rows, idle))
+    let containerd = shim::run(bench, &apex_oci, count)?;
+    Ok(report(&rows, idle, containerd))
 }
 
 /// The bundle of `spec` as runc writes it, with the payload and no terminal.
@@ -95,7 +99,9 @@ fn bundle(bench: &Bench) -> Result<PathBuf> {
     let bundle = bench.work.path().join("bundle");
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&rootfs).with_context(|| format!("cannot make {}", rootfs.display()))?;
-    fs::copy(bench.work.program("true"), rootfs.join("true")).context("cannot copy the payload")?;
+    for name in ["true", "pause"] {
+        fs::copy(bench.work.program(name), rootfs.join(name)).context("cannot copy the payload")?;
+    }
     shell::run(Command::new("runc").arg("spec").current_dir(&bundle))?;
     let file = bundle.join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
@@ -149,7 +155,7 @@ fn peak(bench: &Bench, row: &Row, bundle: &Path) -> Result<u64> {
     Ok(peak)
 }
 
-fn report(rows: &[Row], idle: Stretch) -> Value {
+fn report(rows: &[Row], idle: Stretch, containerd: Option<(Value, Vec<Target>)>) -> Value {
     println!(
         "{:<10} {:>9} {:>9} {:>9} {:>11} {:>8} {:>8}",
         "wall ms", "p10", "p50", "p90", "create p10", "cpu ms", "peak kB"
@@ -175,7 +181,8 @@ fn report(rows: &[Row], idle: Stretch) -> Value {
         let find = |name: &str| rows.iter().find(|row| row.name == name);
         find(APEX).zip(find(name)).map(|(own, other)| value(own) / value(other))
     };
-    let targets = targets(&[
+    let (containerd, of_shim) = containerd.unzip();
+    let mut list = vec![
         Target { what: "processor time of a container, to crun's", value: of("crun", &cpu), at_most: 0.5 },
         Target { what: "processor time of a container, to runc's", value: of("runc", &cpu), at_most: 0.2 },
         Target {
@@ -184,6 +191,7 @@ fn report(rows: &[Row], idle: Stretch) -> Value {
             at_most: 0.5,
         },
         Target { what: "peak memory, to crun's", value: of("crun", &|row| row.peak_kb as f64), at_most: 1.0 },
-    ]);
-    json!({ "runtimes": out, "idle_share": idle.share(), "targets": targets })
+    ];
+    list.extend(of_shim.into_iter().flatten());
+    json!({ "runtimes": out, "idle_share": idle.share(), "containerd": containerd, "targets": targets(&list) })
 }

@@ -84,7 +84,8 @@ impl Podman {
     }
 
     fn prepare(caller: Caller, driver: &'static str) -> Self {
-        let dir = TempDir::new();
+        // podman takes no long name for its state.
+        let dir = TempDir::short();
         let name = dir.path().file_name().expect("it has one").to_string_lossy().into_owned();
         let limit = |resource| getrlimit(resource).expect("it can be asked").1;
         // podman's own defaults are more than a caller without CAP_SYS_RESOURCE may give, and it lowers its own limit of tasks first.

@@ -15,11 +15,20 @@ impl TempDir {
     /// Makes one. Its name is a mark of sandboxes as well: none is the beginning of another.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    fn below(place: &Path) -> Self {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("apex-test-{}-{number}_", std::process::id()));
+        let path = place.join(format!("apex-test-{}-{number}_", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("we own it");
         TempDir(path)
+    }
+
+    /// The same where names are short: some programs take no long ones.
+    pub fn short() -> Self {
+        Self::below(Path::new("/tmp"))
     }
 
     /// Its path.

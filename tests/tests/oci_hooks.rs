@@ -1,6 +1,7 @@
 //! Hooks of all six phases: their order, what they are told, where they run, and what remains when one fails: nothing.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use apex_tests::bundle;
@@ -118,7 +119,11 @@ fn a_hook_that_fails_leaves_nothing() {
     for phase in &PHASES[..3] {
         let bundle =
             bundle!().sh("touch /tmp/ran").set(&format!("/hooks/{phase}"), json!([shell("echo broken >&2; exit 7")]));
+        let down = bundle.dir().at("down");
+        let taken_down = format!("grep -q stopped && touch {down}");
+        let bundle = bundle.set("/hooks/poststop", json!([shell(&taken_down)]));
         let output = bundle.create().expect_code(1);
+        assert!(Path::new(&down).exists(), "what hooks set up before a failing {phase} was not taken down");
         assert!(output.err().contains(phase) && output.err().contains("exit code 7"), "{}", output.err());
         assert!(output.err().contains("broken"), "{}", output.err());
         assert_eq!(bundle.status(), "gone", "{phase}");

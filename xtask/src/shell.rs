@@ -49,6 +49,8 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command, hands over each line of its output (both streams, in order) as it comes, and returns how it ended.
 ///
+/// Orphans that were adopted meanwhile are reaped: the first process of a pid namespace cannot end before those of it who were entered from outside are.
+///
 /// Ends when the child has ended, even when a grandchild still holds the pipe: a leak must be reported, not waited for.
 /// After `limit` the child's process group is killed.
 pub fn stream(command: &mut Command, limit: Duration, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
@@ -75,6 +77,7 @@ pub fn stream(command: &mut Command, limit: Duration, mut each: impl FnMut(&str)
     });
     let deadline = Instant::now() + limit;
     loop {
+        reap_orphans(child.id());
         match lines.recv_timeout(Duration::from_millis(POLL_MS)) {
             Ok(line) => each(&line),
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
@@ -87,6 +90,20 @@ pub fn stream(command: &mut Command, limit: Duration, mut each: impl FnMut(&str)
         }
     }
     child.wait().with_context(|| format!("cannot wait for {}", line(command)))
+}
+
+/// Reaps children of this process but `own`; those that live are left alone.
+fn reap_orphans(own: u32) {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    for pids in children {
+        for pid in pids.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
+            if pid.unsigned_abs() != own {
+                // Alive, or somebody waited for it.
+                let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+            }
+        }
+    }
 }
 
 fn kill_group(child: &mut Child) {

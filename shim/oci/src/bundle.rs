@@ -112,6 +112,11 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
         Ok(parsed) => return Ok((parsed, Vec::new())),
         Err(error) => error,
     };
+    // Anything else that is wrong, a key that stands twice for one, would be lost on the way below.
+    let words = strict.to_string();
+    if !["missing field `user`", "no variant for "].iter().any(|tolerable| words.starts_with(tolerable)) {
+        return Err(strict);
+    }
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(strict) };
     let mut unknown = Vec::new();
     let process = if value.get("process").is_some() { &mut value["process"] } else { &mut value };

@@ -80,11 +80,16 @@ pub fn create(root: &Root, options: &Options, console: Option<Console>, journal:
         (None, console) => console,
     };
     let entry = root.take(&options.id)?;
-    let mut undo = Undo { entry: Some(entry), cgroup: None, init: None };
+    let mut undo = Undo { entry: Some(entry), cgroup: None, init: None, record: None };
     match build(&bundle, narrowing.as_ref(), options, console, &mut undo, journal) {
         Ok(()) => Ok(undo.keep()),
         Err(error) => {
-            undo.undo();
+            let stopped = undo.undo();
+            // The lifecycle goes on where hooks have begun: who set something up there takes it down here.
+            let failed = stopped.iter().flat_map(|record| {
+                hooks::run_all(bundle.spec.hooks().as_ref(), Phase::Poststop, &state(record, Status::Stopped).to_json())
+            });
+            failed.for_each(|error| journal.warning(&error.to_string()));
             Err(error)
         }
     }
@@ -119,6 +124,8 @@ struct Undo {
     entry: Option<Entry>,
     cgroup: Option<Cgroup>,
     init: Option<(i32, OwnedFd)>,
+    /// Of a container whose hooks may have begun.
+    record: Option<Record>,
 }
 
 impl Undo {
@@ -130,8 +137,8 @@ impl Undo {
         self.entry.take().expect("there until it is kept or undone")
     }
 
-    /// Takes everything back. What cannot be is left to `delete --force`, for which the directory then stays.
-    fn undo(self) {
+    /// Takes everything back. What cannot be is left to `delete --force`, for which the directory then stays. Returns what the container was, if it was one.
+    fn undo(self) -> Option<Record> {
         if let Some((pid, pidfd)) = &self.init {
             // Gone already, mostly: it ends when it has told what failed.
             let _ = process::pidfd_signal(pidfd.as_raw_fd(), nix::libc::SIGKILL);
@@ -144,6 +151,7 @@ impl Undo {
         if let (true, Some(entry)) = (removed, self.entry) {
             let _ = entry.remove();
         }
+        self.record
     }
 }
 
@@ -205,6 +213,7 @@ fn build(
         undo.cgroup = Some(cgroup);
         wire.say(&Message::Admitted(pid))?;
     }
+    undo.record = Some(record.clone());
     settle(bundle, &wire, &record)?;
     undo.entry().write(&record)?;
     if let Some(path) = &options.pid_file {

@@ -191,7 +191,9 @@ fn build(
         doors: Some(cgroup.doors()?),
         cgroups: &cgroups,
         trees,
+        // Behind a stage the init waits too: its words must not come before the stage has told of it.
         awaits_admission: is_limited_outside
+            || namespaces.need_stage()
             || cgroup.needs_admission()
             || init::wants_pid(spec)
             || seccomp.as_ref().is_some_and(|filter| filter.listener().is_some()),
